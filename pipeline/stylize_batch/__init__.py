@@ -1,0 +1,29 @@
+"""Batch arbitrary style transfer with AdaIN (Huang & Belongie, ICCV 2017).
+
+`run(manifest, output=…)` runs a job; `Stylizer()(content, style)` stylizes one picture without Ray.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stylize_batch.job.run import RunSummary, run
+    from stylize_batch.stylizer import Stylizer
+
+__all__ = ["RunSummary", "Stylizer", "run"]
+__version__ = metadata.version("stylize-batch")
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used, so that `import stylize_batch` stays fast.
+    if name in ("run", "RunSummary"):
+        from stylize_batch.job import run as module
+
+        return getattr(module, name)
+    if name == "Stylizer":
+        from stylize_batch.stylizer import Stylizer
+
+        return Stylizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,78 @@
+"""What an engine offers a job, and the rule both engines share for trouble that is no row's fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from stylize_batch.errors import JobFailedError, SystemicError
+from stylize_batch.settings import Device, ShardReport, WorkerSettings
+from stylize_batch.styles import StyleBank, StyleBatch
+
+MAX_SYSTEMIC = 3
+"""Shards in a row, without one finished in between, that systemic trouble may stop before the job ends."""
+
+
+class StyleRequest(NamedTuple):
+    """Some styles to encode unless they are unchanged since the version the bank has."""
+
+    uris: list[str]
+    versions: dict[str, str]
+
+
+class Engine(Protocol):
+    """Runs workers. `start` once, then the phases in order, then `close`."""
+
+    @property
+    def device(self) -> Device:
+        """Where the network runs when the job says auto."""
+        ...
+
+    def start(self, settings: WorkerSettings, model: bytes) -> None:
+        """Create the workers."""
+        ...
+
+    def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:
+        """Yield the encoded styles of each request, in any order.
+
+        Raises:
+            JobFailedError: systemic trouble stayed.
+        """
+        ...
+
+    def run_shards(self, shards: list[int], bank: StyleBank) -> Iterator[ShardReport]:
+        """Stylize and commit the shards; yield each one's report, in any order.
+
+        Raises:
+            JobFailedError: systemic trouble stayed.
+        """
+        ...
+
+    def rows_in_hand(self) -> int:
+        """Return the rows finished in shards that are not."""
+        ...
+
+    def close(self) -> None:
+        """End the workers; unfinished shards are dropped."""
+        ...
+
+
+class Patience:
+    """Counts systemic trouble in a row."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def reset(self) -> None:
+        """Take note of progress."""
+        self._count = 0
+
+    def trouble(self, error: SystemicError) -> None:
+        """Take note of trouble.
+
+        Raises:
+            JobFailedError: it was once too often.
+        """
+        self._count += 1
+        if self._count >= MAX_SYSTEMIC:
+            raise JobFailedError(str(error))

@@ -1,0 +1,74 @@
+"""One worker in this process: no Ray, easy to debug, and the only engine for `memory://`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from stylize_batch.engine.base import Patience, StyleRequest
+from stylize_batch.errors import DeviceError, JobFailedError, SystemicError
+from stylize_batch.settings import Device, ShardReport, WorkerSettings
+from stylize_batch.styles import StyleBank, StyleBatch
+from stylize_batch.worker import Worker
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+class InProcessEngine:
+    """Runs the worker on the calling thread."""
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    @property
+    def device(self) -> Device:
+        """CUDA if this machine has it."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def start(self, settings: WorkerSettings, model: bytes) -> None:
+        """Load the network."""
+        self._worker = Worker(settings, model)
+
+    def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:
+        """Yield the encoded styles of each request."""
+        worker = self._started()
+        return _each(requests, lambda request: worker.encode_styles(request.uris, request.versions))
+
+    def run_shards(self, shards: list[int], bank: StyleBank) -> Iterator[ShardReport]:
+        """Stylize and commit the shards, one after the other."""
+        worker = self._started()
+        return _each(shards, lambda shard: worker.run_shard(shard, bank))
+
+    def rows_in_hand(self) -> int:
+        """Return the rows of the shard in hand that are finished."""
+        return self._worker.rows_done if self._worker else 0
+
+    def close(self) -> None:
+        """Let the worker's threads go."""
+        if self._worker:
+            self._worker.close()
+
+    def _started(self) -> Worker:
+        assert self._worker, "start() comes first"
+        return self._worker
+
+
+def _each(tasks: Sequence[_Task], call: Callable[[_Task], _Result]) -> Iterator[_Result]:
+    patience = Patience()
+    queue = deque(tasks)
+    while queue:
+        task = queue.popleft()
+        try:
+            result = call(task)
+        except SystemicError as error:
+            patience.trouble(error)
+            queue.append(task)
+        except DeviceError as error:
+            raise JobFailedError(f"the device failed: {error}; repeat the command to go on") from None
+        else:
+            patience.reset()
+            yield result

@@ -1,0 +1,445 @@
+"""Workers as Ray actors, and the driver loop that feeds them.
+
+The driver owns all retries: an actor gets a task only after it has answered a ping, at most two at a time; when it
+dies only the oldest task in flight is blamed, and a task that crashed its worker too often is taken apart and its
+pieces run alone, so that one poisonous image fails its own rows and no others.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+# Before Ray is imported: no usage reports, no C++ log lines between ours, GPUs left visible to the driver.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from stylize_batch.engine.base import Patience, StyleRequest
+from stylize_batch.errors import DeviceError, JobFailedError, RowError, SystemicError, UsageError
+from stylize_batch.manifest.plan import read_shard
+from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
+from stylize_batch.settings import Device, ShardReport, WorkerSettings
+from stylize_batch.storage import TEMPORARY, Root
+from stylize_batch.styles import StyleBank, StyleBatch, StyleVector
+
+if TYPE_CHECKING:
+    from stylize_batch.worker import Worker
+
+MAX_CRASHES = 2
+"""Workers a task may crash; after one more its pieces run alone."""
+
+MAX_LOST_STARTS = 3
+"""Times an actor may die before it ever answers."""
+
+DEPTH = 2
+"""Tasks an actor has in flight, so that it never waits for the driver."""
+
+PING_SECONDS = 1.0
+CORES_PER_ACTOR = 4
+OBJECT_STORE_BYTES = 256 * 2**20
+
+Ref = Any
+"""A Ray object reference. In a list, it reaches an actor as a reference, to be fetched once."""
+
+
+class WorkerActor:
+    """A `Worker` in a process of its own.
+
+    The first ping makes the worker, and so does the first after Ray has restarted the process; the driver sends
+    work only to actors that have answered one. Pings are answered beside the work.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._worker: Worker | None = None
+        self._bank: tuple[str, StyleBank] | None = None
+
+    @ray.method(concurrency_group="control")
+    def ping(self, model: list[Ref]) -> int:
+        """Answer, once the worker is ready, with the rows done in the shard in hand."""
+        if self._worker is None:
+            from stylize_batch.worker import Worker
+
+            self._worker = Worker(self._settings, ray.get(model[0]))
+        return self._worker.rows_done
+
+    def encode_styles(self, request: StyleRequest) -> StyleBatch:
+        """See `Worker.encode_styles`."""
+        assert self._worker
+        return self._worker.encode_styles(request.uris, request.versions)
+
+    def run_shard(self, shard: int, bank: list[Ref]) -> ShardReport:
+        """See `Worker.run_shard`."""
+        assert self._worker
+        key = bank[0].hex()
+        if self._bank is None or self._bank[0] != key:
+            self._bank = (key, ray.get(bank[0]))
+        return self._worker.run_shard(shard, self._bank[1])
+
+
+def encode_styles_alone(settings: WorkerSettings, model: bytes, request: StyleRequest) -> StyleBatch:
+    """Encode styles in a process of their own."""
+    from stylize_batch.worker import Worker
+
+    return Worker(settings, model).encode_styles(request.uris, request.versions)
+
+
+def stylize_alone(settings: WorkerSettings, model: bytes, plan: pa.Table, bank: StyleBank) -> pa.Table:
+    """Stylize some rows in a process of their own; the results are left to the driver to commit."""
+    from stylize_batch.worker import Worker
+
+    return Worker(settings, model).stylize(plan, bank)
+
+
+class Task(Protocol):
+    """Something an actor does for the driver."""
+
+    def submit(self, actor: Any) -> Ref:
+        """Start it on an actor."""
+        ...
+
+    def alone(self, engine: RayEngine) -> Any:
+        """Do it piece by piece, each in a process that may die; return what `submit`'s result would be."""
+        ...
+
+
+class StyleTask:
+    """Encode the styles of one request."""
+
+    def __init__(self, request: StyleRequest) -> None:
+        self._request = request
+
+    def submit(self, actor: Any) -> Ref:
+        """Start it on an actor."""
+        return actor.encode_styles.remote(self._request)
+
+    def alone(self, engine: RayEngine) -> StyleBatch:
+        """Encode each style alone; one that kills its process is a failed style."""
+        uris = self._request.uris
+        pieces = [(StyleRequest([uri], self._request.versions),) for uri in uris]
+        vectors: list[StyleVector] = []
+        failures: dict[str, RowError] = {}
+        for uri, found in zip(uris, engine.run_alone(encode_styles_alone, pieces), strict=True):
+            if found is None:
+                failures[uri] = RowError("WorkerDied", f"{uri} ended the process that encoded it")
+            else:
+                vectors.extend(found.vectors)
+                failures.update(found.failures)
+        return StyleBatch(vectors, failures, len(uris) - len(vectors) - len(failures))
+
+
+class ShardTask:
+    """Stylize and commit one shard."""
+
+    def __init__(self, shard: int, bank: Ref) -> None:
+        self._shard = shard
+        self._bank = bank
+
+    def submit(self, actor: Any) -> Ref:
+        """Start it on an actor."""
+        return actor.run_shard.remote(self._shard, [self._bank])
+
+    def alone(self, engine: RayEngine) -> ShardReport:
+        """Stylize each content alone; one that kills its process fails its own rows."""
+        settings = engine.settings
+        root = Root(settings.root, settings.run)
+        plan = read_shard(root, self._shard)
+        died = Outcome(error="WorkerDied: the process that stylized this content ended without a word")
+
+        def make(rows: pa.Table) -> pa.Table:
+            pieces = by_content(rows)
+            found = engine.run_alone(stylize_alone, [(piece, self._bank) for piece in pieces])
+            tables = [
+                results_table(piece, [died] * len(piece), settings.model) if table is None else table
+                for piece, table in zip(pieces, found, strict=True)
+            ]
+            return pa.concat_tables(tables)
+
+        table = complete(plan, read_finished(root, self._shard, settings.run), make)
+        return ShardReport(self._shard, put_part(root, self._shard, table, settings.run), {}, 0)
+
+
+def by_content(plan: pa.Table) -> list[pa.Table]:
+    """Split rows sorted by content into one table per content."""
+    contents = plan["content"].to_pylist()
+    starts = [0, *(row for row in range(1, len(contents)) if contents[row] != contents[row - 1])]
+    ends = [*starts[1:], len(contents)]
+    return [plan.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+class Slot:
+    """The driver's view of one actor: whether it answers, and what it has in flight, oldest first."""
+
+    def __init__(self, actor: Any, model: Ref) -> None:
+        self.actor = actor
+        self.in_flight: deque[tuple[Ref, Task]] = deque()
+        self.ping: Ref | None = actor.ping.remote([model])
+        self.next_ping = 0.0
+        self.ready = False
+        self.rows = 0
+        self.lost_starts = 0
+
+    def lose(self) -> None:
+        """Take note that the process is gone; Ray restarts it, and it is fed again once it answers."""
+        self.ready = False
+        self.rows = 0
+        if self.ping is None:
+            self.next_ping = time.monotonic() + PING_SECONDS
+
+
+class RayEngine:
+    """Feeds actors on a cluster, or on a Ray of its own on this machine."""
+
+    def __init__(self, address: str | None, actors: int | None, styles: int) -> None:
+        """Connect.
+
+        Args:
+            address: of a cluster (`auto`, `host:port`, `ray://…`); None starts Ray here.
+            actors: how many; None chooses one per GPU, or one per four cores.
+            styles: distinct styles, for the size of the object store.
+
+        Raises:
+            UsageError: there is no cluster at the address.
+        """
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        try:
+            if address is None:
+                store = OBJECT_STORE_BYTES + styles * 2 * 8192
+                # `local`, because a plain init would join whatever cluster an old address file names.
+                ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
+            else:
+                ray.init(address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"cannot reach a Ray cluster at {address or 'local'}: {reason}") from None
+        self._resources = cast("dict[str, float]", ray.cluster_resources())
+        self._actors = actors
+        self._slots: list[Slot] = []
+        self._options: dict[str, Any] = {}
+        self._model: Ref = None
+        self.settings: WorkerSettings = cast("WorkerSettings", None)
+
+    @property
+    def device(self) -> Device:
+        """CUDA if the cluster has GPUs."""
+        return "cuda" if self._resources.get("GPU", 0) > 0 else "cpu"
+
+    def start(self, settings: WorkerSettings, model: bytes) -> None:
+        """Create all actors at once: those that find no room yet make an autoscaler add nodes.
+
+        Raises:
+            UsageError: a GPU is demanded and the cluster has none, or a node does not see a local output root.
+        """
+        gpus, cpus = self._resources.get("GPU", 0.0), self._resources.get("CPU", 1.0)
+        if settings.device == "cuda":
+            if not gpus:
+                raise UsageError("--device cuda: the cluster has no GPU; use --device cpu or add GPU nodes")
+            count = self._actors or int(gpus)
+            self._options = {"num_gpus": min(1.0, gpus / count), "num_cpus": 0}
+        else:
+            count = self._actors or max(1, int(cpus // CORES_PER_ACTOR))
+            smallest = min(node["Resources"].get("CPU", 1.0) for node in _nodes())
+            cores = max(1, int(min(cpus // count, smallest)))
+            self._options = {"num_cpus": cores if count <= cpus else cpus / count, "num_gpus": 0}
+            settings = replace(settings, threads=cores)
+        self._actors = count
+        self.settings = settings
+        self._check_shared_root(settings)
+        self._model = ray.put(model)
+        self._fill_slots()
+
+    def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:
+        """Yield the encoded styles of each request."""
+        return self._dispatch([StyleTask(request) for request in requests])
+
+    def run_shards(self, shards: list[int], bank: StyleBank) -> Iterator[ShardReport]:
+        """Stylize and commit the shards."""
+        reference = ray.put(bank)  # kept alive here; read without a copy by every actor of a node
+        yield from self._dispatch([ShardTask(shard, reference) for shard in shards])
+
+    def rows_in_hand(self) -> int:
+        """Return the rows finished in shards that are not, as of the last pings."""
+        return sum(slot.rows for slot in self._slots)
+
+    def close(self) -> None:
+        """Leave the cluster, or stop the Ray that was started here; actors end with their driver."""
+        ray.shutdown()
+
+    def run_alone(self, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Run `function(settings, model, *piece)` for each piece in a process that may die; None where it did.
+
+        Raises:
+            JobFailedError: systemic trouble.
+        """
+        make: Any = ray.remote(function)
+        task = make.options(**self._options, max_retries=0, max_calls=1)
+        refs = [task.remote(self.settings, self._model, *piece) for piece in pieces]
+        found: list[Any] = []
+        for ref in refs:
+            try:
+                found.append(ray.get(ref))
+            except RayTaskError as error:
+                raise JobFailedError(_reason(error)) from None
+            except RayError:
+                found.append(None)
+        return found
+
+    def _fill_slots(self) -> None:
+        """Create the actors that are missing."""
+        options = dict(self._options, max_concurrency=1, max_restarts=-1, max_task_retries=0)
+        actor: Any = cast("Any", ray.remote)(concurrency_groups={"control": 1}, **options)(WorkerActor)
+        while len(self._slots) < (self._actors or 1):
+            self._slots.append(Slot(actor.remote(self.settings), self._model))
+
+    def _dispatch(self, tasks: Sequence[Task]) -> Iterator[Any]:
+        patience = Patience()
+        queue = deque(tasks)
+        crashes: dict[int, int] = {}
+        outcast: list[Task] = []
+        unfinished = len(queue)
+        self._fill_slots()
+
+        def blame(task: Task) -> None:
+            crashes[id(task)] = crashes.get(id(task), 0) + 1
+            if crashes[id(task)] > MAX_CRASHES:
+                outcast.append(task)
+            else:
+                queue.appendleft(task)
+
+        while unfinished > len(outcast):
+            for slot in self._slots:
+                while slot.ready and queue and len(slot.in_flight) < DEPTH:
+                    task = queue.popleft()
+                    slot.in_flight.append((task.submit(slot.actor), task))
+            self._wait()
+            for slot in self._slots:
+                self._hear_ping(slot)
+                for result in self._settle(slot, queue, blame, patience):
+                    unfinished -= 1
+                    yield result
+        if outcast:
+            # The actors give way, so that the pieces get the same resources and so the same pixels.
+            for slot in self._slots:
+                ray.kill(slot.actor)
+            self._slots.clear()
+            for task in outcast:
+                yield task.alone(self)
+
+    def _wait(self) -> None:
+        refs = [ref for slot in self._slots for ref, _ in slot.in_flight]
+        refs += [slot.ping for slot in self._slots if slot.ping is not None]
+        if refs:
+            ray.wait(refs, num_returns=1, timeout=PING_SECONDS)
+        else:
+            time.sleep(PING_SECONDS / 10)
+
+    def _hear_ping(self, slot: Slot) -> None:
+        """Ask an actor how it is, and hear its answer."""
+        now = time.monotonic()
+        if slot.ping is None:
+            if now >= slot.next_ping:
+                slot.ping = slot.actor.ping.remote([self._model])
+            return
+        if not ray.wait([slot.ping], timeout=0)[0]:
+            return
+        ping, slot.ping, slot.next_ping = slot.ping, None, now + PING_SECONDS
+        try:
+            slot.rows = cast("int", ray.get(ping))
+        except RayError as error:
+            if not slot.ready:
+                slot.lost_starts += 1
+            if slot.lost_starts >= MAX_LOST_STARTS:
+                raise JobFailedError(f"workers do not start: {_reason(error)}") from None
+            slot.lose()
+        else:
+            slot.ready = True
+            slot.lost_starts = 0
+
+    def _settle(
+        self, slot: Slot, queue: deque[Task], blame: Callable[[Task], None], patience: Patience
+    ) -> Iterator[Any]:
+        """Yield what an actor has finished; put back what it has lost, blaming the oldest task alone."""
+        while slot.in_flight:
+            ref, task = slot.in_flight[0]
+            if not ray.wait([ref], timeout=0)[0]:
+                return
+            slot.in_flight.popleft()
+            try:
+                result = ray.get(ref)
+            except RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, DeviceError):
+                    ray.kill(slot.actor, no_restart=False)
+                    self._requeue(slot, queue)
+                    blame(task)
+                elif isinstance(cause, SystemicError):
+                    patience.trouble(cause)
+                    queue.append(task)
+                else:
+                    patience.trouble(SystemicError(_reason(error)))
+                    queue.append(task)
+            except RayError:
+                self._requeue(slot, queue)
+                blame(task)
+            else:
+                patience.reset()
+                slot.rows = 0
+                yield result
+
+    def _requeue(self, slot: Slot, queue: deque[Task]) -> None:
+        """Put back, uncounted, what a lost actor had not begun."""
+        queue.extendleft(task for _, task in reversed(slot.in_flight))
+        slot.in_flight.clear()
+        slot.lose()
+
+    def _check_shared_root(self, settings: WorkerSettings) -> None:
+        """Refuse a local output root that some node does not share with this one."""
+        root = Root(settings.root, settings.run)
+        nodes = _nodes()
+        if not root.local or len(nodes) < 2:
+            return
+        nonce = uuid.uuid4().hex
+        root.put(f"{TEMPORARY}/{settings.run}/nonce", nonce.encode())
+        echo: Any = ray.remote(_echo)
+        for node in nodes:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            key = f"{TEMPORARY}/{settings.run}/nonce-{node['NodeID']}"
+            try:
+                ray.get(
+                    echo.options(num_cpus=0, scheduling_strategy=strategy).remote(settings, key), timeout=120
+                )
+                seen = root.read(key).decode() == nonce
+            except (RayError, OSError):
+                seen = False
+            if not seen:
+                raise UsageError(
+                    f"node {node.get('NodeManagerAddress')} does not share {root.uri}; "
+                    "with several nodes use object storage or a shared file system for --output"
+                )
+
+
+def _echo(settings: WorkerSettings, key: str) -> None:
+    root = Root(settings.root, settings.run)
+    root.put(key, root.read(f"{TEMPORARY}/{settings.run}/nonce"))
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]]
+
+
+def _reason(error: RayError) -> str:
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Image files to arrays and back: bytes in, RGB arrays out. No storage, no torch."""

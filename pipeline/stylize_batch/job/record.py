@@ -1,0 +1,102 @@
+"""run.json: what an output root holds and how far it has come."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stylize_batch.errors import UsageError
+from stylize_batch.job.spec import FIXED, JobSpec
+from stylize_batch.storage import Root
+
+KEY = "run.json"
+
+PREFIXES = ("plan", "styles", "images", "results")
+FILES = ("report.html", KEY)
+"""All that a run writes under its root, and so all that `--overwrite` deletes; run.json goes last."""
+
+
+class RunRecord(BaseModel):
+    """The content of run.json.
+
+    Attributes:
+        run: identity of the run, stored in every results part.
+        state: `planning` until the plan is complete.
+        fixed: settings the root keeps for good.
+        settings: all settings of the last run.
+        model_digest: BLAKE2b-128 of the model file.
+        manifest_fingerprint: BLAKE2b-128 of the manifest's bytes.
+        shard_pairs: pairs per shard, as planned.
+        pairs: rows of the manifest.
+        shards: files under `plan/`.
+        chroma_subsampling: of JPEG pictures.
+        versions: of Python and the packages that decide pixels.
+        totals: of the last run, once it ended.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str
+    state: Literal["planning", "running", "finished"]
+    fixed: dict[str, Any]
+    settings: dict[str, Any]
+    model_digest: str
+    manifest_fingerprint: str
+    shard_pairs: int
+    pairs: int = 0
+    shards: int = 0
+    chroma_subsampling: str | None = None
+    versions: dict[str, str] = {}
+    totals: dict[str, Any] = {}
+
+    def save(self, root: Root) -> None:
+        """Write run.json."""
+        root.put(KEY, (self.model_dump_json(indent=2) + "\n").encode())
+
+    def refuse_changes(self, spec: JobSpec, model_digest: str, fingerprint: str) -> None:
+        """Raise UsageError naming the first fixed setting that differs from this record's."""
+        advice = "choose another --output, or start anew with --overwrite"
+        if fingerprint != self.manifest_fingerprint:
+            raise UsageError(f"the manifest has changed since {KEY} was written; {advice}")
+        if model_digest != self.model_digest:
+            raise UsageError(f"the model has changed since {KEY} was written; {advice}")
+        now = fixed_settings(spec)
+        for name, value in now.items():
+            before = self.fixed.get(name)
+            if name == "shard_pairs" and value in (None, self.shard_pairs):
+                continue
+            if value != before:
+                raise UsageError(f"{name} was {before} for this output root and is now {value}; {advice}")
+
+
+def fixed_settings(spec: JobSpec) -> dict[str, Any]:
+    """Return the settings an output root keeps for good (the manifest and the model count by their bytes)."""
+    return {name: getattr(spec, name) for name in FIXED if name != "model"}
+
+
+def load_record(root: Root) -> RunRecord | None:
+    """Read run.json; None if there is none.
+
+    Raises:
+        UsageError: it is not one of ours.
+    """
+    try:
+        data = root.read(KEY)
+    except FileNotFoundError:
+        return None
+    try:
+        return RunRecord.model_validate(cast("dict[str, Any]", json.loads(data)))
+    except (ValueError, ValidationError):
+        raise UsageError(
+            f"{root.uri_of(KEY)} was not written by this version; choose another --output"
+        ) from None
+
+
+def erase(root: Root) -> None:
+    """Delete everything a run wrote under its root, and nothing else."""
+    for prefix in PREFIXES:
+        root.delete(root.list(prefix))
+    root.delete([key for key in FILES if root.exists(key)])
+    root.clear_temporaries()

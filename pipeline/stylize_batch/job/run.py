@@ -1,0 +1,305 @@
+"""A run, phase by phase: plan, styles, stylize, finish. Each starts from what earlier runs have committed."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+import uuid
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from stylize_batch.engine.base import Engine, StyleRequest
+from stylize_batch.errors import GaveUpError, JobFailedError, RowError, UsageError
+from stylize_batch.images.encode import FULL_CHROMA_QUALITY
+from stylize_batch.job import record as records
+from stylize_batch.job.record import RunRecord, load_record
+from stylize_batch.job.spec import JobSpec, make_spec
+from stylize_batch.manifest.plan import check_and_partition, read_styles, temporary_folder, write_plan
+from stylize_batch.manifest.source import fingerprint, locate
+from stylize_batch.model import container
+from stylize_batch.progress import Observer, Silent
+from stylize_batch.report import write_report
+from stylize_batch.results import Totals, finished_shards
+from stylize_batch.settings import WorkerSettings
+from stylize_batch.storage import Root
+from stylize_batch.styles import StyleBank, bank_of, put_part, read_parts
+from stylize_batch.weights import read_model
+
+STYLES_PER_PART = 64
+"""Styles encoded by one task and committed in one part."""
+
+MAX_SHARD_PAIRS = 128
+MIN_SHARDS = 16
+"""A shard holds at most so many pairs, and fewer where there would be under so many shards."""
+
+
+@dataclass
+class RunSummary:
+    """What a run did; counts and means cover the whole manifest, seconds and rate this run alone.
+
+    Attributes:
+        skipped: rows finished by earlier runs, counted in `ok` and `failed` as well.
+        seconds: from the start of planning to the last results part.
+        images_per_second: pictures made by this run ÷ seconds.
+        output: the output root.
+        kinds: failed rows by kind.
+        stages: seconds by stage, summed over workers and their threads.
+        peak_memory: bytes; of the driver and of the largest worker.
+    """
+
+    pairs: int
+    ok: int
+    failed: int
+    skipped: int
+    seconds: float
+    images_per_second: float
+    output: str
+    mean_content_loss: float | None
+    mean_style_loss: float | None
+    kinds: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
+    peak_memory: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object `--json` prints."""
+        keys = (
+            "pairs", "ok", "failed", "skipped", "seconds", "images_per_second", "output",
+            "mean_content_loss", "mean_style_loss",
+        )  # fmt: skip
+        return {key: getattr(self, key) for key in keys}
+
+
+def run(manifest: str, **settings: Any) -> RunSummary:
+    """Stylize every pair of a manifest: `run("pairs.parquet", output="out", size=256)`.
+
+    Args:
+        manifest: Parquet file, folder or glob; path or URI.
+        settings: see `JobSpec`.
+
+    Raises:
+        UsageError: wrong settings, manifest or model; nothing was started.
+        GaveUpError: more rows failed than `max_failed` allows.
+        JobFailedError: the job could not finish; running it again continues.
+    """
+    return execute(make_spec({"manifest": manifest, **settings}), Silent())
+
+
+def execute(spec: JobSpec, observer: Observer) -> RunSummary:
+    """Run a job; see `run`."""
+    started = time.monotonic()
+    model = read_model(spec.resolved_model())
+    container.check_model(model)
+    root = Root(spec.resolved_output(), run=uuid.uuid4().hex[:12])
+    source = locate(spec.manifest)
+    _prepare_root(root, spec)
+    manifest = fingerprint(source)
+    record = load_record(root)
+    if record is not None:
+        record.refuse_changes(spec, container.digest(model), manifest)
+    if record is None or record.state == "planning":
+        record = _plan(spec, root, container.digest(model), manifest)
+    else:
+        record.settings = spec.model_dump()
+        record.state = "running"
+        _save_first(record, root)
+
+    finished = finished_shards(root, record.run)
+    pending = [
+        shard
+        for shard in range(record.shards)
+        if shard not in finished or (spec.retry_failed and finished[shard].failed)
+    ]
+    totals = Totals()
+    for shard, counted in finished.items():
+        if shard not in pending:
+            totals.add(counted)
+    skipped = totals.pairs
+    earlier_ok = sum(counted.ok for counted in finished.values())
+    stages: Counter[str] = Counter()
+    peak_worker = 0
+    limit = spec.allowed_failures(record.pairs)
+    _check_failures(totals, limit)
+    if pending:
+        styles = read_styles(root)
+        with _engine(spec, len(styles)) as engine:
+            device = engine.device if spec.device == "auto" else spec.device
+            precision = spec.precision
+            if precision == "auto":
+                precision = "fp16" if device == "cuda" else "fp32"
+            settings = WorkerSettings(
+                root=root.uri,
+                run=record.run,
+                base=source.base,
+                model=_model_name(spec),
+                size=spec.size,
+                crop=spec.crop,
+                style_size=spec.style_size,
+                format=spec.format,
+                quality=spec.quality,
+                metrics=spec.metrics,
+                batch_size=spec.batch_size,
+                device=device,
+                precision=precision,
+            )
+            engine.start(settings, model)
+            bank = _encode_styles(engine, root, styles, f"{record.model_digest}-{spec.style_size}", observer)
+            observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
+            for report in engine.run_shards(pending, bank):
+                totals.add(report.totals)
+                stages.update(report.seconds)
+                peak_worker = max(peak_worker, report.peak_memory)
+                observer.advance(totals.pairs, totals.failed)
+                _check_failures(totals, limit)
+    seconds = time.monotonic() - started
+
+    if totals.pairs != record.pairs:
+        raise JobFailedError(
+            f"the results hold {totals.pairs} rows, the manifest {record.pairs}; please report this"
+        )
+    summary = RunSummary(
+        pairs=record.pairs,
+        ok=totals.ok,
+        failed=totals.failed,
+        skipped=skipped,
+        seconds=round(seconds, 3),
+        images_per_second=round((totals.ok - earlier_ok) / seconds, 3),
+        output=root.uri,
+        mean_content_loss=totals.content_loss / totals.measured if totals.measured else None,
+        mean_style_loss=totals.style_loss / totals.measured if totals.measured else None,
+        kinds=dict(totals.kinds.most_common()),
+        stages={stage: round(value, 3) for stage, value in stages.most_common()},
+        peak_memory={
+            "driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "worker": peak_worker,
+        },
+    )
+    record.state = "finished"
+    record.totals = asdict(summary)
+    write_report(root, record.totals, source.base)
+    record.save(root)
+    root.clear_temporaries()
+    return summary
+
+
+def _prepare_root(root: Root, spec: JobSpec) -> None:
+    """Refuse a folder of someone else's, and erase our own if asked to.
+
+    Raises:
+        UsageError: the root holds something, and no run.json.
+    """
+    try:
+        if not root.exists(records.KEY) and not root.empty():
+            raise UsageError(
+                f"{root.uri} is not empty and holds no {records.KEY}; choose another --output or empty it yourself"
+            )
+        if spec.overwrite:
+            records.erase(root)
+        root.clear_temporaries()
+    except OSError as error:
+        raise _unwritable(root, error) from None
+
+
+def _plan(spec: JobSpec, root: Root, model_digest: str, manifest: str) -> RunRecord:
+    with temporary_folder() as folder:
+        partition = check_and_partition(locate(spec.manifest), Path(folder), spec.format, spec.limit)
+        shard_pairs = spec.shard_pairs or max(1, min(MAX_SHARD_PAIRS, -(-partition.pairs // MIN_SHARDS)))
+        record = RunRecord(
+            run=uuid.uuid4().hex,
+            state="planning",
+            fixed=records.fixed_settings(spec),
+            settings=spec.model_dump(),
+            model_digest=model_digest,
+            manifest_fingerprint=manifest,
+            shard_pairs=shard_pairs,
+            chroma_subsampling=_chroma(spec),
+            versions={
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in ("stylize-batch", "torch", "pillow", "ray")},
+            },
+        )
+        _save_first(record, root)
+        try:
+            plan = write_plan(partition, root, shard_pairs)
+        except OSError as error:
+            raise _unwritable(root, error) from None
+    record.pairs, record.shards, record.state = plan.pairs, plan.shards, "running"
+    record.save(root)
+    return record
+
+
+def _save_first(record: RunRecord, root: Root) -> None:
+    try:
+        record.save(root)
+    except OSError as error:
+        raise _unwritable(root, error) from None
+
+
+def _unwritable(root: Root, error: OSError) -> UsageError:
+    reason = error.strerror or " ".join(str(error).split())
+    return UsageError(f"cannot write to the output root {root.uri}: {reason}")
+
+
+def _chroma(spec: JobSpec) -> str | None:
+    if spec.format != "jpeg":
+        return None
+    return "4:4:4" if spec.quality >= FULL_CHROMA_QUALITY else "4:2:0"
+
+
+def _model_name(spec: JobSpec) -> str:
+    return spec.model.rsplit("/", 1)[-1].removesuffix(".safetensors")
+
+
+@contextmanager
+def _engine(spec: JobSpec, styles: int) -> Generator[Engine]:
+    if spec.in_process:
+        from stylize_batch.engine.in_process import InProcessEngine
+
+        engine: Engine = InProcessEngine()
+        if spec.device == "cuda" and engine.device != "cuda":
+            raise UsageError("--device cuda: this machine has no usable GPU; use --device cpu")
+    else:
+        from stylize_batch.engine.on_ray import RayEngine
+
+        engine = RayEngine(spec.address, spec.actors, styles)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _encode_styles(engine: Engine, root: Root, uris: list[str], key: str, observer: Observer) -> StyleBank:
+    """Encode the styles that the bank lacks or whose file has changed, committing them in parts."""
+    known = read_parts(root, key)
+    requests: list[StyleRequest] = []
+    for start in range(0, len(uris), STYLES_PER_PART):
+        part = uris[start : start + STYLES_PER_PART]
+        requests.append(StyleRequest(part, {uri: known[uri].version for uri in part if uri in known}))
+    vectors = {uri: known[uri] for uri in uris if uri in known}
+    failures: dict[str, RowError] = {}
+    observer.phase("Encoding styles", len(uris), 0, lambda: 0)
+    done = 0
+    for batch in engine.encode_styles(requests):
+        if batch.vectors:
+            try:
+                put_part(root, batch.vectors, key)
+            except OSError as error:
+                raise JobFailedError(f"cannot write to {root.uri}: {error}") from None
+        vectors.update({style.uri: style for style in batch.vectors})
+        failures.update(batch.failures)
+        done += batch.styles
+        observer.advance(done, len(failures))
+    return bank_of((vectors[uri] for uri in uris if uri in vectors and uri not in failures), failures)
+
+
+def _check_failures(totals: Totals, limit: int) -> None:
+    if totals.failed > limit:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in totals.kinds.most_common())
+        raise GaveUpError(
+            f"{totals.failed} rows failed ({kinds}), --max-failed allows {limit}; what is done is kept"
+        )

@@ -1,0 +1,149 @@
+"""JobSpec: all settings of a run, validated once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from stylize_batch.errors import UsageError
+from stylize_batch.images.encode import Format
+from stylize_batch.model import container
+from stylize_batch.settings import Device, Precision
+from stylize_batch.storage import absolute, is_uri
+
+FIXED = (
+    "model", "size", "crop", "style_size", "format", "quality", "metrics", "precision", "limit", "shard_pairs",
+)  # fmt: skip
+"""Settings an output root keeps for good, beside the manifest; the others may change from run to run."""
+
+
+class JobSpec(BaseModel):
+    """Settings of a run, with the command line's names (`-` as `_`).
+
+    Attributes:
+        manifest: Parquet file, folder or glob; path or URI.
+        output: root the results are put under; path or URI.
+        model: a shipped model's name, or the path or URI of a safetensors file.
+        size: length of the content's shorter side, pixels; None keeps the content's size.
+        crop: side of the centre crop after resizing, pixels.
+        style_size: length of the style's shorter side, pixels.
+        format: of the pictures.
+        quality: of JPEG and WebP, 1..100.
+        metrics: whether the losses are measured.
+        batch_size: pairs per batch; None chooses.
+        actors: workers; None chooses.
+        device: where the network runs.
+        precision: of the network; auto is fp32 on a CPU and fp16 on a GPU.
+        address: of a Ray cluster; None starts Ray on this machine.
+        in_process: run in this process, without Ray.
+        shard_pairs: pairs per shard; None chooses about a minute of work.
+        retry_failed: redo the failed rows of earlier runs.
+        overwrite: delete what an earlier run left under the root, and start anew.
+        max_failed: failed rows allowed, a number or a percentage (`"2%"`).
+        limit: only the first rows of the manifest.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest: str = Field(min_length=1)
+    output: str = ""
+    model: str = container.DEFAULT
+    size: int | None = Field(None, ge=9, le=16384)
+    crop: int | None = Field(None, ge=9, le=16384)
+    style_size: int = Field(512, ge=9, le=16384)
+    format: Format = "jpeg"
+    quality: int = Field(95, ge=1, le=100)
+    metrics: bool = True
+    batch_size: int | None = Field(None, ge=1)
+    actors: int | None = Field(None, ge=1)
+    device: Device | Literal["auto"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    address: str | None = None
+    in_process: bool = False
+    shard_pairs: int | None = Field(None, ge=1)
+    retry_failed: bool = False
+    overwrite: bool = False
+    max_failed: str = "100%"
+    limit: int | None = Field(None, ge=1)
+
+    @field_validator("batch_size", "actors", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
+    @field_validator("max_failed", mode="before")
+    @classmethod
+    def _checked_max_failed(cls, value: Any) -> str:
+        text = str(value)
+        if not re.fullmatch(r"\d+(\.\d+)?%|\d+", text):
+            raise ValueError("give a number of rows (20) or a percentage (2%)")
+        return text
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JobSpec:
+        if self.size is not None and self.crop is not None and self.crop > self.size:
+            raise ValueError(f"--crop {self.crop} is larger than --size {self.size}")
+        if self.in_process and self.address:
+            raise ValueError("--in-process and --address exclude each other")
+        if self.in_process and self.actors not in (None, 1):
+            raise ValueError("--in-process runs one worker; leave --actors out")
+        if self.resolved_output().startswith("memory://") and not self.in_process:
+            raise ValueError("memory:// lives in one process; add --in-process or choose another --output")
+        return self
+
+    def resolved_output(self) -> str:
+        """Return the output root; by default `<manifest name>-stylized` in the working directory."""
+        if self.output:
+            return absolute(self.output)
+        name = self.manifest.rstrip("/").rsplit("/", 1)[-1]
+        stem = re.sub(r"[*?\[\]]+", "", name.removesuffix(".parquet")).strip("-_.") or "manifest"
+        return absolute(f"{stem}-stylized")
+
+    def resolved_model(self) -> str:
+        """Return the model with a relative path made absolute, so that it names the same file everywhere."""
+        is_path = not is_uri(self.model) and (self.model.endswith(".safetensors") or "/" in self.model)
+        return absolute(self.model) if is_path else self.model
+
+    def allowed_failures(self, pairs: int) -> int:
+        """Return how many of so many rows may fail."""
+        if self.max_failed.endswith("%"):
+            return int(float(self.max_failed[:-1]) / 100 * pairs + 1e-9)
+        return int(self.max_failed)
+
+
+def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
+    """Build a JobSpec from a job file's settings and those given directly, which win.
+
+    Raises:
+        UsageError: a setting is unknown or out of range, or the file cannot be read.
+    """
+    merged = {**(_read_job_file(job_file) if job_file else {}), **settings}
+    try:
+        return JobSpec.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing" and name == "manifest":
+            raise UsageError("no manifest: name one, on the command line or in the job file") from None
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(JobSpec.model_fields)
+            raise UsageError(f"unknown setting '{name}'; known: {known}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        flag = f"--{name.replace('_', '-')}: " if name else ""
+        raise UsageError(f"{flag}{message}") from None
+
+
+def _read_job_file(path: str) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read the job file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"the job file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UsageError(f"the job file {path} must be a list of `setting: value` lines")
+    return {str(key).replace("-", "_"): value for key, value in settings.items()}

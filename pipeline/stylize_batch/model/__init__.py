@@ -1,0 +1,1 @@
+"""The network and its mathematics: torch only, no storage, no Ray."""

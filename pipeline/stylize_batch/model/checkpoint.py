@@ -1,0 +1,69 @@
+"""Models in memory from model files and back: one safetensors holds encoder, decoder and metadata."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from stylize_batch.errors import UsageError
+from stylize_batch.model import container
+from stylize_batch.model.decoder import Decoder
+from stylize_batch.model.vgg import Architecture, Encoder
+
+
+class Checkpoint(NamedTuple):
+    """A loaded model file.
+
+    Attributes:
+        encoder: f, in float32, not trainable.
+        decoder: g, in float32, not trainable.
+        metadata: strings: `name`, `architecture`, `encoder_licence`, `recipe`, losses, …
+        digest: BLAKE2b-128 of the file, hex: equal means the same network.
+    """
+
+    encoder: Encoder
+    decoder: Decoder
+    metadata: dict[str, str]
+    digest: str
+
+
+def dumps(encoder: Encoder, decoder: Decoder, metadata: dict[str, str]) -> bytes:
+    """Serialise a model in float16; `architecture` is added to the metadata."""
+    tensors = {
+        f"{part}.{key}": value.detach().to("cpu", torch.float16).contiguous()
+        for part, network in (("encoder", encoder), ("decoder", decoder))
+        for key, value in network.state_dict().items()
+    }
+    return safetensors.torch.save(tensors, {**metadata, "architecture": encoder.architecture})
+
+
+def loads(data: bytes) -> Checkpoint:
+    """Load a model file.
+
+    Raises:
+        UsageError: it is not a model file of this package, or damaged.
+    """
+    metadata = container.check_model(data)
+    architecture = cast("Architecture", metadata["architecture"])
+    encoder = Encoder(architecture)
+    decoder = Decoder(architecture)
+    try:
+        tensors = safetensors.torch.load(data)
+        for part, network in (("encoder", encoder), ("decoder", decoder)):
+            network.load_state_dict(_part(tensors, part))
+            network.requires_grad_(False).eval()
+    except (RuntimeError, SafetensorError) as error:
+        raise UsageError(f"the model file is damaged: {str(error).splitlines()[0]}") from None
+    return Checkpoint(encoder, decoder, metadata, container.digest(data))
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(f"{part}."): value.float()
+        for key, value in tensors.items()
+        if key.startswith(f"{part}.")
+    }

@@ -1,0 +1,35 @@
+"""The decoder g: the encoder mirrored, without any normalization (paper §6.1)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stylize_batch.model.vgg import Architecture, conv_plan
+
+
+class Decoder(nn.Module):
+    """Mirror of `Encoder`: nearest ×2 up-sampling for pooling, reflection padding, ReLU after all but the last.
+
+    Input: relu4_1 features, float [N, 512, h, w], h and w ≥ 2. Output: [N, 3, 8h, 8w], RGB around 0..1
+    (no output activation: clamp when an image is written).
+    Each convolution carries the name of the encoder convolution it mirrors.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture: Architecture = architecture
+        for name, channels_in, channels_out in reversed(conv_plan(architecture)):
+            self.add_module(name, nn.Conv2d(channels_out, channels_in, 3))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Decode features to images (T = g(t), Eq. 9)."""
+        x = features
+        for name, conv in self.named_children():
+            x = conv(F.pad(x, (1, 1, 1, 1), mode="reflect"))
+            if name == "conv1_1":
+                break
+            x = F.relu(x)
+            if name.endswith("_1"):  # the encoder pools before each block's first convolution
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x

@@ -1,0 +1,188 @@
+"""What a person sees while a job runs: a live bar on a terminal, sparse lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from stylize_batch.training.loop import Step
+
+LINE_SECONDS = 15.0
+"""Time between two lines without a terminal."""
+
+
+class Observer(Protocol):
+    """Hears how a job comes along."""
+
+    def phase(self, name: str, total: int, done: int, in_hand: Callable[[], int]) -> None:
+        """A phase begins: what is counted, how many in all, how many are done already and in unfinished tasks."""
+        ...
+
+    def advance(self, done: int, failed: int) -> None:
+        """So many are done and so many failed in all."""
+        ...
+
+
+class Silent:
+    """Hears and says nothing."""
+
+    def phase(self, name: str, total: int, done: int, in_hand: Callable[[], int]) -> None:
+        """Ignore it."""
+
+    def advance(self, done: int, failed: int) -> None:
+        """Ignore it."""
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.2f}/s", style="cyan")
+
+
+class _LiveBar(Progress):
+    """A bar that also moves with rows of unfinished shards."""
+
+    def __init__(self, console: Console) -> None:
+        self.base = 0
+        self.in_hand: Callable[[], int] = lambda: 0
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("[red]{task.fields[failures]}"),
+            console=console,
+            speed_estimate_period=120,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            if not task.finished:
+                self.update(task.id, completed=max(task.completed, self.base + self.in_hand()))
+        yield from super().get_renderables()
+
+
+class TerminalProgress:
+    """Shows progress on stderr; a context manager."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar = _LiveBar(console) if console.is_terminal else None
+        self._lines = SparseLines()
+
+    def __enter__(self) -> TerminalProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def phase(self, name: str, total: int, done: int, in_hand: Callable[[], int]) -> None:
+        """Show a new bar, or a line."""
+        if self._bar is None:
+            self._lines.phase(name, total, done, in_hand)
+            return
+        for task in self._bar.tasks:
+            self._bar.update(task.id, completed=task.total)
+        self._bar.base, self._bar.in_hand = done, in_hand
+        self._bar.add_task(name, total=total, completed=done, failures="")
+
+    def advance(self, done: int, failed: int) -> None:
+        """Move the bar, or perhaps write a line."""
+        if self._bar is None:
+            self._lines.advance(done, failed)
+            return
+        self._bar.base = done
+        text = f"{failed} failed" if failed else ""
+        self._bar.update(self._bar.task_ids[-1], completed=done, failures=text)
+
+
+class SparseLines:
+    """A line at the start of a phase, at its end and every 15 seconds, with rate and time left."""
+
+    def __init__(self) -> None:
+        self._name, self._total, self._first, self._started, self._last = "", 0, 0, 0.0, 0.0
+
+    def phase(self, name: str, total: int, done: int, in_hand: Callable[[], int]) -> None:
+        """Write the first line."""
+        self._name, self._total, self._first = name, total, done
+        self._started = self._last = time.monotonic()
+        note = f", {done} already done" if done else ""
+        print(f"{name}: {total}{note}", file=sys.stderr, flush=True)
+
+    def advance(self, done: int, failed: int) -> None:
+        """Write a line if the last one is long ago or all is done."""
+        now = time.monotonic()
+        if done < self._total and now - self._last < LINE_SECONDS:
+            return
+        self._last = now
+        rate = (done - self._first) / max(now - self._started, 1e-9)
+        left = (self._total - done) / rate if rate else 0.0
+        parts = [f"{self._name}: {done}/{self._total}", f"{rate:.2f}/s"]
+        if done < self._total:
+            parts.append(f"{duration(left)} left")
+        if failed:
+            parts.append(f"{failed} failed")
+        print(", ".join(parts), file=sys.stderr, flush=True)
+
+
+class TrainingLines:
+    """A line at the start and every 15 seconds: iteration, mean losses since the last line, time left."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self._steps: list[Step] = []
+        self._first: int | None = None
+
+    def __call__(self, step: Step) -> None:
+        """Hear of one iteration."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step.iteration - 1
+        self._steps.append(step)
+        if now - self._last < LINE_SECONDS and step.iteration < step.iterations:
+            return
+        rate = (step.iteration - self._first) / (now - self._started)
+        means = (
+            f"{name.replace('_', ' ')} {sum(getattr(each, name) for each in self._steps) / len(self._steps):.4g}"
+            for name in ("loss", "content_loss", "style_loss")
+            if getattr(step, name) == getattr(step, name)  # NaN where the stage has none
+        )
+        left = duration((step.iterations - step.iteration) / rate)
+        print(
+            f"{step.stage} {step.iteration}/{step.iterations}, {', '.join(means)}, {rate:.2f} it/s, {left} left",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._last, self._steps = now, []
+
+
+def duration(seconds: float) -> str:
+    """Write a time span for people: `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,181 @@
+"""Results: one row per manifest row, written a shard at a time, and the totals over them."""
+
+# pyarrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stylize_batch import parquet
+from stylize_batch.manifest.schema import RESULT_COLUMNS
+from stylize_batch.storage import Root
+
+RUN = b"stylize_batch.run"
+"""Parquet metadata key of the run a part belongs to; a part of another run counts as absent."""
+
+_PART = re.compile(r"results/part-(\d+)\.parquet")
+_TYPES: dict[str, pa.DataType] = {
+    "pair_id": pa.string(),
+    "content": pa.string(),
+    "style": pa.list_(pa.string()),
+    "output": pa.string(),
+    "status": pa.string(),
+    "error": pa.string(),
+    "content_loss": pa.float32(),
+    "style_loss": pa.float32(),
+    "content_distance": pa.float32(),
+    "alpha": pa.float32(),
+    "height": pa.int32(),
+    "width": pa.int32(),
+    "model": pa.string(),
+}
+
+
+class Outcome(NamedTuple):
+    """What became of one pair: a picture with its size and losses (None without metrics), or an error."""
+
+    output: str | None = None
+    error: str | None = None
+    content_loss: float | None = None
+    style_loss: float | None = None
+    content_distance: float | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass
+class Totals:
+    """Counts over result rows.
+
+    Attributes:
+        ok: rows with a picture.
+        failed: rows without.
+        kinds: failed rows by kind.
+        content_loss: sum over `measured` rows.
+        style_loss: sum over `measured` rows.
+        measured: rows with losses.
+    """
+
+    ok: int = 0
+    failed: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    content_loss: float = 0.0
+    style_loss: float = 0.0
+    measured: int = 0
+
+    @property
+    def pairs(self) -> int:
+        """Rows counted."""
+        return self.ok + self.failed
+
+    def add(self, other: Totals) -> None:
+        """Add another count to this one."""
+        self.ok += other.ok
+        self.failed += other.failed
+        self.kinds.update(other.kinds)
+        self.content_loss += other.content_loss
+        self.style_loss += other.style_loss
+        self.measured += other.measured
+
+
+def part_key(shard: int) -> str:
+    """Return the key of a shard's results."""
+    return f"results/part-{shard:06d}.parquet"
+
+
+def results_table(plan: pa.Table, outcomes: list[Outcome], model: str) -> pa.Table:
+    """Join a shard's plan with what became of each row, in the plan's order."""
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        name: plan[name] for name in ("pair_id", "content", "style")
+    }
+    for name in Outcome._fields:
+        columns[name] = pa.array([getattr(outcome, name) for outcome in outcomes], _TYPES[name])
+    columns["status"] = pa.array(["ok" if outcome.error is None else "failed" for outcome in outcomes])
+    columns["alpha"] = plan["alpha"]
+    columns["model"] = pa.array([model] * len(outcomes), pa.string())
+    carried = [name for name in plan.column_names if name not in columns]
+    schema = pa.schema(
+        [pa.field(name, _TYPES[name]) for name in RESULT_COLUMNS]
+        + [plan.schema.field(name) for name in carried]
+    )
+    return pa.table(
+        [columns.get(name, plan[name] if name in carried else None) for name in schema.names], schema
+    )
+
+
+def put_part(root: Root, shard: int, table: pa.Table, run: str) -> Totals:
+    """Write a shard's results in one atomic put; the shard is done once this returns."""
+    root.put(part_key(shard), parquet.dumps(table.replace_schema_metadata({RUN: run.encode()})))
+    return totals_of(table)
+
+
+def read_part(root: Root, shard: int) -> pa.Table:
+    """Read a shard's results."""
+    return parquet.loads(root.read(part_key(shard)))
+
+
+def totals_of(table: pa.Table) -> Totals:
+    """Count a results table."""
+    failed = table.filter(pc.equal(table["status"], "failed"))
+    kinds = Counter(str(error).partition(":")[0] for error in failed["error"].to_pylist())
+    measured = len(table) - table["style_loss"].null_count
+    return Totals(
+        ok=len(table) - len(failed),
+        failed=len(failed),
+        kinds=kinds,
+        content_loss=float(pc.sum(table["content_loss"]).as_py() or 0.0),
+        style_loss=float(pc.sum(table["style_loss"]).as_py() or 0.0),
+        measured=measured,
+    )
+
+
+def read_finished(root: Root, shard: int, run: str) -> pa.Table | None:
+    """Read a shard's results; None if this run has not written them yet."""
+    try:
+        table = read_part(root, shard)
+    except FileNotFoundError:
+        return None
+    return table if (table.schema.metadata or {}).get(RUN) == run.encode() else None
+
+
+def complete(plan: pa.Table, earlier: pa.Table | None, make: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """Make the rows of a shard that earlier results lack or list as failed; returns all, in the plan's order."""
+    if earlier is None:
+        return make(plan)
+    failed = pc.equal(earlier["status"], "failed")
+    if not pc.any(failed).as_py():
+        return earlier
+    made = make(plan.filter(failed))
+    position = np.where(failed.to_numpy(), len(earlier), np.arange(len(earlier)))
+    position[failed.to_numpy()] += np.arange(len(made))
+    return pa.concat_tables([earlier.replace_schema_metadata(None), made]).take(pa.array(position))
+
+
+def finished_shards(root: Root, run: str) -> dict[int, Totals]:
+    """Return the shards whose results this run has written, with their totals."""
+    shards = [int(match[1]) for key in root.list("results") if (match := _PART.fullmatch(key))]
+
+    def load(shard: int) -> Totals | None:
+        table = read_finished(root, shard, run)
+        return None if table is None else totals_of(table)
+
+    with ThreadPoolExecutor(16) as threads:
+        found = zip(shards, threads.map(load, shards), strict=True)
+        return {shard: totals for shard, totals in found if totals is not None}
+
+
+def read_results(root: Root) -> Iterator[pa.Table]:
+    """Read all parts, one after the other, in shard order."""
+    for key in root.list("results"):
+        if match := _PART.fullmatch(key):
+            yield read_part(root, int(match[1]))

@@ -1,0 +1,76 @@
+"""A training recipe: everything that decides what a training run makes, as YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stylize_batch.errors import UsageError
+from stylize_batch.model.vgg import Architecture
+
+
+class Stage(BaseModel):
+    """Some iterations with one loss at one resolution.
+
+    `reconstruction` learns g(f(x)) ≈ x by pixel MSE: cheap, and what teaches colour.
+    `style` is the paper's objective L_c + λ·L_s (Eq. 11).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    loss: Literal["reconstruction", "style"]
+    iterations: int = Field(gt=0)
+    crop: int = Field(256, ge=16, description="side of the square training crops, pixels")
+    batch: int = Field(8, gt=0, description="content-style pairs per iteration")
+    learning_rate: float = Field(1e-4, gt=0)
+    decay: float = Field(5e-5, ge=0, description="lr / (1 + decay · iteration of the stage)")
+    style_weight: float = Field(10.0, ge=0, description="λ of Eq. 11")
+
+
+class Recipe(BaseModel):
+    """All settings of a training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    architecture: Architecture
+    encoder: str = Field(description="safetensors with the encoder, keyed as torchvision's features")
+    encoder_licence: str = ""
+    contents: str = Field(description="folder or URI with content photographs")
+    styles: str = Field(description="folder or URI with style images")
+    holdout: list[str] = Field([], description="file names never trained on; the sample grid shows them")
+    group_separator: str = Field(
+        "__", description="styles are drawn by group first: the file name up to this, or else the folder"
+    )
+    min_scale: float = Field(
+        0.4,
+        gt=0,
+        le=1,
+        description="a crop's side is drawn between this share of the shorter side and all of it",
+    )
+    stages: list[Stage] = Field(min_length=1)
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_minutes: float = Field(5.0, gt=0)
+    sample_every: int = Field(500, gt=0, description="iterations between two sample grids")
+
+
+def load_recipe(path: str) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        UsageError: the file is missing or says something a recipe cannot say.
+    """
+    try:
+        return Recipe.model_validate(yaml.safe_load(Path(path).read_text()))
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the recipe"
+        raise UsageError(f"recipe {path}: {where}: {first['msg']}") from None

@@ -1,0 +1,411 @@
+"""One worker: styles in, vectors out; a shard in, pictures and a results part out.
+
+Inside a shard: threads fetch and decode ahead → same-sized contents form batches → each content is encoded once
+and stylized with all its styles → threads encode and put. Batches depend on the shard's order alone, never on
+timing, so a rerun makes the same pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from stylize_batch.errors import DeviceError, RowError, SystemicError
+from stylize_batch.images.decode import Array, decode
+from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
+from stylize_batch.manifest.plan import read_shard
+from stylize_batch.manifest.schema import string_lists
+from stylize_batch.model import checkpoint
+from stylize_batch.model.network import ContentFeatures, Network
+from stylize_batch.model.vgg import MIN_SIDE
+from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
+from stylize_batch.settings import ShardReport, WorkerSettings
+from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
+from stylize_batch.styles import StyleBank, StyleBatch, StyleVector
+
+LOOKAHEAD = 16
+"""Contents fetched and decoded ahead of the one being stylized."""
+
+WINDOW = 32
+"""Contents that may wait for others of their size."""
+
+FETCH_THREADS = 8
+WRITE_THREADS = 4
+MAX_PENDING_WRITES = 32
+
+GPU_BATCH_PIXELS = 32 * 256 * 256
+"""Pixels of an automatic batch on a GPU."""
+
+
+class Pair(NamedTuple):
+    """One row of a shard, ready to be stylized."""
+
+    row: int
+    output: str
+    alpha: float
+    styles: list[str]
+    weights: list[float] | None
+    unsupported: str | None
+
+
+class Content(NamedTuple):
+    """One content image and its pairs."""
+
+    uri: str
+    pairs: list[Pair]
+
+
+class Stopwatch:
+    """Adds up seconds by stage, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Generator[None]:
+        """Count the time inside the block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._seconds[stage] += time.perf_counter() - started
+
+    def take(self) -> dict[str, float]:
+        """Return what was counted and start again from zero."""
+        with self._lock:
+            seconds, self._seconds = dict(self._seconds), defaultdict(float)
+        return seconds
+
+
+class Worker:
+    """Holds the network on its device and the threads around it."""
+
+    def __init__(self, settings: WorkerSettings, model: bytes) -> None:
+        """Load the network.
+
+        Args:
+            settings: of the job.
+            model: the bytes of the model file.
+        """
+        self._settings = settings
+        self._network = Network(checkpoint.loads(model), settings.device, settings.precision)
+        self._root = Root(settings.root, settings.run)
+        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
+        self._writers = ThreadPoolExecutor(WRITE_THREADS, "write")
+        self._clock = Stopwatch()
+        self.rows_done = 0
+        """Rows of the shard in hand that are finished; a live counter for progress."""
+
+    def close(self) -> None:
+        """Let the threads go; what they have not begun is dropped."""
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
+        self._writers.shutdown(wait=False, cancel_futures=True)
+
+    def _use_cores(self) -> None:
+        # OpenMP keeps the number per calling thread, and an actor's methods run on threads of Ray's.
+        if self._settings.threads is not None:
+            torch.set_num_threads(self._settings.threads)
+
+    # Styles
+
+    def encode_styles(self, styles: list[str], versions: dict[str, str]) -> StyleBatch:
+        """Encode the styles whose file differs from the version the bank has.
+
+        Args:
+            styles: URIs as the manifest writes them.
+            versions: of the styles already in the bank.
+
+        Raises:
+            SystemicError: storage answered for none of them.
+        """
+        self._use_cores()
+        vectors: list[StyleVector] = []
+        failures: dict[str, RowError] = {}
+        loads = [self._fetchers.submit(self._load_style, uri, versions.get(uri)) for uri in styles]
+        for uri, load in zip(styles, loads, strict=True):
+            try:
+                loaded = load.result()
+                if loaded is not None:
+                    version, image = loaded
+                    vectors.append(StyleVector(uri, version, self._encode_style(image)))
+            except RowError as error:
+                failures[uri] = error
+        _refuse_total_outage(list(failures.values()), len(styles))
+        return StyleBatch(vectors, failures, len(styles) - len(vectors) - len(failures))
+
+    def _load_style(self, uri: str, known: str | None) -> tuple[str, Array] | None:
+        path = absolute(uri, self._settings.base)
+        version = fingerprint(path)
+        if version == known:
+            return None
+        return version, decode(read_bytes(path), size=self._settings.style_size, min_side=MIN_SIDE)
+
+    def _encode_style(self, image: Array) -> np.ndarray[Any, np.dtype[np.float32]]:
+        try:
+            images = self._network.upload(torch.from_numpy(np.array(image))[None])
+            return self._network.encode_styles(images)[0].numpy()
+        except RuntimeError as error:
+            raise _network_error(error, image.shape) from None
+
+    # Shards
+
+    def run_shard(self, shard: int, bank: StyleBank) -> ShardReport:
+        """Stylize the rows of a shard that are not ok yet, and commit its results part.
+
+        Raises:
+            SystemicError: outputs cannot be written, or storage answered for no content; nothing is committed.
+            DeviceError: the device is unusable from now on.
+        """
+        self._clock.take()
+        try:
+            plan = read_shard(self._root, shard)
+            earlier = read_finished(self._root, shard, self._settings.run)
+            table = complete(plan, earlier, lambda rows: self.stylize(rows, bank))
+            totals = put_part(self._root, shard, table, self._settings.run)
+        except OSError as error:
+            raise _output_error(error, self._root.uri) from None
+        self.rows_done = 0
+        return ShardReport(shard, totals, self._clock.take(), peak_memory())
+
+    def stylize(self, plan: pa.Table, bank: StyleBank) -> pa.Table:
+        """Stylize the rows of a plan, write the pictures and return the results, uncommitted.
+
+        Raises:
+            SystemicError: as `run_shard`.
+        """
+        self._use_cores()
+        self.rows_done = 0
+        outcomes: dict[int, Outcome] = {}
+        writes: deque[tuple[int, Future[Outcome]]] = deque()
+
+        def settle(limit: int) -> None:
+            while len(writes) > limit:
+                row, write = writes.popleft()
+                with self._clock("wait"):
+                    outcomes[row] = write.result()
+                self.rows_done += 1
+
+        try:
+            for row, made in self._make(contents_of(plan), bank):
+                if isinstance(made, Outcome):
+                    outcomes[row] = made
+                    self.rows_done += 1
+                else:
+                    writes.append((row, made))
+                    settle(MAX_PENDING_WRITES)
+            settle(0)
+        except BaseException:
+            for _, write in writes:
+                write.cancel()
+            raise
+        return results_table(plan, [outcomes[row] for row in range(len(plan))], self._settings.model)
+
+    def _make(
+        self, contents: list[Content], bank: StyleBank
+    ) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
+        """Yield, for each row, its failure or the write that will finish it."""
+        buckets: dict[tuple[int, ...], list[tuple[Content, Array]]] = {}
+        failures: list[RowError] = []
+        for content, loaded in self._load_ahead(contents):
+            if isinstance(loaded, RowError):
+                failures.append(loaded)
+                _refuse_total_outage(failures, len(contents))
+                for pair in content.pairs:
+                    yield pair.row, Outcome(error=str(loaded))
+                continue
+            bucket = buckets.setdefault(loaded.shape, [])
+            bucket.append((content, loaded))
+            full = sum(len(entry.pairs) for entry, _ in bucket) >= self._batch_size(loaded.shape)
+            if full:
+                yield from self._stylize_bucket(buckets.pop(loaded.shape), bank)
+            elif sum(map(len, buckets.values())) >= WINDOW:
+                oldest = next(iter(buckets))
+                yield from self._stylize_bucket(buckets.pop(oldest), bank)
+        for bucket in buckets.values():
+            yield from self._stylize_bucket(bucket, bank)
+
+    def _load_ahead(self, contents: list[Content]) -> Iterator[tuple[Content, Array | RowError]]:
+        ahead: deque[tuple[Content, Future[Array | RowError]]] = deque()
+        for content in contents:
+            ahead.append((content, self._fetchers.submit(self._load_content, content.uri)))
+            if len(ahead) > LOOKAHEAD:
+                yield self._loaded(*ahead.popleft())
+        while ahead:
+            yield self._loaded(*ahead.popleft())
+
+    def _loaded(self, content: Content, load: Future[Array | RowError]) -> tuple[Content, Array | RowError]:
+        with self._clock("wait"):
+            return content, load.result()
+
+    def _load_content(self, uri: str) -> Array | RowError:
+        path = absolute(uri, self._settings.base)
+        try:
+            with self._clock("fetch"):
+                data = read_bytes(path)
+            with self._clock("decode"):
+                return decode(data, size=self._settings.size, crop=self._settings.crop, min_side=MIN_SIDE)
+        except RowError as error:
+            return error
+
+    def _batch_size(self, shape: tuple[int, ...]) -> int:
+        if self._network.device.type == "cpu":
+            # Larger batches are no faster there, and the kernel chosen for them may round differently.
+            return 1
+        if self._settings.batch_size is not None:
+            return self._settings.batch_size
+        return max(1, GPU_BATCH_PIXELS // (shape[0] * shape[1]))
+
+    def _stylize_bucket(
+        self, bucket: list[tuple[Content, Array]], bank: StyleBank
+    ) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
+        """Encode same-sized contents once and stylize all their pairs, a batch at a time."""
+        shape = bucket[0][1].shape
+        batch_size = self._batch_size(shape)
+        ready: list[tuple[int, Pair, np.ndarray[Any, np.dtype[np.float32]]]] = []
+        for index, (content, _) in enumerate(bucket):
+            for pair in content.pairs:
+                try:
+                    if pair.unsupported:
+                        raise RowError("Unsupported", pair.unsupported)
+                    ready.append((index, pair, bank.blend(pair.styles, pair.weights)))
+                except RowError as error:
+                    yield pair.row, Outcome(error=str(error))
+        if not ready:
+            return
+        try:
+            with self._clock("encode"):
+                images = self._network.upload(torch.from_numpy(np.stack([image for _, image in bucket])))
+                features = self._network.encode_contents(images, metrics=self._settings.metrics)
+        except RuntimeError as error:
+            failure = _network_error(error, shape)
+            if len(bucket) == 1:
+                for _, pair, _ in ready:
+                    yield pair.row, Outcome(error=str(failure))
+            else:
+                for entry in bucket:
+                    yield from self._stylize_bucket([entry], bank)
+            return
+        for start in range(0, len(ready), batch_size):
+            yield from self._stylize_batch(features, ready[start : start + batch_size])
+
+    def _stylize_batch(
+        self,
+        features: ContentFeatures,
+        batch: list[tuple[int, Pair, np.ndarray[Any, np.dtype[np.float32]]]],
+    ) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
+        try:
+            with self._clock("stylize"):
+                chosen = features.select(
+                    torch.tensor([index for index, _, _ in batch], device=self._network.device)
+                )
+                vectors = torch.from_numpy(np.stack([vector for _, _, vector in batch]))
+                alpha = torch.tensor([pair.alpha for _, pair, _ in batch])
+                images, losses = self._network.stylize(chosen, vectors, alpha)
+                finite = images.isfinite().flatten(1).all(1).tolist()
+                pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                measured = None if losses is None else torch.stack(losses, 1).tolist()
+        except RuntimeError as error:
+            failure = _network_error(error, (features.height, features.width))
+            if len(batch) == 1:
+                yield batch[0][1].row, Outcome(error=str(failure))
+            else:
+                half = len(batch) // 2
+                yield from self._stylize_batch(features, batch[:half])
+                yield from self._stylize_batch(features, batch[half:])
+            return
+        for position, (_, pair, _) in enumerate(batch):
+            if not finite[position]:
+                yield (
+                    pair.row,
+                    Outcome(error="NotFinite: the network's output is not finite; try --precision fp32"),
+                )
+                continue
+            values = (None, None, None) if measured is None else measured[position]
+            yield pair.row, self._writers.submit(self._write, pair.output, pixels[position], *values)
+
+    def _write(
+        self,
+        key: str,
+        image: Array,
+        content_loss: float | None,
+        style_loss: float | None,
+        content_distance: float | None,
+    ) -> Outcome:
+        with self._clock("codec"):
+            format = FORMAT_OF_EXTENSION[PurePosixPath(key).suffix.lower()]
+            data = encode(image, format, self._settings.quality)
+        key = f"images/{key}"
+        with self._clock("put"):
+            self._root.put(key, data)
+        height, width = image.shape[:2]
+        return Outcome(
+            self._root.uri_of(key), None, content_loss, style_loss, content_distance, height, width
+        )
+
+
+def contents_of(plan: pa.Table) -> list[Content]:
+    """Group a shard's rows, which are sorted by content, into contents with their pairs."""
+    names = plan.column_names
+    empty = [None] * len(plan)
+    weights = plan["style_weights"].to_pylist() if "style_weights" in names else empty
+    masks = string_lists(plan["mask"].combine_chunks()) if "mask" in names else empty
+    colors = plan["preserve_color"].to_pylist() if "preserve_color" in names else empty
+    columns = (plan[name].to_pylist() for name in ("content", "output", "alpha", "style"))
+    contents: list[Content] = []
+    rows = zip(*columns, weights, masks, colors, strict=True)
+    for row, (content, output, alpha, styles, weight, mask, color) in enumerate(rows):
+        unsupported = None
+        if mask:
+            unsupported = "masks are not supported yet"
+        elif color:
+            unsupported = "preserve_color is not supported yet"
+        if not contents or contents[-1].uri != content:
+            contents.append(Content(content, []))
+        contents[-1].pairs.append(Pair(row, output, alpha, styles, weight, unsupported))
+    return contents
+
+
+def peak_memory() -> int:
+    """Return this process's peak resident memory in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def usable_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _refuse_total_outage(failures: Iterable[RowError], attempts: int) -> None:
+    transient = [failure for failure in failures if failure.transient]
+    if len(transient) == attempts:
+        raise SystemicError(f"storage does not answer: {transient[-1].message}")
+
+
+def _output_error(error: OSError, root: str) -> SystemicError:
+    return SystemicError(f"cannot write to {root}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _network_error(error: RuntimeError, shape: tuple[int, ...]) -> RowError:
+    """Translate what torch raised; an error of the device itself outlives the batch."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return RowError("OutOfMemory", f"{shape[1]}×{shape[0]} pixels do not fit in memory; use --size")
+    if "CUDA error" in text or isinstance(error, torch.AcceleratorError):
+        raise DeviceError(text.splitlines()[0]) from None
+    return RowError("NetworkError", text.splitlines()[0])

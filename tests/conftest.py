@@ -1,0 +1,105 @@
+"""Shared fixtures: small real pictures, manifests made from rows, and the installed command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
+
+Row = dict[str, Any]
+MakeManifest = Callable[..., Path]
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample pictures, shrunk to a shorter side of 48: `content/*.jpg` and `style/*.jpg`."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for source in sorted(SAMPLE.rglob("*.jpg")):
+        target = folder / source.relative_to(SAMPLE)
+        target.parent.mkdir(exist_ok=True)
+        with Image.open(source) as image:
+            scale = 48 / min(image.size)
+            image.resize((round(image.width * scale), round(image.height * scale))).save(target, quality=90)
+    return folder
+
+
+@pytest.fixture
+def contents(pictures: Path) -> list[str]:
+    """Paths of six small photographs."""
+    return [str(path) for path in sorted((pictures / "content").iterdir())]
+
+
+@pytest.fixture
+def styles(pictures: Path) -> list[str]:
+    """Paths of five small style images."""
+    return [str(path) for path in sorted((pictures / "style").iterdir())]
+
+
+@pytest.fixture
+def make_manifest(tmp_path: Path) -> MakeManifest:
+    """Write rows (dictionaries) as a Parquet manifest, with types as in the contract."""
+    types = {
+        "content": pa.string(),
+        "style": pa.list_(pa.string()),
+        "style_weights": pa.list_(pa.float32()),
+        "alpha": pa.float32(),
+        "preserve_color": pa.bool_(),
+        "mask": pa.list_(pa.string()),
+        "output": pa.string(),
+    }
+
+    def make(rows: Sequence[Row], name: str = "pairs.parquet", schema: pa.Schema | None = None) -> Path:
+        if schema is None:
+            names = list(dict.fromkeys(name for row in rows for name in row))
+            inferred = pa.Table.from_pylist(list(rows)).schema if rows else pa.schema([])
+            schema = pa.schema([(name, types.get(name) or inferred.field(name).type) for name in names])
+        path = tmp_path / name
+        pq.write_table(pa.Table.from_pylist(list(rows), schema), path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def pairs(contents: list[str], styles: list[str]) -> list[Row]:
+    """Every small photograph with two styles: 12 rows."""
+    return [{"content": content, "style": [style]} for content in contents for style in styles[:2]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run `stylize-batch` as a user does, in an empty folder."""
+
+    def call(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [command(), *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return call
+
+
+def command() -> str:
+    """Return the path of the installed command."""
+    return str(Path(sys.executable).parent / "stylize-batch")
+
+
+def read_results(output: Path) -> list[Row]:
+    """Read all results of an output root as a user would: one dataset."""
+    return pq.read_table(output / "results").to_pylist()

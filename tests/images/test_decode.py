@@ -1,0 +1,170 @@
+"""What the decoder makes of the files users have."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from stylize_batch.errors import RowError
+from stylize_batch.images.decode import Array, decode, resized
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def gradient(width: int = 40, height: int = 24) -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], 2)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def kind_of(data: bytes, **options: Any) -> str:
+    with pytest.raises(RowError) as caught:
+        decode(data, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value.kind
+
+
+def difference(found: Array, expected: Image.Image) -> float:
+    return float(np.abs(found.astype(float) - np.asarray(expected.convert("RGB"), float)).max())
+
+
+def test_png_pixels_come_through_unchanged() -> None:
+    assert difference(decode(encoded(gradient())), gradient()) == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = gradient()
+    # The stored picture is the upright one under the inverse of what the viewer must do.
+    inverse = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(inverse[orientation]) if orientation in inverse else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert difference(decode(encoded(stored, exif=exif.tobytes())), upright) == 0
+
+
+def test_transparency_is_laid_over_white() -> None:
+    image = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 5, 10))
+    found = decode(encoded(image))
+    assert found[0, 0].tolist() == [0, 0, 255]
+    assert found[0, 9].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_every_colour_mode_becomes_rgb(mode: str) -> None:
+    image = gradient().convert(mode)
+    found = decode(encoded(image, "TIFF"))
+    assert found.shape == (24, 40, 3)
+    assert found.dtype == np.uint8
+    assert difference(found, image.convert("RGB")) <= 1
+
+
+def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65535, 40 * 24).reshape(24, 40).astype(np.uint16)
+    found = decode(encoded(Image.fromarray(ramp)))
+    assert np.abs(found[:, :, 0].astype(float) - ramp / 257).max() <= 0.51
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    found = decode(encoded(Image.new("RGB", (32, 32), (200, 40, 40)).convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(found.astype(int) - (200, 40, 40)).max() < 12
+
+
+def test_first_frame_of_an_animation_is_taken() -> None:
+    frames = [Image.new("RGB", (12, 12), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode(data)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_icc_profiles_are_converted_to_srgb() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    plain = decode(encoded(gradient(), icc_profile=lab))
+    assert difference(plain, gradient()) <= 1
+    assert decode(encoded(gradient(), icc_profile=profile)).shape == (24, 40, 3)
+
+
+def test_a_broken_icc_profile_does_not_lose_the_picture() -> None:
+    assert difference(decode(encoded(gradient(), icc_profile=b"nonsense")), gradient()) == 0
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 1024))
+def test_resizing_sets_the_shorter_side_and_floors_the_longer(width: int, height: int, size: int) -> None:
+    new_width, new_height = resized(width, height, size)
+    assert min(new_width, new_height) == size
+    assert max(new_width, new_height) == int(size * max(width, height) / min(width, height))
+    assert new_width == new_height or (width < height) == (new_width < new_height)
+
+
+@pytest.mark.parametrize(("size", "shape"), [(12, (12, 20, 3)), (48, (48, 80, 3))])
+def test_size_reduces_and_enlarges(size: int, shape: tuple[int, ...]) -> None:
+    assert decode(encoded(gradient()), size=size).shape == shape
+
+
+def test_crop_takes_the_centre() -> None:
+    image = Image.new("RGB", (30, 20), "black")
+    image.paste((255, 255, 255), (10, 5, 20, 15))
+    assert decode(encoded(image), crop=10).min() == 255
+
+
+def test_reduced_jpeg_decoding_stays_close_to_the_exact_resize() -> None:
+    large = gradient(1600, 1200)
+    data = encoded(large, "JPEG", quality=95)
+    exact = np.asarray(Image.open(io.BytesIO(data)).resize((133, 100), Image.Resampling.BILINEAR), float)
+    assert np.abs(decode(data, size=100) - exact).mean() < 1.5
+
+
+def test_truncated_files_fail_and_are_never_half_gray() -> None:
+    data = encoded(gradient(400, 300), "JPEG")
+    assert kind_of(data[: len(data) // 2]) == "Undecodable"
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+def test_files_that_are_no_images_are_undecodable(data: bytes) -> None:
+    assert kind_of(data) == "Undecodable"
+
+
+@given(st.binary(max_size=300), st.integers(0, 400))
+def test_damaged_files_never_raise_anything_but_a_row_error(noise: bytes, position: int) -> None:
+    data = encoded(gradient(16, 16), "JPEG")
+    damaged = data[:position] + noise + data[position + len(noise) :]
+    try:
+        found = decode(damaged)
+    except RowError:
+        return
+    assert found.dtype == np.uint8
+    assert found.ndim == 3
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded() -> None:
+    bomb = encoded(Image.new("1", (20_000, 20_000)))
+    assert len(bomb) < 100_000
+    assert kind_of(bomb) == "TooLarge"
+
+
+def test_enlarging_beyond_the_limit_is_refused() -> None:
+    assert kind_of(encoded(gradient(2000, 10)), size=1100) == "TooLarge"
+
+
+def test_sides_below_the_minimum_are_refused() -> None:
+    assert kind_of(encoded(gradient(100, 8)), min_side=9) == "TooSmall"
+    assert kind_of(encoded(gradient(100, 20)), crop=32) == "TooSmall"

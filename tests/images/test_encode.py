@@ -1,0 +1,40 @@
+"""The files the encoder writes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, JpegImagePlugin
+
+from stylize_batch.images.decode import decode
+from stylize_batch.images.encode import Format, encode
+from stylize_batch.images.sheet import contact_sheet
+
+RED_BLUE = np.zeros((16, 16, 3), np.uint8)
+RED_BLUE[:, ::2, 0] = RED_BLUE[:, 1::2, 2] = 255
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp"])
+def test_every_format_opens_again_with_its_size(format: Format) -> None:
+    with Image.open(io.BytesIO(encode(RED_BLUE[:10], format, 90))) as image:
+        assert image.format == format.upper()
+        assert image.size == (16, 10)
+
+
+def test_png_is_lossless() -> None:
+    assert np.array_equal(decode(encode(RED_BLUE, "png", 1)), RED_BLUE)
+
+
+@pytest.mark.parametrize(("quality", "sampling"), [(95, 0), (90, 0), (89, 2)])
+def test_high_quality_jpeg_keeps_full_chroma(quality: int, sampling: int) -> None:
+    with Image.open(io.BytesIO(encode(RED_BLUE, "jpeg", quality))) as image:
+        assert JpegImagePlugin.get_sampling(image) == sampling
+
+
+def test_contact_sheet_places_every_picture_and_leaves_gaps_white() -> None:
+    sheet = contact_sheet([[RED_BLUE, None], [RED_BLUE, RED_BLUE]], cell=16, gap=2)
+    assert sheet.shape == (38, 38, 3)
+    assert (sheet[2:18, 20:36] == 255).all()
+    assert np.array_equal(sheet[2:18, 2:18], RED_BLUE)

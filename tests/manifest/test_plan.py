@@ -1,0 +1,210 @@
+"""Planning: every row lands in one shard, contents stay together, and bad manifests are refused by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stylize_batch.manifest import plan
+from stylize_batch.manifest.plan import Plan, check_and_partition, read_shard, read_styles, write_plan
+from stylize_batch.manifest.schema import ManifestError
+from stylize_batch.manifest.source import fingerprint, locate
+from stylize_batch.storage import Root
+from tests.conftest import MakeManifest, Row
+
+
+def planned(manifest: Path, root: Path, shard_pairs: int = 4, limit: int | None = None) -> tuple[Plan, list[pa.Table]]:
+    folder = root / "spill"
+    folder.mkdir(parents=True)
+    partition = check_and_partition(locate(str(manifest)), folder, "jpeg", limit)
+    made = write_plan(partition, Root(str(root / "out")), shard_pairs)
+    return made, [read_shard(Root(str(root / "out")), shard) for shard in range(made.shards)]
+
+
+def refused(manifest: Path, root: Path) -> str:
+    with pytest.raises(ManifestError) as caught:
+        planned(manifest, root)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    per_content=st.lists(st.integers(1, 30), min_size=1, max_size=30),
+    shard_pairs=st.integers(1, 12),
+    bucket_rows=st.sampled_from([5, 40, 10_000]),
+)
+def test_every_row_is_planned_once_and_contents_stay_together(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    per_content: list[int],
+    shard_pairs: int,
+    bucket_rows: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("plan")
+    monkeypatch.setattr(plan, "BUCKET_ROWS", bucket_rows)
+    rows = [(f"c{c}", f"s{s}") for c, count in enumerate(per_content) for s in range(count)]
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    manifest = folder / "m.parquet"
+    pq.write_table(pa.table({"content": [c for c, _ in rows], "style": [s for _, s in rows]}), manifest)
+    made, shards = planned(manifest, folder, shard_pairs)
+    found = [(c, s[0]) for table in shards for c, s in zip(table["content"].to_pylist(), table["style"].to_pylist())]
+    assert made.pairs == len(rows)
+    assert sorted(found) == sorted(rows)
+    for content, count in enumerate(per_content):
+        holders = sum(f"c{content}" in table["content"].to_pylist() for table in shards)
+        assert holders == 1 or count > plan.OVERSIZE * shard_pairs
+    for table in shards:
+        distinct = len(set(table["content"].to_pylist()))
+        assert len(table) <= shard_pairs or (distinct == 1 and len(table) <= plan.OVERSIZE * shard_pairs)
+
+
+def test_planning_is_the_same_every_time(make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path) -> None:
+    manifest = make_manifest(pairs)
+    first, second = planned(manifest, tmp_path / "a"), planned(manifest, tmp_path / "b")
+    assert first[0] == second[0]
+    assert all(one.equals(two) for one, two in zip(first[1], second[1], strict=True))
+
+
+def test_distinct_styles_are_listed_once(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    rows = [{"content": "a", "style": ["s", "t"]}, {"content": "b", "style": ["t"]}]
+    planned(make_manifest(rows), tmp_path / "x")
+    assert read_styles(Root(str(tmp_path / "x" / "out"))) == ["s", "t"]
+
+
+def test_other_columns_are_carried_unchanged(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    rows = [{"content": "a", "style": ["s"], "label": 7, "split": "train", "box": [1.5, 2.5]}]
+    _, (table,) = planned(make_manifest(rows), tmp_path / "x")
+    assert table.select(["label", "split", "box"]).to_pylist() == [{"label": 7, "split": "train", "box": [1.5, 2.5]}]
+
+
+@pytest.mark.parametrize(
+    ("content", "style", "alpha"),
+    [
+        (pa.large_string(), pa.large_list(pa.large_string()), pa.float64()),
+        (pa.dictionary(pa.int32(), pa.string()), pa.string(), pa.int8()),
+        (pa.string_view(), pa.list_(pa.string()), pa.float16()),
+    ],
+)
+def test_any_string_and_number_width_is_the_same_manifest(
+    content: pa.DataType, style: pa.DataType, alpha: pa.DataType, tmp_path: Path
+) -> None:
+    table = pa.table(
+        {
+            "content": pa.array(["a", "b"]).cast(content),
+            "style": pa.array(["s", "t"]).cast(style) if style == pa.string() else pa.array([["s"], ["t"]], style),
+            "alpha": pa.array(np.array([0, 1], np.float16)) if alpha == pa.float16() else pa.array([0, 1], alpha),
+        }
+    )
+    manifest = tmp_path / "m.parquet"
+    pq.write_table(table, manifest)
+    plain = tmp_path / "plain.parquet"
+    pq.write_table(pa.table({"content": ["a", "b"], "style": ["s", "t"], "alpha": [0.0, 1.0]}), plain)
+    found, expected = planned(manifest, tmp_path / "x")[1], planned(plain, tmp_path / "y")[1]
+    assert [t.to_pylist() for t in found] == [t.to_pylist() for t in expected]
+
+
+def test_a_folder_and_a_glob_are_read_as_one_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "many" / "nested"
+    folder.mkdir(parents=True)
+    for name, content in (("b", "x"), ("a", "y")):
+        pq.write_table(pa.table({"content": [content], "style": ["s"]}), folder / f"{name}.parquet")
+    (folder / "_SUCCESS").touch()
+    whole, globbed = locate(str(tmp_path / "many")), locate(str(tmp_path / "many" / "nes*" / "*.parquet"))
+    assert whole.base == globbed.base == str(tmp_path / "many")
+    assert whole.files == globbed.files
+    assert fingerprint(whole) == fingerprint(globbed)
+    assert planned(tmp_path / "many", tmp_path / "x")[0].pairs == 2
+
+
+def test_limit_takes_the_first_rows(make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path) -> None:
+    made, shards = planned(make_manifest(pairs), tmp_path / "x", limit=3)
+    found = sorted((row["content"], row["style"][0]) for table in shards for row in table.to_pylist())
+    assert made.pairs == 3
+    assert found == sorted((row["content"], row["style"][0]) for row in pairs[:3])
+
+
+GOOD: Row = {"content": "c", "style": ["s"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"content": None}, "'content' is empty"),
+        ({"content": ""}, "'content' is empty"),
+        ({"style": []}, "'style' is empty"),
+        ({"style": ["s", None]}, "'style' is empty"),
+        ({"alpha": 1.5}, "alpha is 1.5"),
+        ({"alpha": -0.1}, "alpha is -0.1"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"style_weights": [-1.0]}, "style_weights must be numbers ≥ 0"),
+        ({"style_weights": [float("inf")]}, "style_weights must be numbers ≥ 0"),
+        ({"style_weights": [0.0]}, "sum to 0"),
+        ({"style_weights": [0.5, 0.5]}, "2 style_weights for 1 styles"),
+        ({"mask": ["m", "n"]}, "2 masks for 1 styles"),
+        ({"style": ["s", "t"], "mask": ["m", "n"], "style_weights": [1.0, 1.0]}, "cannot be combined"),
+        ({"output": "../../etc/passwd"}, "would leave the output root"),
+        ({"output": "/etc/passwd"}, "would leave the output root"),
+        ({"output": "s3://other/key"}, "would leave the output root"),
+        ({"output": "a\\b"}, "would leave the output root"),
+    ],
+)
+def test_bad_rows_are_refused_with_their_number(
+    make_manifest: MakeManifest, tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    found = refused(make_manifest([GOOD, {**GOOD, **row}]), tmp_path / "x")
+    assert message in found
+    assert "row 1" in found
+
+
+def test_nothing_is_written_for_a_bad_manifest(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    refused(make_manifest([GOOD, {**GOOD, "alpha": 2.0}]), tmp_path / "x")
+    assert not (tmp_path / "x" / "out").exists()
+
+
+def test_identical_rows_are_refused(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    rows = [GOOD, {"content": "d", "style": ["s"]}, {**GOOD, "alpha": 1.0}]
+    assert "rows 0 and 2 are identical" in refused(make_manifest(rows), tmp_path / "x")
+
+
+@pytest.mark.parametrize(("first", "second"), [("k", "k"), ("k", "k.jpg")])
+def test_two_rows_with_one_output_key_are_refused(
+    make_manifest: MakeManifest, tmp_path: Path, first: str, second: str
+) -> None:
+    rows = [{"content": "a", "style": ["s"], "output": first}, {"content": "b", "style": ["s"], "output": second}]
+    assert "the same output key 'k.jpg'" in refused(make_manifest(rows), tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"style": ["s"]}), "has no column 'content'"),
+        (pa.table({"content": ["c"]}), "has no column 'style'"),
+        (pa.table({"content": [1], "style": ["s"]}), "column 'content' is int64, it must be string"),
+        (pa.table({"content": ["c"], "style": [1.5]}), "column 'style' is double"),
+        (pa.table({"content": ["c"], "style": ["s"], "alpha": ["high"]}), "column 'alpha' is string"),
+        (pa.table({"content": ["c"], "style": ["s"], "style_weights": [1.0]}), "column 'style_weights' is double"),
+        (pa.table({"content": ["c"], "style": ["s"], "status": ["x"]}), "column 'status', which the results use"),
+        (pa.table({"content": pa.array([], pa.string()), "style": pa.array([], pa.string())}), "has no rows"),
+    ],
+)
+def test_wrong_columns_are_refused_by_name(table: pa.Table, message: str, tmp_path: Path) -> None:
+    manifest = tmp_path / "m.parquet"
+    pq.write_table(table, manifest)
+    assert message in refused(manifest, tmp_path / "x")
+
+
+def test_what_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
+    csv = tmp_path / "m.parquet"
+    csv.write_text("content,style\n")
+    assert "is not a Parquet file" in refused(csv, tmp_path / "x")
+    assert "there is no manifest" in refused(tmp_path / "absent.parquet", tmp_path / "y")
+    (tmp_path / "empty").mkdir()
+    assert "no .parquet files" in refused(tmp_path / "empty", tmp_path / "z")

@@ -1,0 +1,94 @@
+"""AdaIN's mathematics (paper §5, Eq. 8, 14, 15) as properties."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stylize_batch.model.adain import EPSILON, Statistics, adain, interpolate, statistics
+
+seeds = st.integers(0, 2**31 - 1)
+sides = st.integers(2, 9)
+alphas = st.floats(0, 1, width=32)
+
+
+def features(seed: int, height: int = 6, width: int = 5, count: int = 2, channels: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.rand(count, channels, 1, 1, generator=generator) * 5 + 0.5
+    shift = torch.randn(count, channels, 1, 1, generator=generator) * 3
+    return torch.randn(count, channels, height, width, generator=generator) * spread + shift
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-3) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@given(seeds, seeds, sides, sides)
+def test_output_has_the_mean_and_deviation_of_the_style(content: int, style: int, height: int, width: int) -> None:
+    x, y = features(content, height, width), features(style, 7, 4)
+    found = statistics(adain(statistics(x), statistics(y)).apply(x))
+    expected = statistics(y)
+    assert_close(found.mean, expected.mean)
+    # ε stands under the root of the content's σ: a tiny shrink, bounded by ε/2 relative to the variance.
+    slack = float((EPSILON / x.var((2, 3), correction=0)).max())
+    assert_close(found.std, expected.std, 1e-3 + slack)
+
+
+@given(seeds, seeds)
+def test_alpha_zero_is_exactly_the_identity(content: int, style: int) -> None:
+    x = features(content)
+    assert torch.equal(adain(statistics(x), statistics(features(style)), 0.0).apply(x), x)
+
+
+@given(seeds, alphas)
+def test_a_style_equal_to_the_content_changes_nothing(seed: int, alpha: float) -> None:
+    x = features(seed)
+    assert_close(adain(statistics(x), statistics(x), alpha).apply(x), x, 1e-5)
+
+
+@given(seeds, seeds, st.floats(0.5, 4), st.floats(-5, 5))
+def test_contrast_and_brightness_of_the_content_features_do_not_matter(
+    content: int, style: int, contrast: float, brightness: float
+) -> None:
+    x, y = features(content), statistics(features(style))
+    changed = contrast * x + brightness
+    assert_close(adain(statistics(changed), y).apply(changed), adain(statistics(x), y).apply(x), 5e-3)
+
+
+@given(seeds, seeds, alphas)
+def test_alpha_blends_the_features_linearly(content: int, style: int, alpha: float) -> None:
+    x, y = features(content), statistics(features(style))
+    blended = (1 - alpha) * x + alpha * adain(statistics(x), y).apply(x)
+    assert_close(adain(statistics(x), y, alpha).apply(x), blended, 1e-4)
+
+
+def test_alpha_may_differ_from_sample_to_sample() -> None:
+    x, y = features(1), statistics(features(2))
+    mixed = adain(statistics(x), y, torch.tensor([0.0, 1.0])).apply(x)
+    assert torch.equal(mixed[0], x[0])
+    assert torch.equal(mixed[1], adain(statistics(x), y).apply(x)[1])
+
+
+@given(seeds, st.lists(st.floats(0.1, 1), min_size=1, max_size=4))
+def test_interpolated_statistics_equal_the_blend_of_single_styles(seed: int, weights: list[float]) -> None:
+    shares = torch.tensor(weights) / sum(weights)
+    x = features(seed, count=1)
+    styles = statistics(features(seed + 1, count=len(weights)))
+    singles = [
+        adain(statistics(x), Statistics(styles.mean[k : k + 1], styles.std[k : k + 1])).apply(x)
+        for k in range(len(weights))
+    ]
+    expected = sum((share * single for share, single in zip(shares, singles, strict=True)), torch.zeros_like(x))
+    assert_close(adain(statistics(x), interpolate(styles, shares)).apply(x), expected)
+
+
+def test_a_constant_channel_gives_finite_values() -> None:
+    x = torch.full((1, 3, 4, 4), 2.0)
+    assert adain(statistics(x), statistics(features(3, count=1, channels=3))).apply(x).isfinite().all()
+
+
+def test_statistics_are_float32_whatever_the_features_are() -> None:
+    found = statistics(features(4).half())
+    assert found.mean.dtype == found.std.dtype == torch.float32

@@ -1,0 +1,61 @@
+"""Model files: what goes in comes out, and what is no model file is refused in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from stylize_batch.errors import UsageError
+from stylize_batch.model import checkpoint, container
+from stylize_batch.model.decoder import Decoder
+from stylize_batch.model.vgg import Encoder
+from stylize_batch.weights import read_model
+
+
+@pytest.fixture(scope="module")
+def data() -> bytes:
+    return container.builtin_bytes(container.DEFAULT)
+
+
+def test_a_model_survives_saving_and_loading_within_half_precision() -> None:
+    torch.manual_seed(0)
+    encoder, decoder = Encoder("vgg16"), Decoder("vgg16")
+    loaded = checkpoint.loads(checkpoint.dumps(encoder, decoder, {"name": "mine"}))
+    assert loaded.metadata == {"name": "mine", "architecture": "vgg16"}
+    for before, after in ((encoder, loaded.encoder), (decoder, loaded.decoder)):
+        for key, value in before.state_dict().items():
+            assert torch.equal(value.half().float(), after.state_dict()[key])
+
+
+def test_shipped_weights_are_small_enough_to_ship(data: bytes) -> None:
+    assert len(data) <= 14e6
+
+
+def test_shipped_model_tells_its_licence_and_recipe(data: bytes) -> None:
+    metadata = container.check_model(data)
+    assert metadata["architecture"] == "vgg16"
+    assert "CC BY 4.0" in metadata["encoder_licence"]
+    assert json.loads(metadata["recipe"])["stages"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "not a safetensors file"),
+        (lambda data: b"<html>not found</html>", "not a safetensors file"),
+        (lambda data: data[:-100], "cut short"),
+        (lambda data: data.replace(b'"architecture":"vgg16"', b'"architecture":"vgg99"'), "unknown"),
+        (lambda data: data.replace(b"decoder.", b"dekoder."), "no decoder"),
+    ],
+)
+def test_damaged_model_files_are_refused_in_one_line(data: bytes, damage, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        checkpoint.loads(damage(data))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_is_refused_and_the_known_ones_named() -> None:
+    with pytest.raises(UsageError, match="adain-vgg16"):
+        read_model("picasso")

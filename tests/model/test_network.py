@@ -1,0 +1,106 @@
+"""The whole network: sizes, batches, the losses it reports, and models whose encoder is not φ."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylize_batch.model import checkpoint, container
+from stylize_batch.model.adain import adain, statistics
+from stylize_batch.model.checkpoint import Checkpoint
+from stylize_batch.model.decoder import Decoder
+from stylize_batch.model.network import LOSS_WIDTH, Network
+from stylize_batch.model.vgg import Encoder
+from tests.model.test_vgg import picture
+
+
+@pytest.fixture(scope="module")
+def default() -> Checkpoint:
+    return checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+
+
+@pytest.fixture(scope="module")
+def network(default: Checkpoint) -> Network:
+    return Network(default)
+
+
+@pytest.fixture(scope="module")
+def other() -> Checkpoint:
+    """A VGG-19 model with random weights: its encoder is not φ."""
+    torch.manual_seed(1)
+    encoder, decoder = Encoder("vgg19"), Decoder("vgg19")
+    return checkpoint.loads(checkpoint.dumps(encoder, decoder, {"name": "random"}))
+
+
+def stylize(network: Network, images: Tensor, style: Tensor, alpha: float = 1.0, metrics: bool = True):
+    count = len(images)
+    content = network.encode_contents(images, metrics=metrics)
+    return network.stylize(content, network.encode_styles(style).expand(count, -1), torch.full((count,), alpha))
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 9), (16, 24), (31, 50), (65, 33)])
+def test_output_has_exactly_the_contents_size(network: Network, height: int, width: int) -> None:
+    images, _ = stylize(network, picture(height, width), picture(32, 32).flip(1))
+    assert images.shape == (1, 3, height, width)
+
+
+def test_output_is_clamped_to_the_range_of_images(network: Network) -> None:
+    images, _ = stylize(network, picture(), picture().flip(1))
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_alpha_zero_decodes_the_contents_own_features(network: Network, default: Checkpoint) -> None:
+    with torch.inference_mode():
+        expected = default.decoder(default.encoder(picture())).clamp(0, 1)
+    images, _ = stylize(network, picture(), picture().flip(1), alpha=0.0)
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_reported_losses_follow_their_definitions(network: Network, default: Checkpoint, alpha: float) -> None:
+    style = picture(40, 56).flip(1)
+    images, losses = stylize(network, picture(), style, alpha)
+    assert losses is not None
+    with torch.inference_mode():
+        phi = default.encoder
+        content, found, wanted = phi(picture()), phi.taps(images), phi.taps(style)
+        target = adain(statistics(content), statistics(wanted[-1]), alpha).apply(content)
+        style_loss = sum(
+            ((statistics(a).mean - statistics(b).mean) ** 2).mean()
+            + ((statistics(a).std - statistics(b).std) ** 2).mean()
+            for a, b in zip(found, wanted, strict=True)
+        )
+    assert losses.content_loss.item() == pytest.approx(((found[-1] - target) ** 2).mean().item(), rel=1e-3)
+    assert losses.content_distance.item() == pytest.approx(((found[-1] - content) ** 2).mean().item(), rel=1e-3)
+    assert losses.style_loss.item() == pytest.approx(float(style_loss), rel=1e-3)
+
+
+def test_another_encoder_is_measured_on_the_same_loss_network(other: Checkpoint, default: Checkpoint) -> None:
+    network = Network(other)
+    style = picture(32, 32).flip(1)
+    vector = network.encode_styles(style)
+    assert vector.shape == (1, LOSS_WIDTH + 2 * 512)
+    torch.testing.assert_close(vector[:, :LOSS_WIDTH], Network(default).encode_styles(style))
+    images, losses = stylize(network, picture(32, 32), style)
+    assert losses is not None
+    with torch.inference_mode():
+        expected = ((default.encoder(images) - default.encoder(picture(32, 32))) ** 2).mean()
+    assert losses.content_distance.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_another_encoders_own_statistics_drive_the_transfer(other: Checkpoint) -> None:
+    style = picture(32, 32).flip(1)
+    images, _ = stylize(Network(other), picture(32, 32), style)
+    with torch.inference_mode():
+        content = other.encoder(picture(32, 32))
+        target = adain(statistics(content), statistics(other.encoder(style))).apply(content)
+        expected = other.decoder(target).clamp(0, 1)
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_stays_near_full_precision(default: Checkpoint) -> None:
+    exact, _ = stylize(Network(default), picture(), picture().flip(1))
+    rough, _ = stylize(Network(default, precision="bf16"), picture().bfloat16(), picture().flip(1).bfloat16())
+    assert (exact - rough.float()).abs().mean() < 0.02
