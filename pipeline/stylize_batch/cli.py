@@ -79,7 +79,9 @@ def run(
     format: Annotated[str | None, typer.Option(help="jpeg, png or webp.")] = None,
     quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP; 95 by default.")] = None,
     no_metrics: Annotated[bool | None, typer.Option("--no-metrics", help="Do not measure losses.")] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Pairs per batch on a GPU, or auto; a CPU takes one at a time.")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Pairs per batch on a GPU, or auto; a CPU takes one at a time.")
+    ] = None,
     actors: Annotated[str | None, typer.Option(help="Workers, or auto.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,

@@ -256,7 +256,7 @@ def checked_key(key: str) -> str:
     """
     parts = PurePosixPath(key).parts
     hostile = (
-        not key
+        not parts
         or key.endswith("/")
         or key.startswith(("/", "~"))
         or "\\" in key

@@ -25,8 +25,8 @@ def test_identifier_never_changes() -> None:
 
 
 def test_identifier_follows_the_contract_with_every_column() -> None:
-    found = pair_id("ä\"\\.jpg", ["s", "t"], [1, 3], 0.1, True, ["m"])
-    assert found == by_the_contract("ä\"\\.jpg", ["s", "t"], [0.25, 0.75], 0.1, True, ["m"])
+    found = pair_id('ä"\\.jpg', ["s", "t"], [1, 3], 0.1, True, ["m"])
+    assert found == by_the_contract('ä"\\.jpg', ["s", "t"], [0.25, 0.75], 0.1, True, ["m"])
 
 
 def test_defaults_written_out_are_the_same_pair() -> None:
@@ -44,7 +44,9 @@ def test_alpha_is_the_same_stored_as_float32_or_float64(alpha: float) -> None:
     assert np.float32(float(shortest(alpha))) == np.float32(alpha)
 
 
-@given(st.lists(st.tuples(st.text(), st.lists(st.text(), min_size=1), st.floats(0, 1, width=32)), unique_by=str))
+@given(
+    st.lists(st.tuples(st.text(), st.lists(st.text(), min_size=1), st.floats(0, 1, width=32)), unique_by=str)
+)
 def test_different_pairs_have_different_identifiers(rows: list[tuple[str, list[str], float]]) -> None:
     distinct = {json.dumps([c, s, None if a == 1 else a]) for c, s, a in rows}
     assert len({pair_id(c, s, alpha=a) for c, s, a in rows}) == len(distinct)

@@ -20,7 +20,9 @@ from stylize_batch.storage import Root
 from tests.conftest import MakeManifest, Row
 
 
-def planned(manifest: Path, root: Path, shard_pairs: int = 4, limit: int | None = None) -> tuple[Plan, list[pa.Table]]:
+def planned(
+    manifest: Path, root: Path, shard_pairs: int = 4, limit: int | None = None
+) -> tuple[Plan, list[pa.Table]]:
     folder = root / "spill"
     folder.mkdir(parents=True)
     partition = check_and_partition(locate(str(manifest)), folder, "jpeg", limit)
@@ -55,7 +57,7 @@ def test_every_row_is_planned_once_and_contents_stay_together(
     manifest = folder / "m.parquet"
     pq.write_table(pa.table({"content": [c for c, _ in rows], "style": [s for _, s in rows]}), manifest)
     made, shards = planned(manifest, folder, shard_pairs)
-    found = [(c, s[0]) for table in shards for c, s in zip(table["content"].to_pylist(), table["style"].to_pylist())]
+    found = [(row["content"], row["style"][0]) for table in shards for row in table.to_pylist()]
     assert made.pairs == len(rows)
     assert sorted(found) == sorted(rows)
     for content, count in enumerate(per_content):
@@ -66,7 +68,9 @@ def test_every_row_is_planned_once_and_contents_stay_together(
         assert len(table) <= shard_pairs or (distinct == 1 and len(table) <= plan.OVERSIZE * shard_pairs)
 
 
-def test_planning_is_the_same_every_time(make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path) -> None:
+def test_planning_is_the_same_every_time(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
     manifest = make_manifest(pairs)
     first, second = planned(manifest, tmp_path / "a"), planned(manifest, tmp_path / "b")
     assert first[0] == second[0]
@@ -82,7 +86,9 @@ def test_distinct_styles_are_listed_once(make_manifest: MakeManifest, tmp_path: 
 def test_other_columns_are_carried_unchanged(make_manifest: MakeManifest, tmp_path: Path) -> None:
     rows = [{"content": "a", "style": ["s"], "label": 7, "split": "train", "box": [1.5, 2.5]}]
     _, (table,) = planned(make_manifest(rows), tmp_path / "x")
-    assert table.select(["label", "split", "box"]).to_pylist() == [{"label": 7, "split": "train", "box": [1.5, 2.5]}]
+    assert table.select(["label", "split", "box"]).to_pylist() == [
+        {"label": 7, "split": "train", "box": [1.5, 2.5]}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,8 +105,12 @@ def test_any_string_and_number_width_is_the_same_manifest(
     table = pa.table(
         {
             "content": pa.array(["a", "b"]).cast(content),
-            "style": pa.array(["s", "t"]).cast(style) if style == pa.string() else pa.array([["s"], ["t"]], style),
-            "alpha": pa.array(np.array([0, 1], np.float16)) if alpha == pa.float16() else pa.array([0, 1], alpha),
+            "style": pa.array(["s", "t"]).cast(style)
+            if style == pa.string()
+            else pa.array([["s"], ["t"]], style),
+            "alpha": pa.array(np.array([0, 1], np.float16))
+            if alpha == pa.float16()
+            else pa.array([0, 1], alpha),
         }
     )
     manifest = tmp_path / "m.parquet"
@@ -174,11 +184,14 @@ def test_identical_rows_are_refused(make_manifest: MakeManifest, tmp_path: Path)
     assert "rows 0 and 2 are identical" in refused(make_manifest(rows), tmp_path / "x")
 
 
-@pytest.mark.parametrize(("first", "second"), [("k", "k"), ("k", "k.jpg")])
+@pytest.mark.parametrize(("first", "second"), [("k", "k"), ("k", "k.jpg"), ("k", "./k")])
 def test_two_rows_with_one_output_key_are_refused(
     make_manifest: MakeManifest, tmp_path: Path, first: str, second: str
 ) -> None:
-    rows = [{"content": "a", "style": ["s"], "output": first}, {"content": "b", "style": ["s"], "output": second}]
+    rows = [
+        {"content": "a", "style": ["s"], "output": first},
+        {"content": "b", "style": ["s"], "output": second},
+    ]
     assert "the same output key 'k.jpg'" in refused(make_manifest(rows), tmp_path / "x")
 
 
@@ -190,8 +203,14 @@ def test_two_rows_with_one_output_key_are_refused(
         (pa.table({"content": [1], "style": ["s"]}), "column 'content' is int64, it must be string"),
         (pa.table({"content": ["c"], "style": [1.5]}), "column 'style' is double"),
         (pa.table({"content": ["c"], "style": ["s"], "alpha": ["high"]}), "column 'alpha' is string"),
-        (pa.table({"content": ["c"], "style": ["s"], "style_weights": [1.0]}), "column 'style_weights' is double"),
-        (pa.table({"content": ["c"], "style": ["s"], "status": ["x"]}), "column 'status', which the results use"),
+        (
+            pa.table({"content": ["c"], "style": ["s"], "style_weights": [1.0]}),
+            "column 'style_weights' is double",
+        ),
+        (
+            pa.table({"content": ["c"], "style": ["s"], "status": ["x"]}),
+            "column 'status', which the results use",
+        ),
         (pa.table({"content": pa.array([], pa.string()), "style": pa.array([], pa.string())}), "has no rows"),
     ],
 )

@@ -26,7 +26,9 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-3) -> No
 
 
 @given(seeds, seeds, sides, sides)
-def test_output_has_the_mean_and_deviation_of_the_style(content: int, style: int, height: int, width: int) -> None:
+def test_output_has_the_mean_and_deviation_of_the_style(
+    content: int, style: int, height: int, width: int
+) -> None:
     x, y = features(content, height, width), features(style, 7, 4)
     found = statistics(adain(statistics(x), statistics(y)).apply(x))
     expected = statistics(y)
@@ -80,7 +82,9 @@ def test_interpolated_statistics_equal_the_blend_of_single_styles(seed: int, wei
         adain(statistics(x), Statistics(styles.mean[k : k + 1], styles.std[k : k + 1])).apply(x)
         for k in range(len(weights))
     ]
-    expected = sum((share * single for share, single in zip(shares, singles, strict=True)), torch.zeros_like(x))
+    expected = sum(
+        (share * single for share, single in zip(shares, singles, strict=True)), torch.zeros_like(x)
+    )
     assert_close(adain(statistics(x), interpolate(styles, shares)).apply(x), expected)
 
 

@@ -36,7 +36,9 @@ def other() -> Checkpoint:
 def stylize(network: Network, images: Tensor, style: Tensor, alpha: float = 1.0, metrics: bool = True):
     count = len(images)
     content = network.encode_contents(images, metrics=metrics)
-    return network.stylize(content, network.encode_styles(style).expand(count, -1), torch.full((count,), alpha))
+    return network.stylize(
+        content, network.encode_styles(style).expand(count, -1), torch.full((count,), alpha)
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 9), (16, 24), (31, 50), (65, 33)])
@@ -59,7 +61,9 @@ def test_alpha_zero_decodes_the_contents_own_features(network: Network, default:
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_reported_losses_follow_their_definitions(network: Network, default: Checkpoint, alpha: float) -> None:
+def test_reported_losses_follow_their_definitions(
+    network: Network, default: Checkpoint, alpha: float
+) -> None:
     style = picture(40, 56).flip(1)
     images, losses = stylize(network, picture(), style, alpha)
     assert losses is not None
@@ -73,7 +77,9 @@ def test_reported_losses_follow_their_definitions(network: Network, default: Che
             for a, b in zip(found, wanted, strict=True)
         )
     assert losses.content_loss.item() == pytest.approx(((found[-1] - target) ** 2).mean().item(), rel=1e-3)
-    assert losses.content_distance.item() == pytest.approx(((found[-1] - content) ** 2).mean().item(), rel=1e-3)
+    assert losses.content_distance.item() == pytest.approx(
+        ((found[-1] - content) ** 2).mean().item(), rel=1e-3
+    )
     assert losses.style_loss.item() == pytest.approx(float(style_loss), rel=1e-3)
 
 

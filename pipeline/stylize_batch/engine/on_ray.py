@@ -8,6 +8,9 @@ pieces run alone, so that one poisonous image fails its own rows and no others.
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import threading
 import time
 import uuid
 from collections import deque
@@ -45,6 +48,7 @@ DEPTH = 2
 """Tasks an actor has in flight, so that it never waits for the driver."""
 
 PING_SECONDS = 1.0
+CONNECT_SECONDS = 10.0
 CORES_PER_ACTOR = 4
 OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -211,6 +215,7 @@ class RayEngine:
         Raises:
             UsageError: there is no cluster at the address.
         """
+        on_terminate = signal.getsignal(signal.SIGTERM)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             if address is None:
@@ -218,10 +223,13 @@ class RayEngine:
                 # `local`, because a plain init would join whatever cluster an old address file names.
                 ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
             else:
+                _refuse_silent_host(address)
                 ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"cannot reach a Ray cluster at {address or 'local'}: {reason}") from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # ray.init replaces it by one that prints a stack
         self._resources = cast("dict[str, float]", ray.cluster_resources())
         self._actors = actors
         self._slots: list[Slot] = []
@@ -281,8 +289,8 @@ class RayEngine:
         Raises:
             JobFailedError: systemic trouble.
         """
-        make: Any = ray.remote(function)
-        task = make.options(**self._options, max_retries=0, max_calls=1)
+        options = dict(self._options, max_retries=0, max_calls=1)
+        task: Any = cast("Any", ray.remote)(**options)(function)
         refs = [task.remote(self.settings, self._model, *piece) for piece in pieces]
         found: list[Any] = []
         for ref in refs:
@@ -431,6 +439,13 @@ class RayEngine:
 def _echo(settings: WorkerSettings, key: str) -> None:
     root = Root(settings.root, settings.run)
     root.put(key, root.read(f"{TEMPORARY}/{settings.run}/nonce"))
+
+
+def _refuse_silent_host(address: str) -> None:
+    """Raise OSError when nothing listens at an address, which Ray itself finds out only after minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -97,9 +97,8 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     container.check_model(model)
     root = Root(spec.resolved_output(), run=uuid.uuid4().hex[:12])
     source = locate(spec.manifest)
-    _prepare_root(root, spec)
+    record = _open_root(root, spec)
     manifest = fingerprint(source)
-    record = load_record(root)
     if record is not None:
         record.refuse_changes(spec, container.digest(model), manifest)
     if record is None or record.state == "planning":
@@ -187,22 +186,25 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     return summary
 
 
-def _prepare_root(root: Root, spec: JobSpec) -> None:
-    """Refuse a folder of someone else's, and erase our own if asked to.
+def _open_root(root: Root, spec: JobSpec) -> RunRecord | None:
+    """Refuse a folder of someone else's, erase our own if asked to, and return what it says of itself.
 
     Raises:
-        UsageError: the root holds something, and no run.json.
+        UsageError: the root holds something, and no run.json of ours, or it cannot be used.
     """
     try:
-        if not root.exists(records.KEY) and not root.empty():
+        record = load_record(root)
+        if record is None and not root.empty():
             raise UsageError(
                 f"{root.uri} is not empty and holds no {records.KEY}; choose another --output or empty it yourself"
             )
         if spec.overwrite:
             records.erase(root)
+            record = None
         root.clear_temporaries()
     except OSError as error:
         raise _unwritable(root, error) from None
+    return record
 
 
 def _plan(spec: JobSpec, root: Root, model_digest: str, manifest: str) -> RunRecord:

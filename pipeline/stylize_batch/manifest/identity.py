@@ -74,6 +74,7 @@ def output_key(key: str | None, content: str, style: str, identity: str, format:
     """
     if key is None:
         return f"{_stem(content)}-{_stem(style)}-{identity[:16]}{EXTENSIONS[format]}"
+    key = str(PurePosixPath(key))  # a//b and a/./b are a/b
     if PurePosixPath(key).suffix.lower() in FORMAT_OF_EXTENSION:
         return key
     return key + EXTENSIONS[format]

@@ -202,7 +202,7 @@ class Trainer:
         """Write the model, the optimizer's state and the log, each atomically; the state comes last."""
         recent = self._rows[-200:]
         means = {
-            key: f"{np.mean([getattr(row, key) for row in recent]):.5g}"
+            key: f"{np.nanmean([getattr(row, key) for row in recent]):.5g}"
             for key in ("content_loss", "style_loss")
             if recent and recent[-1].stage == "style"
         }

@@ -1,0 +1,130 @@
+"""The main job on real Ray: the same pictures, and nothing lost or doubled when something dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import stylize_batch
+from tests.conftest import MakeManifest, Row, read_results
+from tests.integration.conftest import MARK, processes
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    return errors
+
+
+def wait_for_parts(output: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(list((output / "results").glob("*.parquet"))) < count:
+        assert time.monotonic() < deadline, "no results appear"
+        time.sleep(0.05)
+
+
+def check_complete(output: Path, rows: int) -> list[Row]:
+    """Every pair once, every picture whole, nothing unfinished left."""
+    results = read_results(output)
+    assert len(results) == rows
+    assert len({row["pair_id"] for row in results}) == rows
+    for row in results:
+        if row["status"] == "ok":
+            with Image.open(row["output"]) as image:
+                image.load()
+                assert (image.height, image.width) == (row["height"], row["width"])
+    assert not (output / ".tmp").exists()
+    return results
+
+
+@pytest.fixture
+def manifest(make_manifest: MakeManifest, contents: list[str], styles: list[str]) -> Path:
+    return make_manifest([{"content": content, "style": [style]} for content in contents for style in styles])
+
+
+def test_ray_and_in_process_make_the_same_pictures(manifest: Path, tmp_path: Path, start: Start) -> None:
+    process = start(manifest, "-o", "ray", "--format", "png", "--style-size", 48, "--limit", 12, "--actors", 2)
+    errors = finish(process)
+    assert "[" not in errors, f"Ray is not quiet: {errors}"
+    stylize_batch.run(
+        str(manifest), output=str(tmp_path / "plain"), in_process=True, format="png", style_size=48, limit=12
+    )
+    ours = {row["pair_id"]: row for row in read_results(tmp_path / "plain")}
+    for row in check_complete(tmp_path / "ray", 12):
+        other = ours[row["pair_id"]]
+        assert Path(row["output"]).read_bytes() == Path(other["output"]).read_bytes()
+        assert row["style_loss"] == pytest.approx(other["style_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_ended_half_way_is_finished_by_repeating_it(
+    manifest: Path, tmp_path: Path, start: Start, how: signal.Signals
+) -> None:
+    arguments = (manifest, "-o", "out", "--size", 128, "--style-size", 48, "--shard-pairs", 5)
+    process = start(*arguments)
+    wait_for_parts(tmp_path / "out", 2)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    if how == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, errors
+        assert "repeat the command to go on" in errors
+        assert "Traceback" not in errors
+    done = len(list((tmp_path / "out" / "results").glob("*.parquet")))
+    assert 2 <= done < 6
+    again = start(*arguments, "--json")
+    out, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    assert json.loads(out)["skipped"] >= 10
+    check_complete(tmp_path / "out", 30)
+
+
+def test_images_that_kill_their_process_fail_their_own_rows_and_no_others(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path, start: Start
+) -> None:
+    rows = [{"content": content, "style": [style]} for content in contents for style in styles[:2]]
+    rows += [{"content": "poison://photo.jpg", "style": [style]} for style in styles[:2]]
+    rows += [{"content": contents[0], "style": ["poison://painting.jpg"]}]
+    process = start(make_manifest(rows), "-o", "out", "--style-size", 48, "--shard-pairs", 7)
+    errors = finish(process, status=3)
+    assert "failed: 3 × WorkerDied" in errors
+    for row in check_complete(tmp_path / "out", len(rows)):
+        poisoned = "poison" in row["content"] or "poison" in row["style"][0]
+        assert row["status"] == ("failed" if poisoned else "ok"), row
+
+
+def test_an_actor_that_is_killed_loses_nothing(
+    manifest: Path, tmp_path: Path, start: Start, marked_env: dict[str, str]
+) -> None:
+    process = start(manifest, "-o", "out", "--size", 128, "--style-size", 48, "--shard-pairs", 5)
+    wait_for_parts(tmp_path / "out", 1)
+    actors = [pid for pid, line in processes(marked_env[MARK]).items() if "ray::WorkerActor" in line]
+    assert actors
+    for pid in actors:
+        os.kill(pid, signal.SIGKILL)
+    finish(process)
+    assert all(row["status"] == "ok" for row in check_complete(tmp_path / "out", 30))
+
+
+def test_an_address_without_a_cluster_is_refused_in_one_line(manifest: Path, start: Start) -> None:
+    errors = finish(start(manifest, "--address", "127.0.0.1:1"), status=2)
+    assert "cannot reach a Ray cluster at 127.0.0.1:1" in errors
+
+
+def test_a_gpu_demanded_where_there_is_none_is_refused(manifest: Path, start: Start) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert "--device cuda: the cluster has no GPU" in finish(start(manifest, "--device", "cuda"), status=2)

@@ -1,0 +1,243 @@
+"""A run from start to end in this process: resume, retry, refusals, and other storage."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import stylize_batch
+from stylize_batch.errors import GaveUpError, UsageError
+from tests.conftest import MakeManifest, Row, read_results
+
+
+def run(manifest: Path | str, output: Path | str, **settings: Any) -> stylize_batch.RunSummary:
+    return stylize_batch.run(
+        str(manifest), output=str(output), in_process=True, **{"style_size": 48, **settings}
+    )
+
+
+@pytest.fixture
+def manifest(make_manifest: MakeManifest, pairs: list[Row]) -> Path:
+    return make_manifest([{**row, "label": index} for index, row in enumerate(pairs)])
+
+
+def test_every_row_is_in_the_results_once_with_its_picture_and_finite_losses(
+    manifest: Path, tmp_path: Path
+) -> None:
+    summary = run(manifest, tmp_path / "out")
+    results = read_results(tmp_path / "out")
+    assert sorted(row["label"] for row in results) == list(range(12))
+    assert len({row["pair_id"] for row in results}) == 12
+    for row in results:
+        assert row["status"] == "ok"
+        assert row["error"] is None
+        assert all(math.isfinite(row[key]) for key in ("content_loss", "style_loss", "content_distance"))
+        with Image.open(row["output"]) as image:
+            image.load()
+    assert (summary.pairs, summary.ok, summary.failed, summary.skipped) == (12, 12, 0, 0)
+    losses = [row["style_loss"] for row in results]
+    assert summary.mean_style_loss == pytest.approx(sum(losses) / 12, rel=1e-5)
+
+
+def test_the_output_root_holds_what_the_contract_lists_and_nothing_else(
+    manifest: Path, tmp_path: Path
+) -> None:
+    run(manifest, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "images", "plan", "report.html", "results", "run.json", "styles",
+    ]  # fmt: skip
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["state"] == "finished"
+    assert record["totals"]["ok"] == 12
+    assert record["chroma_subsampling"] == "4:4:4"
+    assert {"fetch", "decode", "encode", "stylize", "codec", "put"} <= record["totals"]["stages"].keys()
+
+
+def test_repeating_a_finished_run_does_nothing(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").rglob("*.jpg")}
+    summary = run(manifest, tmp_path / "out")
+    assert (summary.ok, summary.skipped, summary.images_per_second) == (12, 12, 0)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").rglob("*.jpg")} == before
+
+
+def test_a_run_continues_with_the_shards_that_have_no_results(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "out", shard_pairs=2)
+    parts = sorted((tmp_path / "out" / "results").iterdir())
+    for part in parts[::2]:
+        part.unlink()
+    summary = run(manifest, tmp_path / "out", shard_pairs=2)
+    assert summary.skipped == 2 * len(parts[1::2])
+    assert sorted(row["label"] for row in read_results(tmp_path / "out")) == list(range(12))
+
+
+def test_a_run_killed_while_planning_plans_again(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    record["state"] = "planning"
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    assert run(manifest, tmp_path / "out").ok == 12
+    assert len(read_results(tmp_path / "out")) == 12
+
+
+def test_results_of_another_run_do_not_count(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "a")
+    run(manifest, tmp_path / "b")
+    foreign = next((tmp_path / "a" / "results").iterdir())
+    (tmp_path / "b" / "results" / foreign.name).write_bytes(foreign.read_bytes())
+    summary = run(manifest, tmp_path / "b")
+    assert summary.skipped < 12
+    assert summary.ok == 12
+
+
+def test_styles_are_not_encoded_again(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "out")
+    parts = set((tmp_path / "out" / "styles").iterdir())
+    assert sum(pq.read_metadata(part).num_rows for part in parts) == 2
+    next((tmp_path / "out" / "results").iterdir()).unlink()
+    run(manifest, tmp_path / "out")
+    assert set((tmp_path / "out" / "styles").iterdir()) == parts
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"size": 64}, "size"),
+        ({"quality": 80}, "quality"),
+        ({"format": "png"}, "format"),
+        ({"metrics": False}, "metrics"),
+        ({"limit": 3}, "limit"),
+        ({"shard_pairs": 5}, "shard_pairs"),
+        ({"style_size": 64}, "style_size"),
+    ],
+)
+def test_a_setting_the_root_keeps_for_good_cannot_change(
+    manifest: Path, tmp_path: Path, change: dict[str, Any], name: str
+) -> None:
+    run(manifest, tmp_path / "out", shard_pairs=3)
+    with pytest.raises(UsageError, match=f"^{name} was "):
+        run(manifest, tmp_path / "out", **{"shard_pairs": 3, **change})
+
+
+def test_free_settings_may_change(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "out")
+    run(manifest, tmp_path / "out", max_failed="3", batch_size=2, retry_failed=True)
+
+
+def test_a_changed_manifest_is_refused(
+    manifest: Path, make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    run(manifest, tmp_path / "out")
+    make_manifest(pairs[:4])
+    with pytest.raises(UsageError, match="the manifest has changed"):
+        run(manifest, tmp_path / "out")
+
+
+def test_overwrite_starts_anew_and_deletes_only_its_own(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "out", format="png")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    summary = run(manifest, tmp_path / "out", overwrite=True)
+    assert summary.skipped == 0
+    assert not list((tmp_path / "out" / "images").rglob("*.png"))
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_someone_else_is_never_touched(manifest: Path, tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "home" / "images").mkdir(parents=True)
+    (tmp_path / "home" / "images" / "holiday.jpg").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        run(manifest, tmp_path / "home", overwrite=overwrite)
+    assert (tmp_path / "home" / "images" / "holiday.jpg").read_text() == "mine"
+
+
+def test_failed_rows_are_retried_when_asked(
+    make_manifest: MakeManifest, pairs: list[Row], contents: list[str], tmp_path: Path
+) -> None:
+    late = tmp_path / "late.jpg"
+    manifest = make_manifest([*pairs, {"content": str(late), "style": pairs[0]["style"]}])
+    assert run(manifest, tmp_path / "out").failed == 1
+    late.write_bytes(Path(contents[0]).read_bytes())
+    assert run(manifest, tmp_path / "out").failed == 1
+    summary = run(manifest, tmp_path / "out", retry_failed=True)
+    assert (summary.ok, summary.failed) == (13, 0)
+    assert summary.skipped + round(summary.images_per_second * summary.seconds) >= 12
+    assert len({row["pair_id"] for row in read_results(tmp_path / "out")}) == 13
+
+
+def test_too_many_failures_end_the_run_and_keep_what_is_done(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    rows = [{**row, "content": str(tmp_path / f"absent{index}.jpg")} for index, row in enumerate(pairs[:4])]
+    manifest = make_manifest([*pairs, *rows])
+    with pytest.raises(GaveUpError, match="NotFound"):
+        run(manifest, tmp_path / "out", max_failed="10%", shard_pairs=2)
+    summary = run(manifest, tmp_path / "out", max_failed="25%", shard_pairs=2)
+    assert (summary.ok, summary.failed) == (12, 4)
+
+
+def test_an_output_root_that_cannot_be_written_is_refused(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot write to the output root"):
+        run(manifest, tmp_path / "file" / "out")
+
+
+def test_relative_paths_start_from_the_manifest(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    for name, source in (("c.jpg", contents[0]), ("s.jpg", styles[0])):
+        (tmp_path / name).write_bytes(Path(source).read_bytes())
+    run(make_manifest([{"content": "c.jpg", "style": ["s.jpg"]}]), tmp_path / "out")
+    (row,) = read_results(tmp_path / "out")
+    assert (row["status"], row["content"], row["style"]) == ("ok", "c.jpg", ["s.jpg"])
+
+
+def test_everything_works_on_another_fsspec_storage(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    memory = fsspec.filesystem("memory")
+    base = f"/{tmp_path.name}"
+    memory.pipe_file(f"{base}/in/c.jpg", Path(contents[0]).read_bytes())
+    memory.pipe_file(f"{base}/in/s.jpg", Path(styles[0]).read_bytes())
+    rows = [{"content": "c.jpg", "style": ["s.jpg"]}]
+    memory.pipe_file(f"{base}/in/m.parquet", make_manifest(rows).read_bytes())
+    summary = run(f"memory:/{base}/in/m.parquet", f"memory:/{base}/out")
+    assert summary.ok == 1
+    with memory.open(f"{base}/out/results/part-000000.parquet") as file:
+        (row,) = pq.read_table(file).to_pylist()
+    with fsspec.open(row["output"]) as file:
+        Image.open(file).load()
+    assert run(f"memory:/{base}/in/m.parquet", f"memory:/{base}/out").skipped == 1
+
+
+def test_names_with_spaces_percent_and_unicode_are_just_names(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "a b%20c [x] ü#?"
+    folder.mkdir()
+    content, style = folder / "c*d.jpg", folder / "s t.jpg"
+    content.write_bytes(Path(contents[0]).read_bytes())
+    style.write_bytes(Path(styles[0]).read_bytes())
+    run(make_manifest([{"content": str(content), "style": [str(style)]}]), tmp_path / "out ü")
+    (row,) = read_results(tmp_path / "out ü")
+    assert row["status"] == "ok", row["error"]
+    assert Path(row["output"]).exists()
+    assert "a b%20c" not in row["output"]
+
+
+def test_report_shows_totals_pictures_and_failures_escaped(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    evil = str(tmp_path / "<script>alert(1)</script>.jpg")
+    run(make_manifest([pairs[0], {**pairs[1], "content": evil}]), tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3
+    assert "NotFound" in page
+    assert "<script" not in page

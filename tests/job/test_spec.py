@@ -1,0 +1,79 @@
+"""Settings of a run: ranges, files, and what the default output is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stylize_batch.errors import UsageError
+from stylize_batch.job.spec import make_spec
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "no manifest"),
+        ({"manifest": "m", "size": 4}, "--size"),
+        ({"manifest": "m", "quality": 0}, "--quality"),
+        ({"manifest": "m", "format": "gif"}, "--format"),
+        ({"manifest": "m", "device": "tpu"}, "--device"),
+        ({"manifest": "m", "actors": "many"}, "--actors"),
+        ({"manifest": "m", "max_failed": "some"}, "--max-failed"),
+        ({"manifest": "m", "size": 64, "crop": 65}, "larger than --size"),
+        ({"manifest": "m", "output": "memory://x"}, "add --in-process"),
+        ({"manifest": "m", "in_process": True, "address": "auto"}, "exclude each other"),
+        ({"manifest": "m", "sise": 3}, "unknown setting 'sise'"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line_that_names_them(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        make_spec(settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "output"),
+    [
+        ("data/pairs.parquet", "pairs-stylized"),
+        ("s3://bucket/nightly/", "nightly-stylized"),
+        ("parts/train-*.parquet", "train-stylized"),
+        ("*.parquet", "manifest-stylized"),
+    ],
+)
+def test_output_defaults_to_the_manifests_name_in_the_working_directory(manifest: str, output: str) -> None:
+    assert make_spec({"manifest": manifest}).resolved_output() == str(Path.cwd() / output)
+
+
+@pytest.mark.parametrize(
+    ("max_failed", "pairs", "allowed"),
+    [("100%", 7, 7), ("2%", 1000, 20), ("0.1%", 10_000_000, 10_000), ("3", 9, 3)],
+)
+def test_allowed_failures_are_a_number_or_a_share(max_failed: str, pairs: int, allowed: int) -> None:
+    assert make_spec({"manifest": "m", "max_failed": max_failed}).allowed_failures(pairs) == allowed
+
+
+def test_flags_win_over_the_job_file(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("manifest: m.parquet\nsize: 256\nstyle-size: 384\nbatch_size: auto\n")
+    spec = make_spec({"size": 128}, str(job))
+    assert (spec.manifest, spec.size, spec.style_size, spec.batch_size) == ("m.parquet", 128, 384, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n- b\n", "lines"), ("a: [", "not YAML"), (None, "cannot read")]
+)
+def test_a_bad_job_file_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    job = tmp_path / "job.yaml"
+    if text is not None:
+        job.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        make_spec({"manifest": "m"}, str(job))
+
+
+def test_every_job_file_of_the_repository_is_valid() -> None:
+    for job in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml")):
+        make_spec({"manifest": "m"}, str(job))

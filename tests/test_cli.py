@@ -1,0 +1,113 @@
+"""The command line: exit statuses, the JSON object, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli, MakeManifest, Row
+
+FAST = ("--in-process", "--style-size", "48")
+
+
+@pytest.fixture
+def manifest(make_manifest: MakeManifest, pairs: list[Row]) -> Path:
+    return make_manifest(pairs[:3])
+
+
+def test_json_prints_the_contracts_object_and_nothing_else_on_stdout(manifest: Path, cli: Cli) -> None:
+    done = cli("run", manifest, *FAST, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert set(summary) == {
+        "pairs", "ok", "failed", "skipped", "seconds", "images_per_second", "output",
+        "mean_content_loss", "mean_style_loss",
+    }  # fmt: skip
+    assert (summary["pairs"], summary["ok"], summary["failed"], summary["skipped"]) == (3, 3, 0, 0)
+    assert summary["images_per_second"] == pytest.approx(3 / summary["seconds"], rel=0.01)
+    assert Path(summary["output"]).name == "pairs-stylized"
+
+
+def test_a_run_says_where_everything_is(manifest: Path, cli: Cli, tmp_path: Path) -> None:
+    done = cli("run", manifest, *FAST, "-o", "out")
+    assert done.stdout == ""
+    for line in ("pictures", "results", "contact sheet"):
+        assert line in done.stderr
+    assert str(tmp_path / "out" / "report.html") in done.stderr
+
+
+def test_failed_rows_exit_3_and_are_summed_up_by_kind(
+    make_manifest: MakeManifest, pairs: list[Row], cli: Cli
+) -> None:
+    done = cli("run", make_manifest([pairs[0], {**pairs[0], "content": "absent.jpg"}]), *FAST)
+    assert done.returncode == 3
+    assert "failed: 1 × NotFound" in done.stderr
+
+
+def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Row], cli: Cli) -> None:
+    done = cli("run", make_manifest([{**pairs[0], "content": "absent.jpg"}]), *FAST, "--max-failed", "0")
+    assert done.returncode == 4
+    assert "gave up: 1 rows failed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "absent.parquet"), "there is no manifest absent.parquet"),
+        (("run",), "no manifest"),
+        (("run", "{manifest}", "--model", "picasso"), "unknown model 'picasso'"),
+        (("run", "{manifest}", "--model", "{manifest}"), "not a safetensors file"),
+        (("run", "{manifest}", "--size", "3"), "--size"),
+        (("run", "{manifest}", "--format", "gif"), "--format"),
+        (("run", "{manifest}", "--job", "absent.yaml"), "cannot read the job file"),
+        (("run", "{manifest}", "-o", "{manifest}/out"), "cannot write to the output root"),
+        (("run", "{manifest}", "-o", "nosuch://bucket/out"), "nosuch"),
+        (("run", "{manifest}", "-o", "memory://out"), "--in-process"),
+        (("run", "{manifest}", "--device", "cuda", "--in-process"), "no usable GPU"),
+        (("run", "{manifest}", "--colour", "blue"), "No such option"),
+        (("train", "absent.yaml"), "cannot read the recipe"),
+        (("model", "show", "picasso"), "unknown model"),
+    ],
+)
+def test_mistakes_exit_2_with_one_line_and_no_traceback(
+    manifest: Path, cli: Cli, arguments: tuple[str, ...], message: str
+) -> None:
+    done = cli(*(argument.format(manifest=manifest) for argument in arguments))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(("error: ", "Usage: "))
+    if done.stderr.startswith("error: "):
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_bad_row_is_named_and_nothing_is_started(
+    make_manifest: MakeManifest, pairs: list[Row], cli: Cli, tmp_path: Path
+) -> None:
+    done = cli("run", make_manifest([pairs[0], {**pairs[1], "alpha": 7.0}]), "-o", "out")
+    assert done.returncode == 2
+    assert "row 1: alpha is 7" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_show_tells_what_the_shipped_model_is(cli: Cli) -> None:
+    done = cli("model", "show")
+    assert done.returncode == 0
+    for key in ("architecture: vgg16", "encoder_licence: ", "recipe: ", "digest: "):
+        assert key in done.stdout
+
+
+def test_importing_the_package_loads_neither_torch_nor_ray() -> None:
+    program = "import stylize_batch, sys; print([m for m in ('torch', 'ray', 'pyarrow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_driver_of_a_ray_job_needs_no_torch() -> None:
+    program = "import stylize_batch.job.run, stylize_batch.engine.on_ray, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

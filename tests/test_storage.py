@@ -1,0 +1,121 @@
+"""Storage: whole objects or none, keys that stay under the root, errors that name their kind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stylize_batch.errors import RowError, UsageError
+from stylize_batch.storage import Root, absolute, checked_key, fingerprint, list_files, read_bytes
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+    return Root(str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path.name}/out")
+
+
+def test_what_is_put_can_be_read_listed_and_deleted(root: Root) -> None:
+    root.put("a/b c%20ü.bin", b"1")
+    root.put("a/b c%20ü.bin", b"22")
+    root.put("run.json", b"{}")
+    assert root.read("a/b c%20ü.bin") == b"22"
+    assert root.exists("a/b c%20ü.bin")
+    assert not root.exists("a")
+    assert root.list("a") == ["a/b c%20ü.bin"]
+    assert root.list("absent") == []
+    root.delete(["a/b c%20ü.bin"])
+    assert root.list("a") == []
+
+
+def test_the_address_of_an_object_opens_as_it_stands(root: Root) -> None:
+    root.put("images/x.bin", b"data")
+    assert read_bytes(root.uri_of("images/x.bin")) == b"data"
+
+
+def test_an_empty_root_is_empty_until_something_is_put(root: Root) -> None:
+    assert root.empty()
+    root.put("deep/er/x", b"")
+    assert not root.empty()
+
+
+def test_a_local_put_leaves_no_temporary_file(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    root.put("x/y", b"1")
+    root.clear_temporaries()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "x" / "y"]
+
+
+def test_stale_temporaries_of_killed_runs_are_cleared(tmp_path: Path) -> None:
+    stale = tmp_path / ".tmp" / "run-dead" / "half"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    Root(str(tmp_path)).clear_temporaries()
+    assert not (tmp_path / ".tmp").exists()
+
+
+@given(st.text(max_size=30))
+def test_keys_never_leave_the_root(key: str) -> None:
+    try:
+        checked = checked_key(key)
+    except UsageError:
+        return
+    root = PurePosixPath("/root/images")
+    resolved = PurePosixPath(os.path.normpath(root / checked))
+    assert resolved != root
+    assert root in resolved.parents
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/x", "../x", "a/../../x", "~/x", "s3://b/x", "a\\b", "a\x00b", "a/", ".", "./"]
+)
+def test_hostile_keys_are_refused(key: str) -> None:
+    with pytest.raises(UsageError, match="would leave the output root"):
+        checked_key(key)
+
+
+def test_errors_of_reading_name_their_kind(tmp_path: Path) -> None:
+    for uri, kind in (
+        (str(tmp_path / "absent"), "NotFound"),
+        (str(tmp_path), "NotFound"),
+        ("nosuch://bucket/key", "NotFound"),
+    ):
+        with pytest.raises(RowError) as caught:
+            read_bytes(uri)
+        assert caught.value.kind == kind
+        assert uri in str(caught.value)
+
+
+def test_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"1")
+    first = fingerprint(str(path))
+    assert fingerprint(str(path)) == first
+    path.write_bytes(b"22")
+    assert fingerprint(str(path)) != first
+
+
+def test_folders_are_listed_recursively_and_sorted(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a/c.PNG", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [file.uri for file in list_files(str(tmp_path), (".jpg", ".png"))]
+    assert found == [str(tmp_path / "a/c.PNG"), str(tmp_path / "b.jpg")]
+    assert list_files(str(tmp_path / "absent")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "base", "expected"),
+    [
+        ("x.jpg", "/data", "/data/x.jpg"),
+        ("../x.jpg", "/data/in", "/data/x.jpg"),
+        ("/abs/x.jpg", "/data", "/abs/x.jpg"),
+        ("x.jpg", "s3://bucket/in", "s3://bucket/in/x.jpg"),
+        ("s3://other/x.jpg", "/data", "s3://other/x.jpg"),
+    ],
+)
+def test_relative_paths_start_from_the_manifests_folder(path: str, base: str, expected: str) -> None:
+    assert absolute(path, base) == expected
