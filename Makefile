@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint format clean
 
 demo: $(VENV)/installed
-	$(BIN)/stylize-batch run manifests/sample.parquet --size 256
+	$(BIN)/stylize-batch run manifests/sample.parquet
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

@@ -55,7 +55,9 @@ def manifest(make_manifest: MakeManifest, contents: list[str], styles: list[str]
 
 
 def test_ray_and_in_process_make_the_same_pictures(manifest: Path, tmp_path: Path, start: Start) -> None:
-    process = start(manifest, "-o", "ray", "--format", "png", "--style-size", 48, "--limit", 12, "--actors", 2)
+    process = start(
+        manifest, "-o", "ray", "--format", "png", "--style-size", 48, "--limit", 12, "--actors", 2
+    )
     errors = finish(process)
     assert "[" not in errors, f"Ray is not quiet: {errors}"
     stylize_batch.run(

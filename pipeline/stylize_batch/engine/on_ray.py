@@ -231,6 +231,7 @@ class RayEngine:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init replaces it by one that prints a stack
         self._resources = cast("dict[str, float]", ray.cluster_resources())
+        self._address = address
         self._actors = actors
         self._slots: list[Slot] = []
         self._options: dict[str, Any] = {}
@@ -250,13 +251,16 @@ class RayEngine:
         """
         gpus, cpus = self._resources.get("GPU", 0.0), self._resources.get("CPU", 1.0)
         if settings.device == "cuda":
-            if not gpus:
-                raise UsageError("--device cuda: the cluster has no GPU; use --device cpu or add GPU nodes")
+            autoscaling = self._address is not None and self._actors is not None
+            if not gpus and not autoscaling:
+                raise UsageError(
+                    "--device cuda: the cluster has no GPU; use --device cpu, or --actors N if it adds GPU nodes"
+                )
             count = self._actors or int(gpus)
-            self._options = {"num_gpus": min(1.0, gpus / count), "num_cpus": 0}
+            self._options = {"num_gpus": min(1.0, gpus / count) if gpus else 1.0, "num_cpus": 0}
         else:
             count = self._actors or max(1, int(cpus // CORES_PER_ACTOR))
-            smallest = min(node["Resources"].get("CPU", 1.0) for node in _nodes())
+            smallest = min((size for node in _nodes() if (size := node["Resources"].get("CPU"))), default=1.0)
             cores = max(1, int(min(cpus // count, smallest)))
             self._options = {"num_cpus": cores if count <= cpus else cpus / count, "num_gpus": 0}
             settings = replace(settings, threads=cores)

@@ -145,8 +145,12 @@ class Trainer:
                 loss = self._reconstruction(torch.cat([contents[half:], styles[:half]]))
                 content = style = torch.tensor(math.nan)
             else:
-                content, style = self._style_transfer(contents, styles)
+                same = stage.identity_pairs
+                styles[:same] = contents[:same]
+                images, content, style = self._style_transfer(contents, styles)
                 loss = content + stage.style_weight * style
+                if same:
+                    loss = loss + stage.identity_weight * F.mse_loss(images[:same].float(), contents[:same])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), MAX_GRADIENT_NORM)
@@ -165,14 +169,15 @@ class Trainer:
             features = self.encoder(images)
         return F.mse_loss(self.decoder(features).float(), images)
 
-    def _style_transfer(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
-        """Return L_c (Eq. 12) and L_s (Eq. 13), each the mean over the batch."""
+    def _style_transfer(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the pictures, and L_c (Eq. 12) and L_s (Eq. 13), each the mean over the batch."""
         with torch.no_grad():
             features = self.encoder(contents)
             targets = [statistics(tap) for tap in self.encoder.taps(styles)]
             target = adain(statistics(features), targets[-1]).apply(features.float())
-        taps = self.encoder.taps(self.decoder(target))
-        return feature_distance(taps[-1], target).mean(), style_loss(taps, targets).mean()
+        images = self.decoder(target)
+        taps = self.encoder.taps(images)
+        return images, feature_distance(taps[-1], target).mean(), style_loss(taps, targets).mean()
 
     @torch.no_grad()
     def write_samples(self) -> None:

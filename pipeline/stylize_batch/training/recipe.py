@@ -16,7 +16,8 @@ class Stage(BaseModel):
     """Some iterations with one loss at one resolution.
 
     `reconstruction` learns g(f(x)) ≈ x by pixel MSE: cheap, and what teaches colour.
-    `style` is the paper's objective L_c + λ·L_s (Eq. 11).
+    `style` is the paper's objective L_c + λ·L_s (Eq. 11). Identity pairs are not in the paper: AdaIN(x, x) = x,
+    so they keep teaching the decoder what a photograph looks like, which α < 1 shows.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,6 +29,10 @@ class Stage(BaseModel):
     learning_rate: float = Field(1e-4, gt=0)
     decay: float = Field(5e-5, ge=0, description="lr / (1 + decay · iteration of the stage)")
     style_weight: float = Field(10.0, ge=0, description="λ of Eq. 11")
+    identity_pairs: int = Field(
+        0, ge=0, description="pairs per batch whose style is the content itself, compared by pixels too"
+    )
+    identity_weight: float = Field(100.0, ge=0, description="of the pixel MSE of identity pairs")
 
 
 class Recipe(BaseModel):
