@@ -75,7 +75,10 @@ def main() -> None:
     print(f"{len(contents)} contents × {len(styles)} styles, shorter side {size}, {REPEATS} repetitions\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = {"content": [str(content) for content, _ in pairs], "style": [str(style) for _, style in pairs]}
+        rows = {
+            "content": [str(content) for content, _ in pairs],
+            "style": [str(style) for _, style in pairs],
+        }
         # The same pairs several times, as rows of their own, so that start-up does not drown the rate.
         repeated = {key: values * REPEATS for key, values in rows.items()}
         repeated["alpha"] = [1 - 0.01 * index for index in range(REPEATS) for _ in pairs]

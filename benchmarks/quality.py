@@ -39,7 +39,9 @@ class Quality(NamedTuple):
 def images(network: Network, folder: str) -> dict[str, torch.Tensor]:
     """Load the centre crops of a sample folder, [1, 3, 256, 256] each."""
     return {
-        path.stem: network.upload(torch.from_numpy(np.array(decode(path.read_bytes(), size=SIZE, crop=SIZE)))[None])
+        path.stem: network.upload(
+            torch.from_numpy(np.array(decode(path.read_bytes(), size=SIZE, crop=SIZE)))[None]
+        )
         for path in sorted((SAMPLE / folder).glob("*.jpg"))
     }
 
@@ -82,10 +84,14 @@ def main() -> None:
             f"| {ratio:.2f} | {pair.content_distance:.2f} |"
         )
     ratios = [math.log(pair.style_loss / pair.unstylized_style_loss) for pair in pairs]
-    print(f"\nstyle loss ÷ that of the unstylized content, geometric mean of {len(pairs)} pairs: "
-          f"{math.exp(sum(ratios) / len(ratios)):.3f} (worst {math.exp(max(ratios)):.3f})")
-    print(f"mean style loss {np.mean([p.style_loss for p in pairs]):.2f}, "
-          f"mean content distance {np.mean([p.content_distance for p in pairs]):.2f}")
+    print(
+        f"\nstyle loss ÷ that of the unstylized content, geometric mean of {len(pairs)} pairs: "
+        f"{math.exp(sum(ratios) / len(ratios)):.3f} (worst {math.exp(max(ratios)):.3f})"
+    )
+    print(
+        f"mean style loss {np.mean([p.style_loss for p in pairs]):.2f}, "
+        f"mean content distance {np.mean([p.content_distance for p in pairs]):.2f}"
+    )
     print("PSNR at α = 0: " + ", ".join(f"{name} {value:.1f} dB" for name, value in fidelity.items()))
 
 

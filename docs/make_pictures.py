@@ -1,6 +1,6 @@
 """Lay out the README's pictures from what `make demo` made.
 
-    make demo && .venv/bin/python docs/make_pictures.py
+make demo && .venv/bin/python docs/make_pictures.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def load(path: str | Path) -> Array:
 def main() -> None:
     """Write docs/sample.jpg (contents × styles) and docs/controls.jpg (α, and a blend of two styles)."""
     rows = pq.read_table(REPOSITORY / "sample-stylized" / "results").to_pylist()
-    plain = {(row["content"], row["style"][0]): row for row in rows if len(row["style"]) == 1 and row["alpha"] == 1}
+    plain = {
+        (row["content"], row["style"][0]): row for row in rows if len(row["style"]) == 1 and row["alpha"] == 1
+    }
     contents = sorted({content for content, _ in plain})
     styles = sorted({style for _, style in plain})
     grid: list[list[Array | None]] = [[None, *(load(style) for style in styles)]]

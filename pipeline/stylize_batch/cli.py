@@ -141,6 +141,8 @@ def train(
     output: Annotated[
         str, typer.Option("--output", "-o", help="Folder or URI for the model, checkpoint, log and samples.")
     ] = "training-runs/latest",
+    contents: Annotated[str, typer.Option(help="Folder or URI of photographs; wins over the recipe's.")] = "",
+    styles: Annotated[str, typer.Option(help="Folder or URI of style images; wins over the recipe's.")] = "",
     minutes: Annotated[
         float | None, typer.Option(help="Stop after so many minutes; repeat to go on.")
     ] = None,
@@ -155,7 +157,8 @@ def train(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    trainer = Trainer(load_recipe(recipe), output, device)
+    given = {key: value for key, value in (("contents", contents), ("styles", styles)) if value}
+    trainer = Trainer(load_recipe(recipe, **given), output, device)
     for image in trainer.skipped:
         _say(f"skipped, not decodable: {image}")
     _say(

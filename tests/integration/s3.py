@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class S3Server(NamedTuple):
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[S3Server]:
+def s3_server(folder: Path) -> Generator[S3Server]:
     """Start a server that keeps its data in a folder, with an identity that may write and one that may read."""
     for attempt in range(3):
         names = (
@@ -52,7 +52,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
             "admin",
             "admin.grpc",
         )
-        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports: dict[str, int] = dict(zip(names, free_ports(len(names)), strict=True))
         process = start(folder / str(attempt), ports)
         try:
             if ready(process, ports):

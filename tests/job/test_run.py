@@ -212,7 +212,7 @@ def test_everything_works_on_another_fsspec_storage(
     assert summary.ok == 1
     with memory.open(f"{base}/out/results/part-000000.parquet") as file:
         (row,) = pq.read_table(file).to_pylist()
-    with fsspec.open(row["output"]) as file:
+    with memory.open(row["output"]) as file:
         Image.open(file).load()
     assert run(f"memory:/{base}/in/m.parquet", f"memory:/{base}/out").skipped == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -50,7 +51,9 @@ def test_shipped_model_tells_its_licence_and_recipe(data: bytes) -> None:
         (lambda data: data.replace(b"decoder.", b"dekoder."), "no decoder"),
     ],
 )
-def test_damaged_model_files_are_refused_in_one_line(data: bytes, damage, message: str) -> None:
+def test_damaged_model_files_are_refused_in_one_line(
+    data: bytes, damage: Callable[[bytes], bytes], message: str
+) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         checkpoint.loads(damage(data))
     assert "\n" not in str(caught.value)

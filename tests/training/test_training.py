@@ -38,13 +38,13 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(pictures: Path, encoder: Path) -> Recipe:
+def recipe(pictures: Path) -> Recipe:
     stage = {"crop": 32, "batch": 2, "learning_rate": 1e-3}
     return Recipe.model_validate(
         {
             "name": "tiny",
             "architecture": "vgg16",
-            "encoder": str(encoder),
+            "encoder": container.DEFAULT,
             "contents": str(pictures / "content"),
             "styles": str(pictures / "style"),
             "holdout": ["cat.jpg", "tapa-cloth.jpg"],
@@ -103,6 +103,37 @@ def test_sample_grids_are_pictures(recipe: Recipe, tmp_path: Path) -> None:
         image.load()
 
 
+def test_an_encoder_keyed_as_torchvisions_trains_the_same_network(
+    recipe: Recipe, encoder: Path, tmp_path: Path
+) -> None:
+    keyed = recipe.model_copy(update={"encoder": str(encoder)})
+    ours, theirs = train(recipe, tmp_path / "a"), train(keyed, tmp_path / "b")
+    assert [step.loss for step in ours] == [step.loss for step in theirs]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "vgg19"}, "is a vgg16, not a vgg19"),
+        ({"encoder": "absent"}, "unknown model 'absent'"),
+    ],
+)
+def test_a_wrong_encoder_is_refused(
+    recipe: Recipe, tmp_path: Path, change: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        Trainer(recipe.model_copy(update=change), str(tmp_path))
+
+
+def test_identity_pairs_teach_the_photograph_itself(recipe: Recipe, tmp_path: Path) -> None:
+    stage = recipe.stages[1].model_copy(update={"identity_pairs": 1})
+    plain = train(recipe.model_copy(update={"stages": [recipe.stages[1]]}), tmp_path / "plain")[0]
+    with_identity = train(recipe.model_copy(update={"stages": [stage]}), tmp_path / "identity")[0]
+    expected = with_identity.content_loss + stage.style_weight * with_identity.style_loss
+    assert plain.loss == pytest.approx(plain.content_loss + stage.style_weight * plain.style_loss, rel=1e-5)
+    assert with_identity.loss > expected + 0.1
+
+
 def test_reconstruction_learns(recipe: Recipe, tmp_path: Path) -> None:
     stage = recipe.stages[0].model_copy(update={"iterations": 40})
     steps = train(recipe.model_copy(update={"stages": [stage]}), tmp_path)
@@ -143,6 +174,8 @@ def test_images_that_cannot_be_decoded_are_named(pictures: Path, tmp_path: Path)
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no training images"):
         ImagePool(str(tmp_path / "absent"), "__")
+    with pytest.raises(UsageError, match="--contents and --styles"):
+        ImagePool("", "__")
 
 
 @pytest.mark.parametrize(

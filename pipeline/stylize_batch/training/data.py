@@ -28,6 +28,8 @@ class ImagePool:
         Raises:
             UsageError: there is none that can be decoded.
         """
+        if not folder:
+            raise UsageError("name the training images: --contents and --styles, or in the recipe")
         files = [file.uri for file in list_files(folder, SUFFIXES)]
         names = {uri: uri.rsplit("/", 1)[-1] for uri in files}
         with ThreadPoolExecutor() as threads:

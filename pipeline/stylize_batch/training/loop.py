@@ -25,9 +25,10 @@ from stylize_batch.model.adain import adain, statistics
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.losses import feature_distance, style_loss
 from stylize_batch.model.vgg import Encoder, load_torchvision_features
-from stylize_batch.storage import Root, read_bytes
+from stylize_batch.storage import Root
 from stylize_batch.training.data import ImagePool, to_array, to_tensor
 from stylize_batch.training.recipe import Recipe, Stage
+from stylize_batch.weights import read_model
 
 MODEL, STATE, LOG = "model.safetensors", "state.safetensors", "training.csv"
 MAX_GRADIENT_NORM = 10.0
@@ -214,7 +215,7 @@ class Trainer:
         metadata = {
             "name": self.recipe.name,
             "encoder_licence": self.recipe.encoder_licence,
-            "recipe": self.recipe.model_dump_json(),
+            "recipe": self.recipe.model_dump_json(exclude={"contents", "styles", "encoder"}),
             "iterations": str(self.iteration),
             **{f"training_{key}": value for key, value in means.items()},
         }
@@ -270,20 +271,27 @@ class Trainer:
 
 
 def _fingerprint(recipe: Recipe) -> str:
-    """Digest of what decides the network so far; how long later stages last may still change."""
-    settings = recipe.model_dump(
-        exclude={"checkpoint_minutes", "sample_every", "contents", "styles", "encoder"}
-    )
-    settings["stages"] = [stage["loss"] for stage in settings["stages"]]
+    """Digest of what decides the network. How long stages last may still change, and where the images lie."""
+    free = {"checkpoint_minutes", "sample_every", "contents", "styles", "encoder"}
+    settings = recipe.model_dump(exclude=free)
+    for stage in settings["stages"]:
+        del stage["iterations"]
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _load_encoder(recipe: Recipe) -> Encoder:
+    data = read_model(recipe.encoder)
+    if "architecture" in container.read_metadata(data) and "encoder.conv1_1.weight" in container.read_header(
+        data
+    ):
+        encoder = checkpoint.loads(data).encoder
+        if encoder.architecture != recipe.architecture:
+            raise UsageError(
+                f"the encoder of {recipe.encoder} is a {encoder.architecture}, not a {recipe.architecture}"
+            )
+        return encoder
     try:
-        state = safetensors.torch.load(read_bytes(recipe.encoder))
-        encoder = load_torchvision_features(recipe.architecture, state)
-    except safetensors.SafetensorError as error:
-        raise UsageError(f"the encoder {recipe.encoder} is not a safetensors file: {error}") from None
+        encoder = load_torchvision_features(recipe.architecture, safetensors.torch.load(data))
     except KeyError as error:
         raise UsageError(f"the encoder {recipe.encoder} has no {error} of a {recipe.architecture}") from None
     encoder.requires_grad_(False)

@@ -42,10 +42,12 @@ class Recipe(BaseModel):
 
     name: str
     architecture: Architecture
-    encoder: str = Field(description="safetensors with the encoder, keyed as torchvision's features")
+    encoder: str = Field(
+        description="a model, whose encoder is taken, or safetensors keyed as torchvision's features"
+    )
     encoder_licence: str = ""
-    contents: str = Field(description="folder or URI with content photographs")
-    styles: str = Field(description="folder or URI with style images")
+    contents: str = Field("", description="folder or URI with content photographs")
+    styles: str = Field("", description="folder or URI with style images")
     holdout: list[str] = Field([], description="file names never trained on; the sample grid shows them")
     group_separator: str = Field(
         "__", description="styles are drawn by group first: the file name up to this, or else the folder"
@@ -63,14 +65,15 @@ class Recipe(BaseModel):
     sample_every: int = Field(500, gt=0, description="iterations between two sample grids")
 
 
-def load_recipe(path: str) -> Recipe:
-    """Read a recipe.
+def load_recipe(path: str, **given: str) -> Recipe:
+    """Read a recipe; settings given beside it win.
 
     Raises:
         UsageError: the file is missing or says something a recipe cannot say.
     """
     try:
-        return Recipe.model_validate(yaml.safe_load(Path(path).read_text()))
+        settings = yaml.safe_load(Path(path).read_text())
+        return Recipe.model_validate({**settings, **given} if isinstance(settings, dict) else settings)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
