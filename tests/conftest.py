@@ -12,7 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# Machines are noisy: no test is timed. Examples are the same in every run, so that a failure can be repeated.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
 

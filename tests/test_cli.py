@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import Cli, MakeManifest, Row
 
-FAST = ("--in-process", "--style-size", "48")
+FAST = ("--in-process", "--device", "cpu", "--style-size", "48")
 
 
 @pytest.fixture
@@ -67,7 +68,6 @@ def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Ro
         (("run", "{manifest}", "-o", "{manifest}/out"), "cannot write to the output root"),
         (("run", "{manifest}", "-o", "nosuch://bucket/out"), "nosuch"),
         (("run", "{manifest}", "-o", "memory://out"), "--in-process"),
-        (("run", "{manifest}", "--device", "cuda", "--in-process"), "no usable GPU"),
         (("run", "{manifest}", "--colour", "blue"), "No such option"),
         (("train", "absent.yaml"), "cannot read the recipe"),
         (("model", "show", "picasso"), "unknown model"),
@@ -83,6 +83,32 @@ def test_mistakes_exit_2_with_one_line_and_no_traceback(
     assert done.stderr.startswith(("error: ", "Usage: "))
     if done.stderr.startswith("error: "):
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_demanded_where_there_is_none_is_refused(manifest: Path, cli: Cli) -> None:
+    done = cli("run", manifest, "--device", "cuda", "--in-process")
+    assert done.returncode == 2
+    assert "no usable GPU" in done.stderr
+
+
+def test_storage_without_credentials_is_refused_in_one_line(manifest: Path, cli: Cli, tmp_path: Path) -> None:
+    nobody = {
+        "HOME": str(tmp_path),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_PROFILE": "",
+        "AWS_ACCESS_KEY_ID": "",
+    }
+    done = cli("run", manifest, "-o", "s3://bucket/out", "--in-process", env=nobody)
+    assert done.returncode == 2, done.stderr
+    assert "cannot write to the output root" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_escape_sequences_of_names_do_not_reach_the_terminal(cli: Cli) -> None:
+    done = cli("run", "\x1b[31mred.parquet")
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr
 
 
 def test_a_bad_row_is_named_and_nothing_is_started(

@@ -53,6 +53,21 @@ def test_impossible_weights_are_refused(stylizer: Stylizer, weights: list[float]
         stylizer(picture, [picture, picture], weights=weights)
 
 
+def test_the_result_is_an_ordinary_tensor_that_training_may_use(stylizer: Stylizer) -> None:
+    found = stylizer(torch.rand(3, 24, 24), torch.rand(3, 24, 24))
+    weight = torch.ones(1, requires_grad=True)
+    (found * weight).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    "picture", [torch.zeros(3, 16, 16, dtype=torch.uint8), torch.zeros(16, 16, 3), torch.zeros(1, 1, 16, 16)]
+)
+def test_tensors_that_are_no_pictures_are_refused(stylizer: Stylizer, picture: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match="floating-point tensors"):
+        stylizer(picture, torch.rand(3, 16, 16))
+
+
 def test_impossible_alpha_and_size_are_refused(stylizer: Stylizer) -> None:
     with pytest.raises(UsageError, match="alpha"):
         stylizer(torch.rand(3, 16, 16), torch.rand(3, 16, 16), alpha=1.5)

@@ -8,16 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import stylize_batch
 from stylize_batch.errors import JobFailedError
 from stylize_batch.images.decode import decode
+from stylize_batch.model.network import ContentFeatures, Network
+from stylize_batch.worker import Worker
 from tests.conftest import MakeManifest, Row, read_results
 
 
 def run(manifest: Path, output: Path, **settings: Any) -> tuple[stylize_batch.RunSummary, list[Row]]:
-    summary = stylize_batch.run(str(manifest), output=str(output), in_process=True, style_size=48, **settings)
+    summary = stylize_batch.run(
+        str(manifest), output=str(output), in_process=True, device="cpu", style_size=48, **settings
+    )
     return summary, read_results(output)
 
 
@@ -100,11 +105,43 @@ def test_crop_gives_squares(make_manifest: MakeManifest, pairs: list[Row], tmp_p
 def test_a_pairs_pixels_do_not_depend_on_its_neighbours(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
 ) -> None:
-    _, together = run(make_manifest(pairs), tmp_path / "all", format="png", shard_pairs=100, batch_size=4)
+    _, together = run(make_manifest(pairs), tmp_path / "all", format="png", shard_pairs=100)
     _, (alone,) = run(make_manifest(pairs[5:6], "one.parquet"), tmp_path / "one", format="png")
     match = next(row for row in together if row["pair_id"] == alone["pair_id"])
     assert Path(match["output"]).read_bytes() == Path(alone["output"]).read_bytes()
     assert match["style_loss"] == alone["style_loss"]
+
+
+def test_batches_make_the_pictures_that_single_pairs_make(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, singles = run(make_manifest(pairs), tmp_path / "singles", format="png", size=40, crop=40)
+    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)  # what a GPU does
+    _, batches = run(make_manifest(pairs), tmp_path / "batches", format="png", size=40, crop=40)
+    for one, other in zip(singles, batches, strict=True):
+        assert one["pair_id"] == other["pair_id"]
+        pixels = [decode(Path(row["output"]).read_bytes()).astype(int) for row in (one, other)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1
+        assert one["style_loss"] == pytest.approx(other["style_loss"], rel=1e-3)
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_halved(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = Network.stylize
+
+    def small_memory(self: Network, content: ContentFeatures, *rest: Any) -> Any:
+        sizes.append(len(content.transfer))
+        if len(content.transfer) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, content, *rest)
+
+    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)
+    monkeypatch.setattr(Network, "stylize", small_memory)
+    summary, _ = run(make_manifest(pairs), tmp_path / "out", size=40, crop=40, shard_pairs=100)
+    assert summary.ok == len(pairs)
+    assert sizes[:7] == [4, 2, 1, 1, 2, 1, 1]
 
 
 def test_alpha_and_interpolation_act_as_the_paper_says(

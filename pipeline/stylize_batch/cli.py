@@ -96,7 +96,7 @@ def run(
     ] = None,
     max_failed: Annotated[str | None, typer.Option(help="Failed rows allowed: 20 or 2%.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the manifest's first rows.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    as_json: Annotated[bool | None, typer.Option("--json", help="Print one JSON object on stdout.")] = None,
 ) -> None:
     """Stylize every pair of a manifest. Running the same command again resumes."""
     from stylize_batch.job.run import execute
@@ -106,14 +106,14 @@ def run(
     given: dict[str, Any] = {
         name: value
         for name, value in context.params.items()
-        if value is not None and name not in ("job", "as_json", "no_metrics")
+        if value is not None and name not in ("job", "no_metrics")
     }
     if no_metrics:
         given["metrics"] = False
     spec = make_spec(given, job)
     with TerminalProgress() as progress:
         summary = execute(spec, progress)
-    if as_json:
+    if spec.as_json:
         print(json.dumps(summary.to_json()))
     made = summary.pairs - summary.skipped
     earlier = f" ({summary.skipped} by earlier runs)" if summary.skipped else ""
@@ -200,7 +200,10 @@ def _options(  # pyright: ignore[reportUnusedFunction]
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    # Names come from manifests and storage: no escape sequence of theirs may reach the terminal.
+    print(
+        "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line), file=sys.stderr
+    )
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -143,7 +143,7 @@ def read_finished(root: Root, shard: int, run: str) -> pa.Table | None:
     """Read a shard's results; None if this run has not written them yet."""
     try:
         table = read_part(root, shard)
-    except FileNotFoundError:
+    except (FileNotFoundError, pa.ArrowException):  # a power cut may leave a part empty
         return None
     return table if (table.schema.metadata or {}).get(RUN) == run.encode() else None
 
@@ -163,7 +163,7 @@ def complete(plan: pa.Table, earlier: pa.Table | None, make: Callable[[pa.Table]
 
 def finished_shards(root: Root, run: str) -> dict[int, Totals]:
     """Return the shards whose results this run has written, with their totals."""
-    shards = [int(match[1]) for key in root.list("results") if (match := _PART.fullmatch(key))]
+    shards = sorted(listed_shards(root))
 
     def load(shard: int) -> Totals | None:
         table = read_finished(root, shard, run)
@@ -174,8 +174,12 @@ def finished_shards(root: Root, run: str) -> dict[int, Totals]:
         return {shard: totals for shard, totals in found if totals is not None}
 
 
+def listed_shards(root: Root) -> set[int]:
+    """Return the shards that have a results part under the root."""
+    return {int(match[1]) for key in root.list("results") if (match := _PART.fullmatch(key))}
+
+
 def read_results(root: Root) -> Iterator[pa.Table]:
     """Read all parts, one after the other, in shard order."""
-    for key in root.list("results"):
-        if match := _PART.fullmatch(key):
-            yield read_part(root, int(match[1]))
+    for shard in sorted(listed_shards(root)):
+        yield read_part(root, shard)

@@ -6,10 +6,15 @@ Endpoints, profiles and other storage settings come from fsspec's own configurat
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import uuid
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import fsspec
 import fsspec.config
@@ -32,6 +37,10 @@ S3_DEFAULTS: dict[str, Any] = {
         "max_pool_connections": 64,
     },
 }
+
+
+MAX_NAME, MAX_KEY = 240, 800
+"""Bytes in one name of a key, and in a key: what file systems and object stores hold, extensions added."""
 
 
 class File(NamedTuple):
@@ -75,11 +84,20 @@ def filesystem(uri: str) -> tuple[Any, str]:
     options: dict[str, Any] = {}
     if protocol in ("s3", "s3a"):
         _bound_s3fs_retries()
-        options = {**S3_DEFAULTS, **fsspec.config.conf.get("s3", {})}
+        options = _merged(S3_DEFAULTS, fsspec.config.conf.get("s3", {}))
     try:
         return url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise UsageError(f"cannot open {uri}: {error}") from None
+
+
+def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Lay settings over defaults, nested ones too: asking for path-style must not switch retries off."""
+    merged = {**defaults, **given}
+    for key, value in defaults.items():
+        if isinstance(value, dict) and isinstance(merged[key], dict):
+            merged[key] = _merged(cast("dict[str, Any]", value), merged[key])
+    return merged
 
 
 def _bound_s3fs_retries() -> None:
@@ -89,22 +107,39 @@ def _bound_s3fs_retries() -> None:
     s3fs.S3FileSystem.retries = 2
 
 
+CREDENTIALS = (
+    "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "RequestTimeTooSkewed",
+    "InvalidAccessKeyId", "SignatureDoesNotMatch",
+)  # fmt: skip
+"""S3's words for credentials that do not work now: no row's fault, though s3fs calls some a lack of permission."""
+
+PERMANENT_ERRNO = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+RETRIABLE_STATUS = (408, 425, 429)
+
+
 def row_error(error: Exception, uri: str) -> RowError:
     """Translate what a file system raised into the failure of a row."""
     if isinstance(error, RowError):
         return error
-    if isinstance(error, FileNotFoundError):
+    reason = f"{type(error).__name__} {' '.join(str(error).split())[:300]}".strip()
+    if _s3_code(error) in CREDENTIALS:
+        return RowError("StorageError", f"the credentials for {uri} are refused: {reason}", transient=True)
+    if isinstance(error, FileNotFoundError | NotADirectoryError | UsageError):
         return RowError("NotFound", f"{uri} does not exist")
     if isinstance(error, PermissionError):
         return RowError("AccessDenied", f"no permission to read {uri}")
     if isinstance(error, IsADirectoryError):
         return RowError("NotFound", f"{uri} is a folder, not a file")
-    if isinstance(error, UsageError):
-        return RowError("NotFound", str(error))
-    detail = str(error).splitlines()[0] if str(error) else ""
-    return RowError(
-        "StorageError", f"reading {uri} failed: {type(error).__name__} {detail}".strip(), transient=True
-    )
+    status = getattr(error, "status", None)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in RETRIABLE_STATUS
+    if refused or isinstance(error, ValueError) or getattr(error, "errno", None) in PERMANENT_ERRNO:
+        return RowError("Unreadable", f"{uri}: {reason}")
+    return RowError("StorageError", f"reading {uri} failed: {reason}", transient=True)
+
+
+def _s3_code(error: Exception) -> str:
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def read_bytes(uri: str) -> bytes:
@@ -190,7 +225,8 @@ class Root:
             OSError: storage refused or did not answer, after the retries inside.
         """
         if not self._local:
-            self._fs.pipe_file(join(self._path, key), data)
+            with _os_errors():
+                self._fs.pipe_file(join(self._path, key), data)
             return
         target = Path(self._path) / key
         temporary = self._temporary / uuid.uuid4().hex
@@ -210,18 +246,22 @@ class Root:
 
         Raises:
             FileNotFoundError: there is none under this key.
+            OSError: storage refused or did not answer.
         """
-        return bytes(self._fs.cat_file(join(self._path, key)))
+        with _os_errors():
+            return bytes(self._fs.cat_file(join(self._path, key)))
 
     def exists(self, key: str) -> bool:
         """Whether an object is under this key."""
-        return bool(self._fs.isfile(join(self._path, key)))
+        with _os_errors():
+            return bool(self._fs.isfile(join(self._path, key)))
 
     def list(self, prefix: str) -> list[str]:
         """List the keys below a prefix (a folder), sorted."""
         base = self._path.rstrip("/")
         try:
-            found: list[str] = self._fs.find(join(self._path, prefix))
+            with _os_errors():
+                found: list[str] = self._fs.find(join(self._path, prefix))
         except FileNotFoundError:
             return []
         return sorted(name[len(base) :].lstrip("/") for name in found)
@@ -229,7 +269,8 @@ class Root:
     def empty(self) -> bool:
         """Whether nothing at all lies under the root."""
         try:
-            return not self._fs.find(self._path, maxdepth=None)
+            with _os_errors():
+                return not self._fs.ls(self._path)
         except FileNotFoundError:
             return True
 
@@ -238,14 +279,26 @@ class Root:
         if self._local:
             for key in keys:
                 (Path(self._path) / key).unlink(missing_ok=True)
-        elif keys:
-            self._fs.rm([join(self._path, key) for key in keys])
+            return
+        with _os_errors(), ThreadPoolExecutor(16) as threads:  # `rm` would take names for patterns
+            list(threads.map(self._fs.rm_file, [join(self._path, key) for key in keys]))
 
     def clear_temporaries(self) -> None:
         """Remove what killed runs left unfinished. Object stores have nothing to remove."""
-        folder = Path(self._path) / TEMPORARY
-        if self._local and folder.is_dir():
-            self._fs.rm(str(folder), recursive=True)
+        if self._local:
+            # An actor that has outlived its driver may still be writing there.
+            shutil.rmtree(Path(self._path) / TEMPORARY, ignore_errors=True)
+
+
+@contextmanager
+def _os_errors() -> Generator[None]:
+    """Turn what storage libraries raise (missing credentials, unreachable hosts) into OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
 def checked_key(key: str) -> str:
@@ -266,4 +319,8 @@ def checked_key(key: str) -> str:
     )
     if hostile:
         raise UsageError(f"output key {key!r} would leave the output root; use a relative path without '..'")
+    if len(key.encode()) > MAX_KEY or any(len(part.encode()) > MAX_NAME for part in parts):
+        raise UsageError(
+            f"output key {key[:40]!r}… is too long; at most {MAX_NAME} bytes a name, {MAX_KEY} in all"
+        )
     return str(PurePosixPath(key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -110,8 +111,9 @@ def put_part(root: Root, vectors: list[StyleVector], key: str) -> None:
 def read_parts(root: Root, key: str) -> dict[str, StyleVector]:
     """Read the committed styles that were made with the same model and style size."""
     found: dict[str, StyleVector] = {}
-    for name in root.list("styles"):
-        table = parquet.loads(root.read(name))
+    with ThreadPoolExecutor(16) as threads:
+        tables = list(threads.map(lambda name: parquet.loads(root.read(name)), root.list("styles")))
+    for table in tables:
         if (table.schema.metadata or {}).get(KEY) != key.encode():
             continue
         vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)

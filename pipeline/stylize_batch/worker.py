@@ -16,11 +16,12 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 
 from stylize_batch.errors import DeviceError, RowError, SystemicError
 from stylize_batch.images.decode import Array, decode
@@ -28,12 +29,12 @@ from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
 from stylize_batch.manifest.plan import read_shard
 from stylize_batch.manifest.schema import string_lists
 from stylize_batch.model import checkpoint
+from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.network import ContentFeatures, Network
-from stylize_batch.model.vgg import MIN_SIDE
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
-from stylize_batch.styles import StyleBank, StyleBatch, StyleVector
+from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors
 
 LOOKAHEAD = 16
 """Contents fetched and decoded ahead of the one being stylized."""
@@ -65,6 +66,28 @@ class Content(NamedTuple):
 
     uri: str
     pairs: list[Pair]
+
+
+class Job(NamedTuple):
+    """A pair that can be stylized, and its style vector, blended if there are several styles."""
+
+    pair: Pair
+    vector: Vectors
+
+
+class Prepared(NamedTuple):
+    """A decoded content and what is to be made of it."""
+
+    image: Array
+    jobs: list[Job]
+
+
+class Picture(NamedTuple):
+    """What the network made: uint8 RGB [H, W, 3], whether all of it was finite, and the three losses."""
+
+    pixels: Array
+    finite: bool
+    losses: tuple[float | None, float | None, float | None]
 
 
 class Stopwatch:
@@ -101,6 +124,7 @@ class Worker:
             settings: of the job.
             model: the bytes of the model file.
         """
+        Image.MAX_IMAGE_PIXELS = None  # `decode` has its own limit, and says which image and what size
         self._settings = settings
         self._network = Network(checkpoint.loads(model), settings.device, settings.precision)
         self._root = Root(settings.root, settings.run)
@@ -122,12 +146,15 @@ class Worker:
 
     # Styles
 
-    def encode_styles(self, styles: list[str], versions: dict[str, str]) -> StyleBatch:
+    def encode_styles(
+        self, styles: list[str], versions: dict[str, str], *, alone: bool = False
+    ) -> StyleBatch:
         """Encode the styles whose file differs from the version the bank has.
 
         Args:
             styles: URIs as the manifest writes them.
             versions: of the styles already in the bank.
+            alone: one piece of a larger task, whose failure says nothing about the storage as a whole.
 
         Raises:
             SystemicError: storage answered for none of them.
@@ -144,7 +171,8 @@ class Worker:
                     vectors.append(StyleVector(uri, version, self._encode_style(image)))
             except RowError as error:
                 failures[uri] = error
-        _refuse_total_outage(list(failures.values()), len(styles))
+        if not alone:
+            _refuse_total_outage(list(failures.values()), len(styles))
         return StyleBatch(vectors, failures, len(styles) - len(vectors) - len(failures))
 
     def _load_style(self, uri: str, known: str | None) -> tuple[str, Array] | None:
@@ -154,12 +182,12 @@ class Worker:
             return None
         return version, decode(read_bytes(path), size=self._settings.style_size, min_side=MIN_SIDE)
 
-    def _encode_style(self, image: Array) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _encode_style(self, image: Array) -> Vectors:
         try:
             images = self._network.upload(torch.from_numpy(np.array(image))[None])
             return self._network.encode_styles(images)[0].numpy()
-        except RuntimeError as error:
-            raise _network_error(error, image.shape) from None
+        except (RuntimeError, MemoryError) as error:
+            raise self._network_error(error, image.shape) from None
 
     # Shards
 
@@ -181,8 +209,13 @@ class Worker:
         self.rows_done = 0
         return ShardReport(shard, totals, self._clock.take(), peak_memory())
 
-    def stylize(self, plan: pa.Table, bank: StyleBank) -> pa.Table:
+    def stylize(self, plan: pa.Table, bank: StyleBank, *, alone: bool = False) -> pa.Table:
         """Stylize the rows of a plan, write the pictures and return the results, uncommitted.
+
+        Args:
+            plan: of a shard, or of some of its rows.
+            bank: with all styles of the rows.
+            alone: one piece of a larger task, whose failure says nothing about the storage as a whole.
 
         Raises:
             SystemicError: as `run_shard`.
@@ -200,7 +233,7 @@ class Worker:
                 self.rows_done += 1
 
         try:
-            for row, made in self._make(contents_of(plan), bank):
+            for row, made in self._make(contents_of(plan), bank, alone):
                 if isinstance(made, Outcome):
                     outcomes[row] = made
                     self.rows_done += 1
@@ -215,28 +248,38 @@ class Worker:
         return results_table(plan, [outcomes[row] for row in range(len(plan))], self._settings.model)
 
     def _make(
-        self, contents: list[Content], bank: StyleBank
+        self, contents: list[Content], bank: StyleBank, alone: bool
     ) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
         """Yield, for each row, its failure or the write that will finish it."""
-        buckets: dict[tuple[int, ...], list[tuple[Content, Array]]] = {}
+        buckets: dict[tuple[int, ...], list[Prepared]] = {}
         failures: list[RowError] = []
         for content, loaded in self._load_ahead(contents):
             if isinstance(loaded, RowError):
                 failures.append(loaded)
-                _refuse_total_outage(failures, len(contents))
+                if not alone:
+                    _refuse_total_outage(failures, len(contents))
                 for pair in content.pairs:
                     yield pair.row, Outcome(error=str(loaded))
                 continue
+            jobs: list[Job] = []
+            for pair in content.pairs:
+                try:
+                    if pair.unsupported:
+                        raise RowError("Unsupported", pair.unsupported)
+                    jobs.append(Job(pair, bank.blend(pair.styles, pair.weights)))
+                except RowError as error:
+                    yield pair.row, Outcome(error=str(error))
+            if not jobs:
+                continue
             bucket = buckets.setdefault(loaded.shape, [])
-            bucket.append((content, loaded))
-            full = sum(len(entry.pairs) for entry, _ in bucket) >= self._batch_size(loaded.shape)
-            if full:
-                yield from self._stylize_bucket(buckets.pop(loaded.shape), bank)
+            bucket.append(Prepared(loaded, jobs))
+            if sum(len(each.jobs) for each in bucket) >= self._batch_size(loaded.shape):
+                yield from self._stylize_bucket(buckets.pop(loaded.shape))
             elif sum(map(len, buckets.values())) >= WINDOW:
                 oldest = next(iter(buckets))
-                yield from self._stylize_bucket(buckets.pop(oldest), bank)
+                yield from self._stylize_bucket(buckets.pop(oldest))
         for bucket in buckets.values():
-            yield from self._stylize_bucket(bucket, bank)
+            yield from self._stylize_bucket(bucket)
 
     def _load_ahead(self, contents: list[Content]) -> Iterator[tuple[Content, Array | RowError]]:
         ahead: deque[tuple[Content, Future[Array | RowError]]] = deque()
@@ -269,92 +312,97 @@ class Worker:
             return self._settings.batch_size
         return max(1, GPU_BATCH_PIXELS // (shape[0] * shape[1]))
 
-    def _stylize_bucket(
-        self, bucket: list[tuple[Content, Array]], bank: StyleBank
-    ) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
+    def _stylize_bucket(self, bucket: list[Prepared]) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
         """Encode same-sized contents once and stylize all their pairs, a batch at a time."""
-        shape = bucket[0][1].shape
-        batch_size = self._batch_size(shape)
-        ready: list[tuple[int, Pair, np.ndarray[Any, np.dtype[np.float32]]]] = []
-        for index, (content, _) in enumerate(bucket):
-            for pair in content.pairs:
-                try:
-                    if pair.unsupported:
-                        raise RowError("Unsupported", pair.unsupported)
-                    ready.append((index, pair, bank.blend(pair.styles, pair.weights)))
-                except RowError as error:
-                    yield pair.row, Outcome(error=str(error))
-        if not ready:
+        features = self._encode_contents(bucket)
+        if isinstance(features, RowError):
+            if len(bucket) == 1:
+                for job in bucket[0].jobs:
+                    yield job.pair.row, Outcome(error=str(features))
+                return
+            for prepared in bucket:
+                yield from self._stylize_bucket([prepared])
             return
+        jobs = [(index, job) for index, prepared in enumerate(bucket) for job in prepared.jobs]
+        batch_size = self._batch_size(bucket[0].image.shape)
+        for start in range(0, len(jobs), batch_size):
+            yield from self._stylize_batch(features, jobs[start : start + batch_size])
+
+    def _encode_contents(self, bucket: list[Prepared]) -> ContentFeatures | RowError:
         try:
             with self._clock("encode"):
-                images = self._network.upload(torch.from_numpy(np.stack([image for _, image in bucket])))
-                features = self._network.encode_contents(images, metrics=self._settings.metrics)
-        except RuntimeError as error:
-            failure = _network_error(error, shape)
-            if len(bucket) == 1:
-                for _, pair, _ in ready:
-                    yield pair.row, Outcome(error=str(failure))
-            else:
-                for entry in bucket:
-                    yield from self._stylize_bucket([entry], bank)
-            return
-        for start in range(0, len(ready), batch_size):
-            yield from self._stylize_batch(features, ready[start : start + batch_size])
+                images = self._network.upload(torch.from_numpy(np.stack([each.image for each in bucket])))
+                return self._network.encode_contents(images, metrics=self._settings.metrics)
+        except (RuntimeError, MemoryError) as error:
+            return self._network_error(error, bucket[0].image.shape)
 
     def _stylize_batch(
-        self,
-        features: ContentFeatures,
-        batch: list[tuple[int, Pair, np.ndarray[Any, np.dtype[np.float32]]]],
+        self, features: ContentFeatures, batch: list[tuple[int, Job]]
     ) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
+        """Stylize some pairs at once; if they do not fit in memory, half of them, down to one."""
+        made = self._run_network(features, batch)
+        if isinstance(made, RowError):
+            if len(batch) == 1:
+                yield batch[0][1].pair.row, Outcome(error=str(made))
+                return
+            half = len(batch) // 2
+            yield from self._stylize_batch(features, batch[:half])
+            yield from self._stylize_batch(features, batch[half:])
+            return
+        for (_, job), picture in zip(batch, made, strict=True):
+            if picture.finite:
+                yield job.pair.row, self._writers.submit(self._write, job.pair.output, picture)
+            else:
+                error = "NotFinite: the network's output is not finite; try --precision fp32"
+                yield job.pair.row, Outcome(error=error)
+
+    def _run_network(
+        self, features: ContentFeatures, batch: list[tuple[int, Job]]
+    ) -> list[Picture] | RowError:
+        # A function of its own: what a failed attempt holds in memory goes with its frame.
         try:
             with self._clock("stylize"):
-                chosen = features.select(
-                    torch.tensor([index for index, _, _ in batch], device=self._network.device)
-                )
-                vectors = torch.from_numpy(np.stack([vector for _, _, vector in batch]))
-                alpha = torch.tensor([pair.alpha for _, pair, _ in batch])
-                images, losses = self._network.stylize(chosen, vectors, alpha)
+                index = torch.tensor([index for index, _ in batch], device=self._network.device)
+                vectors = torch.from_numpy(np.stack([job.vector for _, job in batch]))
+                alpha = torch.tensor([job.pair.alpha for _, job in batch])
+                images, losses = self._network.stylize(features.select(index), vectors, alpha)
                 finite = images.isfinite().flatten(1).all(1).tolist()
                 pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-                measured = None if losses is None else torch.stack(losses, 1).tolist()
-        except RuntimeError as error:
-            failure = _network_error(error, (features.height, features.width))
-            if len(batch) == 1:
-                yield batch[0][1].row, Outcome(error=str(failure))
-            else:
-                half = len(batch) // 2
-                yield from self._stylize_batch(features, batch[:half])
-                yield from self._stylize_batch(features, batch[half:])
-            return
-        for position, (_, pair, _) in enumerate(batch):
-            if not finite[position]:
-                yield (
-                    pair.row,
-                    Outcome(error="NotFinite: the network's output is not finite; try --precision fp32"),
-                )
-                continue
-            values = (None, None, None) if measured is None else measured[position]
-            yield pair.row, self._writers.submit(self._write, pair.output, pixels[position], *values)
+                measured = [(None, None, None)] * len(batch)
+                if losses is not None:
+                    measured = torch.stack(losses, 1).tolist()
+        except (RuntimeError, MemoryError) as error:
+            return self._network_error(error, (features.height, features.width))
+        return [Picture(*each) for each in zip(pixels, finite, measured, strict=True)]
 
-    def _write(
-        self,
-        key: str,
-        image: Array,
-        content_loss: float | None,
-        style_loss: float | None,
-        content_distance: float | None,
-    ) -> Outcome:
-        with self._clock("codec"):
-            format = FORMAT_OF_EXTENSION[PurePosixPath(key).suffix.lower()]
-            data = encode(image, format, self._settings.quality)
+    def _network_error(self, error: RuntimeError | MemoryError, shape: tuple[int, ...]) -> RowError:
+        """Translate what torch raised; an error of a GPU other than lack of memory outlives the batch.
+
+        Raises:
+            DeviceError: the device is unusable from now on.
+        """
+        text = str(error)
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if out_of_memory or "can't allocate memory" in text:
+            if self._network.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return RowError("OutOfMemory", f"{shape[1]}×{shape[0]} pixels do not fit in memory; use --size")
+        if self._network.device.type == "cuda":
+            raise DeviceError(text.splitlines()[0]) from None
+        return RowError("NetworkError", text.splitlines()[0])
+
+    def _write(self, key: str, picture: Picture) -> Outcome:
+        try:
+            with self._clock("codec"):
+                format = FORMAT_OF_EXTENSION[PurePosixPath(key).suffix.lower()]
+                data = encode(picture.pixels, format, self._settings.quality)
+        except RowError as error:
+            return Outcome(error=str(error))
         key = f"images/{key}"
         with self._clock("put"):
             self._root.put(key, data)
-        height, width = image.shape[:2]
-        return Outcome(
-            self._root.uri_of(key), None, content_loss, style_loss, content_distance, height, width
-        )
+        height, width = picture.pixels.shape[:2]
+        return Outcome(self._root.uri_of(key), None, *picture.losses, height, width)
 
 
 def contents_of(plan: pa.Table) -> list[Content]:
@@ -397,15 +445,3 @@ def _refuse_total_outage(failures: Iterable[RowError], attempts: int) -> None:
 
 def _output_error(error: OSError, root: str) -> SystemicError:
     return SystemicError(f"cannot write to {root}: {type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _network_error(error: RuntimeError, shape: tuple[int, ...]) -> RowError:
-    """Translate what torch raised; an error of the device itself outlives the batch."""
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return RowError("OutOfMemory", f"{shape[1]}×{shape[0]} pixels do not fit in memory; use --size")
-    if "CUDA error" in text or isinstance(error, torch.AcceleratorError):
-        raise DeviceError(text.splitlines()[0]) from None
-    return RowError("NetworkError", text.splitlines()[0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
+from stylize_batch.errors import RowError
 from stylize_batch.images.decode import decode
 from stylize_batch.images.encode import Format, encode
 from stylize_batch.images.sheet import contact_sheet
@@ -31,6 +32,12 @@ def test_png_is_lossless() -> None:
 def test_high_quality_jpeg_keeps_full_chroma(quality: int, sampling: int) -> None:
     with Image.open(io.BytesIO(encode(RED_BLUE, "jpeg", quality))) as image:
         assert JpegImagePlugin.get_sampling(image) == sampling
+
+
+@pytest.mark.parametrize(("format", "side"), [("webp", 16_400), ("jpeg", 65_600)])
+def test_a_side_the_format_cannot_hold_is_the_rows_failure(format: Format, side: int) -> None:
+    with pytest.raises(RowError, match=r"TooLarge: .*use png"):
+        encode(np.zeros((1, side, 3), np.uint8), format, 90)
 
 
 def test_contact_sheet_places_every_picture_and_leaves_gaps_white() -> None:

@@ -7,18 +7,29 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from ray.cluster_utils import Cluster
 
 import stylize_batch
 from tests.conftest import MakeManifest, Row, read_results
 from tests.integration.conftest import MARK, processes
 
 Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def cluster(marked_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A Ray cluster of one small node; tests add and remove others."""
+    for key in (MARK, "PYTHONPATH"):
+        monkeypatch.setenv(key, marked_env[key])
+    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield running
+    running.shutdown()
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> str:
@@ -55,13 +66,18 @@ def manifest(make_manifest: MakeManifest, contents: list[str], styles: list[str]
 
 
 def test_ray_and_in_process_make_the_same_pictures(manifest: Path, tmp_path: Path, start: Start) -> None:
-    process = start(
-        manifest, "-o", "ray", "--format", "png", "--style-size", 48, "--limit", 12, "--actors", 2
-    )
+    options = ("--format", "png", "--style-size", 48, "--limit", 12, "--actors", 2, "--device", "cpu")
+    process = start(manifest, "-o", "ray", *options)
     errors = finish(process)
     assert "[" not in errors, f"Ray is not quiet: {errors}"
     stylize_batch.run(
-        str(manifest), output=str(tmp_path / "plain"), in_process=True, format="png", style_size=48, limit=12
+        str(manifest),
+        output=str(tmp_path / "plain"),
+        in_process=True,
+        device="cpu",
+        format="png",
+        style_size=48,
+        limit=12,
     )
     ours = {row["pair_id"]: row for row in read_results(tmp_path / "plain")}
     for row in check_complete(tmp_path / "ray", 12):
@@ -74,7 +90,7 @@ def test_ray_and_in_process_make_the_same_pictures(manifest: Path, tmp_path: Pat
 def test_a_run_that_was_ended_half_way_is_finished_by_repeating_it(
     manifest: Path, tmp_path: Path, start: Start, how: signal.Signals
 ) -> None:
-    arguments = (manifest, "-o", "out", "--size", 128, "--style-size", 48, "--shard-pairs", 5)
+    arguments = (manifest, "-o", "out", "--size", 128, "--style-size", 48, "--shard-pairs", 5, "--actors", 1)
     process = start(*arguments)
     wait_for_parts(tmp_path / "out", 2)
     process.send_signal(how)
@@ -130,3 +146,19 @@ def test_a_gpu_demanded_where_there_is_none_is_refused(manifest: Path, start: St
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert "--device cuda: the cluster has no GPU" in finish(start(manifest, "--device", "cuda"), status=2)
+
+
+def test_losing_a_node_and_getting_it_back_costs_no_row(
+    manifest: Path, tmp_path: Path, start: Start, cluster: Cluster
+) -> None:
+    node = cluster.add_node(num_cpus=1)
+    process = start(
+        manifest, "-o", "out", "--size", 192, "--style-size", 48, "--shard-pairs", 5, "--actors", 2,
+        "--address", cluster.address,
+    )  # fmt: skip
+    wait_for_parts(tmp_path / "out", 1)
+    cluster.remove_node(node, allow_graceful=False)
+    time.sleep(3)
+    cluster.add_node(num_cpus=1)
+    finish(process)
+    assert all(row["status"] == "ok" for row in check_complete(tmp_path / "out", 30))

@@ -104,4 +104,4 @@ def test_a_wrong_secret_is_refused_in_one_line(server: S3Server, manifest: str, 
     done = cli("run", manifest, "--in-process", env=server.env((READER[0], "wrong")))
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
-    assert "AccessDenied" in done.stderr
+    assert "the credentials for s3://" in done.stderr

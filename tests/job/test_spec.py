@@ -23,6 +23,7 @@ from stylize_batch.job.spec import make_spec
         ({"manifest": "m", "max_failed": "some"}, "--max-failed"),
         ({"manifest": "m", "size": 64, "crop": 65}, "larger than --size"),
         ({"manifest": "m", "output": "memory://x"}, "add --in-process"),
+        ({"manifest": "memory://x/m.parquet"}, "add --in-process"),
         ({"manifest": "m", "in_process": True, "address": "auto"}, "exclude each other"),
         ({"manifest": "m", "sise": 3}, "unknown setting 'sise'"),
     ],
@@ -61,6 +62,13 @@ def test_flags_win_over_the_job_file(tmp_path: Path) -> None:
     job.write_text("manifest: m.parquet\nsize: 256\nstyle-size: 384\nbatch_size: auto\n")
     spec = make_spec({"size": 128}, str(job))
     assert (spec.manifest, spec.size, spec.style_size, spec.batch_size) == ("m.parquet", 128, 384, None)
+
+
+def test_every_option_may_stand_in_a_job_file_under_its_own_name(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("no-metrics: true\njson: true\nretry-failed: true\nin-process: true\n")
+    spec = make_spec({"manifest": "m"}, str(job))
+    assert (spec.metrics, spec.as_json, spec.retry_failed, spec.in_process) == (False, True, True, True)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def planned(
 ) -> tuple[Plan, list[pa.Table]]:
     folder = root / "spill"
     folder.mkdir(parents=True)
-    partition = check_and_partition(locate(str(manifest)), folder, "jpeg", limit)
+    partition = check_and_partition(locate(str(manifest), str(root / "out")), folder, "jpeg", limit)
     made = write_plan(partition, Root(str(root / "out")), shard_pairs)
     return made, [read_shard(Root(str(root / "out")), shard) for shard in range(made.shards)]
 
@@ -127,7 +127,10 @@ def test_a_folder_and_a_glob_are_read_as_one_manifest(tmp_path: Path) -> None:
     for name, content in (("b", "x"), ("a", "y")):
         pq.write_table(pa.table({"content": [content], "style": ["s"]}), folder / f"{name}.parquet")
     (folder / "_SUCCESS").touch()
-    whole, globbed = locate(str(tmp_path / "many")), locate(str(tmp_path / "many" / "nes*" / "*.parquet"))
+    whole, globbed = (
+        locate(str(tmp_path / "many"), "/elsewhere"),
+        locate(str(tmp_path / "many" / "nes*" / "*.parquet"), "/elsewhere"),
+    )
     assert whole.base == globbed.base == str(tmp_path / "many")
     assert whole.files == globbed.files
     assert fingerprint(whole) == fingerprint(globbed)
@@ -164,6 +167,7 @@ GOOD: Row = {"content": "c", "style": ["s"]}
         ({"output": "/etc/passwd"}, "would leave the output root"),
         ({"output": "s3://other/key"}, "would leave the output root"),
         ({"output": "a\\b"}, "would leave the output root"),
+        ({"output": "k" * 300}, "is too long"),
     ],
 )
 def test_bad_rows_are_refused_with_their_number(
@@ -193,6 +197,21 @@ def test_two_rows_with_one_output_key_are_refused(
         {"content": "b", "style": ["s"], "output": second},
     ]
     assert "the same output key 'k.jpg'" in refused(make_manifest(rows), tmp_path / "x")
+
+
+def test_a_key_that_is_another_keys_folder_is_refused(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    rows = [{"content": "a", "style": ["s"], "output": key} for key in ("x.png", "x.png/y.png")]
+    rows[1]["content"] = "b"
+    assert "'x.png' is the folder of another row's" in refused(make_manifest(rows), tmp_path / "x")
+
+
+def test_invalid_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+    broken = pa.StringArray.from_buffers(
+        1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")
+    )
+    manifest = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"content": broken, "style": ["s"]}), manifest)
+    assert "cannot be read" in refused(manifest, tmp_path / "x")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.vgg import TAPS
+from stylize_batch.model.architecture import TAPS
 from tests.model.test_vgg import GOLDEN, picture
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stylize_batch.model.adain import EPSILON, Statistics, adain, interpolate, statistics
+from stylize_batch.model.adain import EPSILON, Statistics, adain, statistics
 
 seeds = st.integers(0, 2**31 - 1)
 sides = st.integers(2, 9)
@@ -85,12 +85,21 @@ def test_interpolated_statistics_equal_the_blend_of_single_styles(seed: int, wei
     expected = sum(
         (share * single for share, single in zip(shares, singles, strict=True)), torch.zeros_like(x)
     )
-    assert_close(adain(statistics(x), interpolate(styles, shares)).apply(x), expected)
+    blended = Statistics((shares @ styles.mean)[None], (shares @ styles.std)[None])
+    assert_close(adain(statistics(x), blended).apply(x), expected)
 
 
 def test_a_constant_channel_gives_finite_values() -> None:
     x = torch.full((1, 3, 4, 4), 2.0)
     assert adain(statistics(x), statistics(features(3, count=1, channels=3))).apply(x).isfinite().all()
+
+
+def test_half_precision_keeps_its_digits_on_flat_contents() -> None:
+    x = features(5, count=1) * 1e-3 + 2
+    target, y = adain(statistics(x), statistics(features(6, count=1))), x.half()
+    assert target.scale.max() > 100
+    expected = target.apply(y.float())
+    assert (target.apply(y).float() - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
 def test_statistics_are_float32_whatever_the_features_are() -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from stylize_batch.model import checkpoint, container
+from stylize_batch.model.architecture import Architecture
 from stylize_batch.model.decoder import Decoder
-from stylize_batch.model.vgg import Architecture
 from tests.model.test_vgg import GOLDEN, picture
 
 UP = "up"

@@ -11,7 +11,8 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.vgg import CHANNELS, TAPS, Architecture, Encoder, load_torchvision_features
+from stylize_batch.model.architecture import CHANNELS, TAPS, Architecture
+from stylize_batch.model.vgg import Encoder, load_torchvision_features
 
 GOLDEN = Path(__file__).parent / "golden.safetensors"
 

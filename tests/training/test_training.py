@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -15,8 +17,9 @@ import torch
 import yaml
 from PIL import Image
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.model import checkpoint, container
+from stylize_batch.training import loop
 from stylize_batch.training.data import ImagePool
 from stylize_batch.training.loop import Step, Trainer
 from stylize_batch.training.recipe import Recipe, load_recipe
@@ -85,6 +88,55 @@ def test_an_interrupted_training_continues_exactly_where_it_was(recipe: Recipe, 
     assert all(torch.equal(one[key], other[key]) for key in one)
     with (tmp_path / "split" / "training.csv").open() as file:
         assert [int(row["iteration"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_in_the_middle_of_an_iteration_is_heard_after_it(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(recipe, tmp_path / "whole")
+    trainer = Trainer(recipe, str(tmp_path / "split"))
+    real, calls = trainer.optimizer.step, []
+
+    def step() -> None:
+        real()
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer.optimizer, "step", step)
+    before: list[Step] = []
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(before.append)
+    after = train(recipe, tmp_path / "split")
+    assert [step.loss for step in before + after] == [step.loss for step in whole]
+
+
+def test_repeating_a_finished_training_changes_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    assert train(recipe, tmp_path) == []
+    trainer = Trainer(recipe, str(tmp_path))
+    trainer.save()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_the_learning_rate_may_change_under_way(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe, tmp_path, stop_after=4)
+    stages = [stage.model_copy(update={"learning_rate": 1e-5}) for stage in recipe.stages]
+    assert train(recipe.model_copy(update={"stages": stages}), tmp_path)[-1].learning_rate < 1e-4
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training_and_spoils_nothing(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MAX_BAD_STEPS", 3)
+    train(recipe, tmp_path, stop_after=2)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    trainer = Trainer(recipe, str(tmp_path))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(JobFailedError, match="learning_rate"):
+        trainer.run(lambda step: None)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
 
 
 def test_a_trained_model_is_a_model(recipe: Recipe, tmp_path: Path) -> None:
@@ -184,6 +236,8 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         ({"stages": []}, "stages"),
         ({"stages": [{"loss": "magic", "iterations": 1}]}, "loss"),
         ({"colour": "blue"}, "colour"),
+        ({"seed": -1}, "seed"),
+        ({"stages": [{"loss": "style", "iterations": 1, "crop": 36}]}, "crop"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(

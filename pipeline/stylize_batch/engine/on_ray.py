@@ -7,6 +7,7 @@ pieces run alone, so that one poisonous image fails its own rows and no others.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stylize_batch.engine.base import Patience, StyleRequest
@@ -48,9 +49,12 @@ DEPTH = 2
 """Tasks an actor has in flight, so that it never waits for the driver."""
 
 PING_SECONDS = 1.0
+NOTICE_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
 CORES_PER_ACTOR = 4
 OBJECT_STORE_BYTES = 256 * 2**20
+
+_log = logging.getLogger(__name__)
 
 Ref = Any
 """A Ray object reference. In a list, it reaches an actor as a reference, to be fetched once."""
@@ -67,6 +71,10 @@ class WorkerActor:
         self._settings = settings
         self._worker: Worker | None = None
         self._bank: tuple[str, StyleBank] | None = None
+
+    @ray.method(concurrency_group="control")
+    def alive(self) -> None:
+        """Answer as soon as the process runs, before it has loaded anything."""
 
     @ray.method(concurrency_group="control")
     def ping(self, model: list[Ref]) -> int:
@@ -95,14 +103,14 @@ def encode_styles_alone(settings: WorkerSettings, model: bytes, request: StyleRe
     """Encode styles in a process of their own."""
     from stylize_batch.worker import Worker
 
-    return Worker(settings, model).encode_styles(request.uris, request.versions)
+    return Worker(settings, model).encode_styles(request.uris, request.versions, alone=True)
 
 
 def stylize_alone(settings: WorkerSettings, model: bytes, plan: pa.Table, bank: StyleBank) -> pa.Table:
     """Stylize some rows in a process of their own; the results are left to the driver to commit."""
     from stylize_batch.worker import Worker
 
-    return Worker(settings, model).stylize(plan, bank)
+    return Worker(settings, model).stylize(plan, bank, alone=True)
 
 
 class Task(Protocol):
@@ -182,23 +190,60 @@ def by_content(plan: pa.Table) -> list[pa.Table]:
 
 
 class Slot:
-    """The driver's view of one actor: whether it answers, and what it has in flight, oldest first."""
+    """The driver's view of one actor: whether it answers, and what it has in flight, oldest first.
 
-    def __init__(self, actor: Any, model: Ref) -> None:
+    A process that is placed or restarted first answers `alive`, then the `ping` that loads the network, and only then
+    gets work. While it waits for a place, it owes no answer.
+    """
+
+    def __init__(self, actor: Any) -> None:
         self.actor = actor
         self.in_flight: deque[tuple[Ref, Task]] = deque()
-        self.ping: Ref | None = actor.ping.remote([model])
-        self.next_ping = 0.0
+        self.question: Ref | None = actor.alive.remote()
+        self.next_question = 0.0
+        self.alive = False
         self.ready = False
         self.rows = 0
         self.lost_starts = 0
 
     def lose(self) -> None:
         """Take note that the process is gone; Ray restarts it, and it is fed again once it answers."""
-        self.ready = False
+        self.alive = self.ready = False
         self.rows = 0
-        if self.ping is None:
-            self.next_ping = time.monotonic() + PING_SECONDS
+        if self.question is None:
+            self.next_question = time.monotonic() + PING_SECONDS
+
+    def ask(self, model: Ref) -> None:
+        """Put the next question, if it is time for one."""
+        if self.question is None and time.monotonic() >= self.next_question:
+            actor = self.actor
+            self.question = actor.ping.remote([model]) if self.alive else actor.alive.remote()
+
+    def hear(self) -> None:
+        """Hear the answer to the last question, if there is one.
+
+        Raises:
+            JobFailedError: the process has started several times and never got as far as to take work.
+        """
+        if self.question is None or not ray.wait([self.question], timeout=0)[0]:
+            return
+        question, self.question = self.question, None
+        try:
+            answer = ray.get(question)
+        except RayError as error:
+            if self.alive and not self.ready:
+                self.lost_starts += 1
+            if self.lost_starts >= MAX_LOST_STARTS:
+                raise JobFailedError(f"workers do not start: {_reason(error)}") from None
+            self.lose()
+            return
+        if self.alive:
+            self.ready = True
+            self.lost_starts = 0
+            self.rows = cast("int", answer)
+            self.next_question = time.monotonic() + PING_SECONDS
+        else:
+            self.alive = True
 
 
 class RayEngine:
@@ -290,20 +335,38 @@ class RayEngine:
     def run_alone(self, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Run `function(settings, model, *piece)` for each piece in a process that may die; None where it did.
 
+        All start together; those that did not come through are tried again one at a time, so that none is taken for
+        deadly because a neighbour used up the memory or a node was lost.
+
         Raises:
-            JobFailedError: systemic trouble.
+            JobFailedError: trouble that is no piece's fault.
         """
         options = dict(self._options, max_retries=0, max_calls=1)
         task: Any = cast("Any", ray.remote)(**options)(function)
-        refs = [task.remote(self.settings, self._model, *piece) for piece in pieces]
-        found: list[Any] = []
-        for ref in refs:
+
+        def start(piece: tuple[Any, ...]) -> Ref:
+            return task.remote(self.settings, self._model, *piece)
+
+        def wait(ref: Ref) -> Any:
             try:
-                found.append(ray.get(ref))
+                return ray.get(ref)
             except RayTaskError as error:
                 raise JobFailedError(_reason(error)) from None
-            except RayError:
-                found.append(None)
+            except (WorkerCrashedError, OutOfMemoryError):
+                return None
+            except RayError as error:
+                return error
+
+        found = [wait(ref) for ref in [start(piece) for piece in pieces]]
+        for index, piece in enumerate(pieces):
+            for _ in range(MAX_CRASHES + 1):
+                if found[index] is not None and not isinstance(found[index], RayError):
+                    break
+                found[index] = wait(start(piece))
+                if found[index] is None:
+                    break
+            if isinstance(found[index], RayError):
+                raise JobFailedError(_reason(found[index]))
         return found
 
     def _fill_slots(self) -> None:
@@ -311,7 +374,7 @@ class RayEngine:
         options = dict(self._options, max_concurrency=1, max_restarts=-1, max_task_retries=0)
         actor: Any = cast("Any", ray.remote)(concurrency_groups={"control": 1}, **options)(WorkerActor)
         while len(self._slots) < (self._actors or 1):
-            self._slots.append(Slot(actor.remote(self.settings), self._model))
+            self._slots.append(Slot(actor.remote(self.settings)))
 
     def _dispatch(self, tasks: Sequence[Task]) -> Iterator[Any]:
         patience = Patience()
@@ -319,9 +382,15 @@ class RayEngine:
         crashes: dict[int, int] = {}
         outcast: list[Task] = []
         unfinished = len(queue)
+        crashes_in_a_row = 0
+        next_notice = time.monotonic() + NOTICE_SECONDS
         self._fill_slots()
 
         def blame(task: Task) -> None:
+            nonlocal crashes_in_a_row
+            crashes_in_a_row += 1
+            if crashes_in_a_row > max(10, 3 * len(self._slots)):
+                raise JobFailedError(f"{crashes_in_a_row} workers died and no shard was finished in between")
             crashes[id(task)] = crashes.get(id(task), 0) + 1
             if crashes[id(task)] > MAX_CRASHES:
                 outcast.append(task)
@@ -335,10 +404,17 @@ class RayEngine:
                     slot.in_flight.append((task.submit(slot.actor), task))
             self._wait()
             for slot in self._slots:
-                self._hear_ping(slot)
+                slot.hear()
+                slot.ask(self._model)
                 for result in self._settle(slot, queue, blame, patience):
                     unfinished -= 1
+                    crashes_in_a_row = 0
                     yield result
+            if any(slot.ready for slot in self._slots):
+                next_notice = time.monotonic() + NOTICE_SECONDS
+            elif time.monotonic() > next_notice:
+                _log.warning("no worker is ready; waiting for room for %s on the cluster", self._options)
+                next_notice = time.monotonic() + NOTICE_SECONDS
         if outcast:
             # The actors give way, so that the pieces get the same resources and so the same pixels.
             for slot in self._slots:
@@ -349,33 +425,11 @@ class RayEngine:
 
     def _wait(self) -> None:
         refs = [ref for slot in self._slots for ref, _ in slot.in_flight]
-        refs += [slot.ping for slot in self._slots if slot.ping is not None]
+        refs += [slot.question for slot in self._slots if slot.question is not None]
         if refs:
             ray.wait(refs, num_returns=1, timeout=PING_SECONDS)
         else:
             time.sleep(PING_SECONDS / 10)
-
-    def _hear_ping(self, slot: Slot) -> None:
-        """Ask an actor how it is, and hear its answer."""
-        now = time.monotonic()
-        if slot.ping is None:
-            if now >= slot.next_ping:
-                slot.ping = slot.actor.ping.remote([self._model])
-            return
-        if not ray.wait([slot.ping], timeout=0)[0]:
-            return
-        ping, slot.ping, slot.next_ping = slot.ping, None, now + PING_SECONDS
-        try:
-            slot.rows = cast("int", ray.get(ping))
-        except RayError as error:
-            if not slot.ready:
-                slot.lost_starts += 1
-            if slot.lost_starts >= MAX_LOST_STARTS:
-                raise JobFailedError(f"workers do not start: {_reason(error)}") from None
-            slot.lose()
-        else:
-            slot.ready = True
-            slot.lost_starts = 0
 
     def _settle(
         self, slot: Slot, queue: deque[Task], blame: Callable[[Task], None], patience: Patience

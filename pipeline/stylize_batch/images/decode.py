@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from stylize_batch.errors import RowError
 
@@ -21,9 +21,6 @@ MAX_PIXELS = 200_000_000
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 _SRGB = ImageCms.createProfile("sRGB")
-
-# Our own limit, which names the image and the size, replaces Pillow's warning and error.
-Image.MAX_IMAGE_PIXELS = None
 
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:
@@ -69,11 +66,13 @@ def decode(
         try:
             # Decode a large JPEG at 1/2, 1/4 or 1/8, but never below twice the target: BILINEAR does the rest.
             image.draft(None, (2 * target[0], 2 * target[1]))
-            rgb = _to_srgb(ImageOps.exif_transpose(image))
+            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # stored on its side
+                target = (target[1], target[0])
+            rgb = to_srgb(image)
+            if size is not None:
+                rgb = rgb.resize(target, Image.Resampling.BILINEAR)
         except Exception as error:
             raise _undecodable(data, error) from None
-    if size is not None:
-        rgb = rgb.resize(resized(*rgb.size, size), Image.Resampling.BILINEAR)
     if crop is not None:
         left, top = (rgb.width - crop) // 2, (rgb.height - crop) // 2
         rgb = rgb.crop((left, top, left + crop, top + crop))
@@ -93,13 +92,20 @@ def _check_side(side: int, minimum: int) -> None:
 def _undecodable(data: bytes, error: Exception) -> RowError:
     if not data:
         return RowError("Undecodable", "the file is empty")
+    if isinstance(error, Image.DecompressionBombError):
+        return RowError("TooLarge", str(error))
     if isinstance(error, Image.UnidentifiedImageError):
         return RowError("Undecodable", "not an image in a known format")
     return RowError("Undecodable", f"{type(error).__name__}: {error}")
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    image.load()
+def to_srgb(image: Image.Image) -> Image.Image:
+    """Return an image upright, in RGB: orientation applied, transparency over white, profile converted.
+
+    Raises:
+        ValueError: pixels are floating-point, which have no defined range; or what Pillow raises for damage.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit gray, which Pillow would clip
         gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray((gray / 257 + 0.5).astype(np.uint8)).convert("RGB")

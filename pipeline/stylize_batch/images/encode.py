@@ -7,6 +7,7 @@ from typing import Literal
 
 from PIL import Image
 
+from stylize_batch.errors import RowError
 from stylize_batch.images.decode import Array
 
 Format = Literal["jpeg", "png", "webp"]
@@ -17,18 +18,32 @@ EXTENSIONS: dict[Format, str] = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 FORMAT_OF_EXTENSION: dict[str, Format] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 """The format an explicit extension asks for."""
 
+MAX_SIDE: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383}
+"""Longest side a format's files can have, pixels."""
+
 FULL_CHROMA_QUALITY = 90
 """From this JPEG quality up chroma is not subsampled (4:4:4)."""
 
 
 def encode(image: Array, format: Format, quality: int) -> bytes:
-    """Encode uint8 RGB [H, W, 3] as a file; `quality` (1..100) is ignored by PNG, which is lossless."""
+    """Encode uint8 RGB [H, W, 3] as a file; `quality` (1..100) is ignored by PNG, which is lossless.
+
+    Raises:
+        RowError: `TooLarge`, when the format cannot hold so long a side; `Unencodable`.
+    """
+    longest = max(image.shape[:2])
+    if longest > MAX_SIDE[format]:
+        raise RowError("TooLarge", f"{longest} pixels a side, {format} holds {MAX_SIDE[format]}; use png")
     buffer = io.BytesIO()
     picture = Image.fromarray(image)
-    if format == "jpeg":
-        picture.save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= FULL_CHROMA_QUALITY else 2)
-    elif format == "webp":
-        picture.save(buffer, "WEBP", quality=quality)
-    else:
-        picture.save(buffer, "PNG", compress_level=4)
+    try:
+        if format == "jpeg":
+            subsampling = 0 if quality >= FULL_CHROMA_QUALITY else 2
+            picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+        elif format == "webp":
+            picture.save(buffer, "WEBP", quality=quality)
+        else:
+            picture.save(buffer, "PNG", compress_level=4)
+    except (OSError, ValueError, MemoryError) as error:
+        raise RowError("Unencodable", f"{format}: {error}") from None
     return buffer.getvalue()

@@ -9,13 +9,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job.spec import FIXED, JobSpec
+from stylize_batch.settings import Precision
 from stylize_batch.storage import Root
 
 KEY = "run.json"
 
-PREFIXES = ("plan", "styles", "images", "results")
-FILES = ("report.html", KEY)
-"""All that a run writes under its root, and so all that `--overwrite` deletes; run.json goes last."""
+PREFIXES = ("results", "plan", "styles", "images")
+REPORT = "report.html"
+"""With run.json, all that a run writes under its root, and so all that is deleted before a new plan."""
 
 
 class RunRecord(BaseModel):
@@ -28,6 +29,7 @@ class RunRecord(BaseModel):
         settings: all settings of the last run.
         model_digest: BLAKE2b-128 of the model file.
         manifest_fingerprint: BLAKE2b-128 of the manifest's bytes.
+        precision: of the network, as resolved when the first worker started.
         shard_pairs: pairs per shard, as planned.
         pairs: rows of the manifest.
         shards: files under `plan/`.
@@ -44,6 +46,7 @@ class RunRecord(BaseModel):
     settings: dict[str, Any]
     model_digest: str
     manifest_fingerprint: str
+    precision: Precision | None = None
     shard_pairs: int
     pairs: int = 0
     shards: int = 0
@@ -95,8 +98,11 @@ def load_record(root: Root) -> RunRecord | None:
 
 
 def erase(root: Root) -> None:
-    """Delete everything a run wrote under its root, and nothing else."""
+    """Delete everything an earlier run wrote under its root except run.json, and nothing else.
+
+    run.json must say `planning` by then, so that a run killed meanwhile is begun anew.
+    """
     for prefix in PREFIXES:
         root.delete(root.list(prefix))
-    root.delete([key for key in FILES if root.exists(key)])
-    root.clear_temporaries()
+    if root.exists(REPORT):
+        root.delete([REPORT])

@@ -21,11 +21,11 @@ from stylize_batch.job import record as records
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.spec import JobSpec, make_spec
 from stylize_batch.manifest.plan import check_and_partition, read_styles, temporary_folder, write_plan
-from stylize_batch.manifest.source import fingerprint, locate
+from stylize_batch.manifest.source import Source, fingerprint, locate
 from stylize_batch.model import container
 from stylize_batch.progress import Observer, Silent
 from stylize_batch.report import write_report
-from stylize_batch.results import Totals, finished_shards
+from stylize_batch.results import Totals, finished_shards, listed_shards
 from stylize_batch.settings import WorkerSettings
 from stylize_batch.storage import Root
 from stylize_batch.styles import StyleBank, bank_of, put_part, read_parts
@@ -96,18 +96,39 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     model = read_model(spec.resolved_model())
     container.check_model(model)
     root = Root(spec.resolved_output(), run=uuid.uuid4().hex[:12])
-    source = locate(spec.manifest)
-    record = _open_root(root, spec)
-    manifest = fingerprint(source)
-    if record is not None:
-        record.refuse_changes(spec, container.digest(model), manifest)
-    if record is None or record.state == "planning":
-        record = _plan(spec, root, container.digest(model), manifest)
+    source = locate(spec.manifest, root.uri)
+    record = _open_root(root)
+    model_digest, manifest = container.digest(model), fingerprint(source)
+    if record is not None and not spec.overwrite:
+        record.refuse_changes(spec, model_digest, manifest)
+    if record is None or spec.overwrite or record.state == "planning":
+        record = _plan(spec, source, root, model_digest, manifest)
     else:
         record.settings = spec.model_dump()
         record.state = "running"
-        _save_first(record, root)
+        _save(record, root)
+    try:
+        summary = _work(spec, source, root, record, model, observer, started)
+        record.state = "finished"
+        record.totals = asdict(summary)
+        write_report(root, record.totals, source.base)
+        record.save(root)
+    except OSError as error:
+        raise JobFailedError(f"cannot use {root.uri}: {_reason(error)}") from None
+    root.clear_temporaries()
+    return summary
 
+
+def _work(
+    spec: JobSpec,
+    source: Source,
+    root: Root,
+    record: RunRecord,
+    model: bytes,
+    observer: Observer,
+    started: float,
+) -> RunSummary:
+    """Do what earlier runs have left to do, and sum up the whole manifest."""
     finished = finished_shards(root, record.run)
     pending = [
         shard
@@ -118,34 +139,17 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     for shard, counted in finished.items():
         if shard not in pending:
             totals.add(counted)
-    skipped = totals.pairs
     earlier_ok = sum(counted.ok for counted in finished.values())
+    skipped = totals.pairs + sum(finished[shard].ok for shard in pending if shard in finished)
     stages: Counter[str] = Counter()
     peak_worker = 0
+    seconds = time.monotonic() - started
     limit = spec.allowed_failures(record.pairs)
     _check_failures(totals, limit)
     if pending:
         styles = read_styles(root)
         with _engine(spec, len(styles)) as engine:
-            device = engine.device if spec.device == "auto" else spec.device
-            precision = spec.precision
-            if precision == "auto":
-                precision = "fp16" if device == "cuda" else "fp32"
-            settings = WorkerSettings(
-                root=root.uri,
-                run=record.run,
-                base=source.base,
-                model=_model_name(spec),
-                size=spec.size,
-                crop=spec.crop,
-                style_size=spec.style_size,
-                format=spec.format,
-                quality=spec.quality,
-                metrics=spec.metrics,
-                batch_size=spec.batch_size,
-                device=device,
-                precision=precision,
-            )
+            settings = _worker_settings(spec, source, root, record, engine)
             engine.start(settings, model)
             bank = _encode_styles(engine, root, styles, f"{record.model_digest}-{spec.style_size}", observer)
             observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
@@ -153,15 +157,15 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
                 totals.add(report.totals)
                 stages.update(report.seconds)
                 peak_worker = max(peak_worker, report.peak_memory)
+                seconds = time.monotonic() - started
                 observer.advance(totals.pairs, totals.failed)
                 _check_failures(totals, limit)
-    seconds = time.monotonic() - started
-
-    if totals.pairs != record.pairs:
+    missing = set(range(record.shards)) - listed_shards(root)
+    if totals.pairs != record.pairs or missing:
         raise JobFailedError(
-            f"the results hold {totals.pairs} rows, the manifest {record.pairs}; please report this"
+            f"the results hold {totals.pairs} of {record.pairs} rows and lack {len(missing)} parts; please report this"
         )
-    summary = RunSummary(
+    return RunSummary(
         pairs=record.pairs,
         ok=totals.ok,
         failed=totals.failed,
@@ -178,19 +182,40 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
             "worker": peak_worker,
         },
     )
-    record.state = "finished"
-    record.totals = asdict(summary)
-    write_report(root, record.totals, source.base)
+
+
+def _worker_settings(
+    spec: JobSpec, source: Source, root: Root, record: RunRecord, engine: Engine
+) -> WorkerSettings:
+    """Settle what `auto` means. The precision stays what it was when the root's first worker started."""
+    device = engine.device if spec.device == "auto" else spec.device
+    precision = spec.precision
+    if precision == "auto":
+        precision = record.precision or ("fp16" if device == "cuda" else "fp32")
+    record.precision = precision
     record.save(root)
-    root.clear_temporaries()
-    return summary
+    return WorkerSettings(
+        root=root.uri,
+        run=record.run,
+        base=source.base,
+        model=_model_name(spec),
+        size=spec.size,
+        crop=spec.crop,
+        style_size=spec.style_size,
+        format=spec.format,
+        quality=spec.quality,
+        metrics=spec.metrics,
+        batch_size=spec.batch_size,
+        device=device,
+        precision=precision,
+    )
 
 
-def _open_root(root: Root, spec: JobSpec) -> RunRecord | None:
-    """Refuse a folder of someone else's, erase our own if asked to, and return what it says of itself.
+def _open_root(root: Root) -> RunRecord | None:
+    """Return what an output root says of itself; None for an empty one.
 
     Raises:
-        UsageError: the root holds something, and no run.json of ours, or it cannot be used.
+        UsageError: it holds something, and no run.json of ours, or it cannot be used.
     """
     try:
         record = load_record(root)
@@ -198,18 +223,16 @@ def _open_root(root: Root, spec: JobSpec) -> RunRecord | None:
             raise UsageError(
                 f"{root.uri} is not empty and holds no {records.KEY}; choose another --output or empty it yourself"
             )
-        if spec.overwrite:
-            records.erase(root)
-            record = None
         root.clear_temporaries()
     except OSError as error:
         raise _unwritable(root, error) from None
     return record
 
 
-def _plan(spec: JobSpec, root: Root, model_digest: str, manifest: str) -> RunRecord:
+def _plan(spec: JobSpec, source: Source, root: Root, model_digest: str, manifest: str) -> RunRecord:
+    """Check every row, and only then write: run.json, and the plan in place of whatever was there."""
     with temporary_folder() as folder:
-        partition = check_and_partition(locate(spec.manifest), Path(folder), spec.format, spec.limit)
+        partition = check_and_partition(source, Path(folder), spec.format, spec.limit)
         shard_pairs = spec.shard_pairs or max(1, min(MAX_SHARD_PAIRS, -(-partition.pairs // MIN_SHARDS)))
         record = RunRecord(
             run=uuid.uuid4().hex,
@@ -225,17 +248,18 @@ def _plan(spec: JobSpec, root: Root, model_digest: str, manifest: str) -> RunRec
                 **{name: metadata.version(name) for name in ("stylize-batch", "torch", "pillow", "ray")},
             },
         )
-        _save_first(record, root)
+        _save(record, root)
         try:
+            records.erase(root)
             plan = write_plan(partition, root, shard_pairs)
         except OSError as error:
             raise _unwritable(root, error) from None
     record.pairs, record.shards, record.state = plan.pairs, plan.shards, "running"
-    record.save(root)
+    _save(record, root)
     return record
 
 
-def _save_first(record: RunRecord, root: Root) -> None:
+def _save(record: RunRecord, root: Root) -> None:
     try:
         record.save(root)
     except OSError as error:
@@ -243,8 +267,11 @@ def _save_first(record: RunRecord, root: Root) -> None:
 
 
 def _unwritable(root: Root, error: OSError) -> UsageError:
-    reason = error.strerror or " ".join(str(error).split())
-    return UsageError(f"cannot write to the output root {root.uri}: {reason}")
+    return UsageError(f"cannot write to the output root {root.uri}: {_reason(error)}")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or " ".join(str(error).split())
 
 
 def _chroma(spec: JobSpec) -> str | None:
@@ -288,10 +315,7 @@ def _encode_styles(engine: Engine, root: Root, uris: list[str], key: str, observ
     done = 0
     for batch in engine.encode_styles(requests):
         if batch.vectors:
-            try:
-                put_part(root, batch.vectors, key)
-            except OSError as error:
-                raise JobFailedError(f"cannot write to {root.uri}: {error}") from None
+            put_part(root, batch.vectors, key)
         vectors.update({style.uri: style for style in batch.vectors})
         failures.update(batch.failures)
         done += batch.styles

@@ -45,9 +45,10 @@ class JobSpec(BaseModel):
         overwrite: delete what an earlier run left under the root, and start anew.
         max_failed: failed rows allowed, a number or a percentage (`"2%"`).
         limit: only the first rows of the manifest.
+        as_json: print one JSON object; `json` in a job file.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
 
     manifest: str = Field(min_length=1)
     output: str = ""
@@ -69,6 +70,7 @@ class JobSpec(BaseModel):
     overwrite: bool = False
     max_failed: str = "100%"
     limit: int | None = Field(None, ge=1)
+    as_json: bool = Field(False, alias="json")
 
     @field_validator("batch_size", "actors", mode="before")
     @classmethod
@@ -91,8 +93,9 @@ class JobSpec(BaseModel):
             raise ValueError("--in-process and --address exclude each other")
         if self.in_process and self.actors not in (None, 1):
             raise ValueError("--in-process runs one worker; leave --actors out")
-        if self.resolved_output().startswith("memory://") and not self.in_process:
-            raise ValueError("memory:// lives in one process; add --in-process or choose another --output")
+        in_memory = (self.resolved_output(), self.manifest, self.model)
+        if any(uri.startswith("memory://") for uri in in_memory) and not self.in_process:
+            raise ValueError("memory:// lives in one process; add --in-process or use another storage")
         return self
 
     def resolved_output(self) -> str:
@@ -146,4 +149,7 @@ def _read_job_file(path: str) -> dict[str, Any]:
         raise UsageError(f"the job file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise UsageError(f"the job file {path} must be a list of `setting: value` lines")
-    return {str(key).replace("-", "_"): value for key, value in settings.items()}
+    found = {str(key).replace("-", "_"): value for key, value in settings.items()}
+    if "no_metrics" in found:
+        found["metrics"] = not found.pop("no_metrics")
+    return found

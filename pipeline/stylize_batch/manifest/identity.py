@@ -12,8 +12,8 @@ import numpy as np
 
 from stylize_batch.images.encode import EXTENSIONS, FORMAT_OF_EXTENSION, Format
 
-MAX_STEM = 80
-"""Characters of a content's or style's name that go into a default key."""
+MAX_STEM = 96
+"""Bytes of a content's or style's name that go into a default key."""
 
 
 def normalized_weights(weights: Sequence[float]) -> list[float]:
@@ -82,4 +82,5 @@ def output_key(key: str | None, content: str, style: str, identity: str, format:
 
 def _stem(uri: str) -> str:
     stem = PurePosixPath(uri.rstrip("/")).stem.replace("\\", "_")
-    return "".join(character if ord(character) >= 32 else "_" for character in stem)[:MAX_STEM]
+    clean = "".join(character if ord(character) >= 32 else "_" for character in stem)
+    return clean.encode("utf-8", "replace")[:MAX_STEM].decode("utf-8", "ignore")

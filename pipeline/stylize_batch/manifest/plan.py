@@ -13,8 +13,9 @@ import hashlib
 import tempfile
 import zlib
 from collections.abc import Iterator
-from itertools import pairwise
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, pairwise
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,11 @@ BUCKET_ROWS = 262_144
 
 STYLES_KEY = "plan/styles.parquet"
 """The distinct style URIs of all rows."""
+
+ROW = "stylize_batch.row"
+"""Column with a row's number in the manifest, for as long as planning lasts."""
+
+PUT_THREADS = 16
 
 OVERSIZE = 4
 """A content with more pairs than this many shards is split over several."""
@@ -82,7 +88,11 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
             batch = batch.slice(0, limit - partition.pairs)
             if not batch.num_rows:
                 break
-        partition.add(uri, start, batch, format)
+        try:
+            partition.add(uri, start, batch, format)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise ManifestError(f"{uri} holds what cannot be read, near row {start}: {reason}") from None
     partition.close()
     if not partition.pairs:
         raise ManifestError(f"the manifest has no rows ({', '.join(source.files[:3])})")
@@ -93,9 +103,12 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
 def write_plan(partition: Partition, root: Root, shard_pairs: int) -> Plan:
     """Cut the buckets into shards of about `shard_pairs` pairs and write them under `plan/`."""
     shards = 0
-    for table in _cut(partition.buckets(), shard_pairs):
-        root.put(shard_key(shards), parquet.dumps(table))
-        shards += 1
+    tables = _cut(partition.buckets(), shard_pairs)
+    with ThreadPoolExecutor(PUT_THREADS) as threads:
+        while group := list(islice(tables, 4 * PUT_THREADS)):
+            keys = [shard_key(shards + index) for index in range(len(group))]
+            list(threads.map(lambda key, table: root.put(key, parquet.dumps(table)), keys, group))
+            shards += len(group)
     root.put(STYLES_KEY, parquet.dumps(pa.table({"style": pa.array(sorted(partition.styles), pa.string())})))
     return Plan(partition.pairs, shards)
 
@@ -110,6 +123,7 @@ class Partition:
         self._writers: list[pa.RecordBatchStreamWriter] = []
         self._identities: list[npt.NDArray[np.uint64]] = []
         self._keys: list[npt.NDArray[np.uint64]] = []
+        self._folders: list[npt.NDArray[np.uint64]] = []
 
     def add(self, uri: str, start: int, batch: pa.RecordBatch, format: Format) -> None:
         """Check a batch of manifest rows and spill it; `start` is its first row's number in the file."""
@@ -131,8 +145,8 @@ class Partition:
         for path in self._paths:
             with pa.ipc.open_stream(str(path)) as reader:
                 table = reader.read_all()
-            order = pc.sort_indices(table, sort_keys=[("content", "ascending"), ("_row", "ascending")])
-            yield table.take(order).drop_columns(["_row"])
+            order = pc.sort_indices(table, sort_keys=[("content", "ascending"), (ROW, "ascending")])
+            yield table.take(order).drop_columns([ROW])
 
     def refuse_duplicates(self) -> None:
         """Raise ManifestError when two rows are identical or two rows would write the same picture."""
@@ -147,12 +161,22 @@ class Partition:
             # 64 bits say there may be a pair; only the rows themselves say which.
             found: dict[str, int] = {}
             for table in self.buckets_unsorted():
-                for value, row in zip(table[column].to_pylist(), table["_row"].to_pylist(), strict=True):
+                for value, row in zip(table[column].to_pylist(), table[ROW].to_pylist(), strict=True):
                     if np.isin(_hash64(value), repeated):
                         if value in found:
                             first, second = sorted((found[value], row))
                             raise ManifestError(f"rows {first} and {second} {problem.format(value)}")
                         found[value] = row
+
+        folders = np.unique(np.concatenate(self._folders))
+        clash = np.intersect1d(folders, np.concatenate(self._keys))
+        if len(clash):
+            for table in self.buckets_unsorted():
+                for key, row in zip(table["output"].to_pylist(), table[ROW].to_pylist(), strict=True):
+                    if _hash64(key) in clash:
+                        raise ManifestError(
+                            f"row {row}: the output key {key!r} is the folder of another row's"
+                        )
 
     def buckets_unsorted(self) -> Iterator[pa.Table]:
         """Read the buckets back as they were written, with the row numbers."""
@@ -191,6 +215,8 @@ class Partition:
             self.styles.update(style)
         self._identities.append(np.array([_hash64(value) for value in identities], np.uint64))
         self._keys.append(np.array([_hash64(value) for value in keys], np.uint64))
+        parents = {str(parent) for key in keys if "/" in key for parent in PurePosixPath(key).parents}
+        self._folders.append(np.array([_hash64(parent) for parent in parents], np.uint64))
         columns = {
             "pair_id": pa.array(identities, pa.string()),
             "content": pa.array(contents, pa.string()),
@@ -201,13 +227,17 @@ class Partition:
         for name in names:
             if name not in SETTINGS:
                 columns[name] = _decoded(batch[name])
-        columns["_row"] = pa.array(np.arange(self.pairs, self.pairs + count))
+        columns[ROW] = pa.array(np.arange(self.pairs, self.pairs + count))
         return pa.table(columns), buckets
 
 
 def _decoded(column: pa.Array) -> pa.Array:
-    # Dictionaries differ from batch to batch, which a stream of batches cannot hold.
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    # Dictionaries differ from batch to batch, which a stream of batches cannot hold; views cannot be sorted by.
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.string())
+    return column.cast(pa.binary()) if pa.types.is_binary_view(column.type) else column
 
 
 def _hash64(text: str) -> np.uint64:

@@ -41,7 +41,7 @@ def check_schema(schema: pa.Schema, where: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"{where} has the column '{name}' twice; rename one")
-        if name in RESULT_COLUMNS and name not in SETTINGS:
+        if (name in RESULT_COLUMNS and name not in SETTINGS) or name.startswith("stylize_batch."):
             raise ManifestError(f"{where} has a column '{name}', which the results use themselves; rename it")
     for name, expected, fits in (
         ("content", "string", _is_string),

@@ -23,8 +23,12 @@ class Source(NamedTuple):
     base: str
 
 
-def locate(manifest: str) -> Source:
+def locate(manifest: str, output: str) -> Source:
     """Find the files of a manifest.
+
+    Args:
+        manifest: Parquet file, folder or glob; path or URI. In folders, names that begin with `.` or `_` are skipped.
+        output: the run's output root, whose own Parquet files are no manifest.
 
     Raises:
         ManifestError: there are none.
@@ -47,12 +51,21 @@ def locate(manifest: str) -> Source:
             base = parent(uri[:first] + "x")
         else:
             raise ManifestError(f"there is no manifest {manifest}; give a Parquet file, a folder or a glob")
-    except (OSError, ValueError) as error:
+    except ManifestError:
+        raise
+    except Exception as error:
         raise ManifestError(f"cannot read the manifest {manifest}: {row_error(error, uri)}") from None
-    kept = [name for name in kept if not name.rsplit("/", 1)[-1].startswith((".", "_"))]
-    if not kept:
+    below = len(base.rstrip("/")) + 1
+    own = output.rstrip("/") + "/"
+    files = [
+        file
+        for file in map(full, sorted(kept))
+        if not file.startswith(own)
+        and not any(part.startswith((".", "_")) for part in file[below:].split("/"))
+    ]
+    if not files:
         raise ManifestError(f"no .parquet files in {manifest}")
-    return Source([full(name) for name in sorted(kept)], base)
+    return Source(files, base)
 
 
 def fingerprint(source: Source) -> str:
@@ -68,7 +81,7 @@ def fingerprint(source: Source) -> str:
             with fs.open(path, "rb") as file:
                 while block := file.read(1 << 23):
                     digest.update(block)
-        except OSError as error:
+        except Exception as error:
             raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
         digest.update(b"\0")
     return digest.hexdigest()

@@ -25,10 +25,12 @@ class AffineMap(NamedTuple):
     shift: Tensor
 
     def apply(self, features: Tensor) -> Tensor:
-        """Map features [N, C, h, w]; the result keeps their dtype and memory format."""
-        scale = self.scale[:, :, None, None].to(features.dtype)
-        shift = self.shift[:, :, None, None].to(features.dtype)
-        return torch.addcmul(shift, features, scale)
+        """Map features [N, C, h, w]; the result keeps their dtype and memory format.
+
+        Computed in float32: on flat contents scale and shift are in the thousands and nearly cancel.
+        """
+        scale, shift = self.scale[:, :, None, None], self.shift[:, :, None, None]
+        return torch.addcmul(shift, features.float(), scale).to(features.dtype)
 
 
 def statistics(features: Tensor) -> Statistics:
@@ -51,12 +53,3 @@ def adain(content: Statistics, style: Statistics, alpha: Tensor | float = 1.0) -
     a = torch.as_tensor(alpha, dtype=torch.float32, device=style.mean.device).reshape(-1, 1)
     ratio = style.std / content.std
     return AffineMap(scale=a * ratio + (1 - a), shift=a * (style.mean - content.mean * ratio))
-
-
-def interpolate(styles: Statistics, weights: Tensor) -> Statistics:
-    """Blend the statistics of K styles (Eq. 15): [K, C] and weights [K], summing to 1, give [1, C].
-
-    AdaIN is affine in (μ, σ), so AdaIN with blended statistics equals the blend of K AdaINs.
-    """
-    row = weights.to(styles.mean)[None]
-    return Statistics(row @ styles.mean, row @ styles.std)

@@ -6,13 +6,12 @@ from typing import NamedTuple, cast
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from stylize_batch.errors import UsageError
 from stylize_batch.model import container
+from stylize_batch.model.architecture import Architecture
 from stylize_batch.model.decoder import Decoder
-from stylize_batch.model.vgg import Architecture, Encoder
+from stylize_batch.model.vgg import Encoder
 
 
 class Checkpoint(NamedTuple):
@@ -38,7 +37,8 @@ def dumps(encoder: Encoder, decoder: Decoder, metadata: dict[str, str]) -> bytes
         for part, network in (("encoder", encoder), ("decoder", decoder))
         for key, value in network.state_dict().items()
     }
-    return safetensors.torch.save(tensors, {**metadata, "architecture": encoder.architecture})
+    full = {**metadata, "architecture": encoder.architecture}
+    return safetensors.torch.save(tensors, container.dump_metadata(full))
 
 
 def loads(data: bytes) -> Checkpoint:
@@ -51,13 +51,10 @@ def loads(data: bytes) -> Checkpoint:
     architecture = cast("Architecture", metadata["architecture"])
     encoder = Encoder(architecture)
     decoder = Decoder(architecture)
-    try:
-        tensors = safetensors.torch.load(data)
-        for part, network in (("encoder", encoder), ("decoder", decoder)):
-            network.load_state_dict(_part(tensors, part))
-            network.requires_grad_(False).eval()
-    except (RuntimeError, SafetensorError) as error:
-        raise UsageError(f"the model file is damaged: {str(error).splitlines()[0]}") from None
+    tensors = safetensors.torch.load(data)
+    for part, network in (("encoder", encoder), ("decoder", decoder)):
+        network.load_state_dict(_part(tensors, part))
+        network.requires_grad_(False).eval()
     return Checkpoint(encoder, decoder, metadata, container.digest(data))
 
 

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any, cast
 
 from stylize_batch.errors import UsageError
+from stylize_batch.model.architecture import CONVS_PER_BLOCK, conv_plan
 
 DEFAULT = "adain-vgg16"
 """The model used unless another is named; its encoder is also the loss network φ."""
@@ -15,7 +16,8 @@ DEFAULT = "adain-vgg16"
 BUILTIN = (DEFAULT,)
 """Models shipped inside the package."""
 
-ARCHITECTURES = ("vgg16", "vgg19")
+METADATA = "stylize_batch"
+"""Key of the header's string with a model's metadata, as JSON."""
 
 
 def builtin_bytes(name: str) -> bytes:
@@ -54,6 +56,11 @@ def read_metadata(data: bytes) -> dict[str, str]:
     return cast("dict[str, str]", read_header(data).get("__metadata__", {}))
 
 
+def dump_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    """Return what to write into a header: one string, since safetensors does not keep the order of several."""
+    return {METADATA: json.dumps(metadata, sort_keys=True)}
+
+
 def check_model(data: bytes) -> dict[str, str]:
     """Check that a file holds an encoder and a decoder of a known architecture; return its metadata.
 
@@ -61,13 +68,21 @@ def check_model(data: bytes) -> dict[str, str]:
         UsageError: it does not.
     """
     header = read_header(data)
-    metadata = cast("dict[str, str]", header.get("__metadata__", {}))
+    try:
+        metadata = cast("dict[str, str]", json.loads(header["__metadata__"][METADATA]))
+    except (KeyError, ValueError):
+        raise UsageError("the safetensors file is not a model of stylize-batch") from None
     architecture = metadata.get("architecture", "")
-    if architecture not in ARCHITECTURES:
+    if architecture not in CONVS_PER_BLOCK:
         raise UsageError(
-            f"the model's architecture {architecture!r} is unknown; known: {', '.join(ARCHITECTURES)}"
+            f"the model's architecture {architecture!r} is unknown; known: {', '.join(CONVS_PER_BLOCK)}"
         )
-    for part in ("encoder", "decoder"):
-        if not any(name.startswith(f"{part}.") for name in header):
-            raise UsageError(f"the model file has no {part}")
+    for name, channels_in, channels_out in conv_plan(architecture):
+        for part, shape in (
+            ("encoder", [channels_out, channels_in, 3, 3]),
+            ("decoder", [channels_in, channels_out, 3, 3]),
+        ):
+            for kind, expected in (("weight", shape), ("bias", shape[:1])):
+                if header.get(f"{part}.{name}.{kind}", {}).get("shape") != expected:
+                    raise UsageError(f"the model file has no fitting {part}.{name}.{kind}; it is damaged")
     return metadata

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylize_batch.model.vgg import Architecture, conv_plan
+from stylize_batch.model.architecture import Architecture, conv_plan
 
 
 class Decoder(nn.Module):

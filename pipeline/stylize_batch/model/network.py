@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.adain import Statistics, adain, statistics
+from stylize_batch.model.architecture import CHANNELS
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.losses import feature_distance, style_loss
-from stylize_batch.model.vgg import CHANNELS, Encoder
+from stylize_batch.model.vgg import Encoder
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 
@@ -71,13 +73,17 @@ class Network:
     def __init__(self, model: Checkpoint, device: str = "cpu", precision: str = "fp32") -> None:
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
+        if self.device.type == "cuda" and precision == "fp32":
+            # Otherwise cuDNN rounds float32 convolutions to 10 bits (TF32).
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore
         self._encoder = self._place(model.encoder)
         self._decoder = self._place(model.decoder)
         phi = loss_network(model)
         self._phi = self._encoder if phi is model.encoder else self._place(phi)
 
     def _place(self, module: _Module) -> _Module:
-        return module.to(self.device, self.dtype, memory_format=torch.channels_last)  # pyright: ignore
+        # A copy: `to` would change the caller's own module.
+        return copy.deepcopy(module).to(self.device, self.dtype, memory_format=torch.channels_last)  # pyright: ignore
 
     @property
     def style_width(self) -> int:

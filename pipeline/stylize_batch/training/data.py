@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylize_batch.errors import RowError, UsageError
+from stylize_batch.errors import JobFailedError, RowError, UsageError
 from stylize_batch.images.decode import SUFFIXES, Array, decode
 from stylize_batch.storage import list_files, read_bytes
 
@@ -83,9 +83,10 @@ def to_array(image: Tensor) -> Array:
 
 def _load(uri: str) -> Array | None:
     try:
-        image = decode(read_bytes(uri), min_side=32)
-    except RowError:
+        data = read_bytes(uri)
+        image = decode(data, min_side=32)
+        return image if min(image.shape[:2]) <= MAX_STORED_SIDE else decode(data, size=MAX_STORED_SIDE)
+    except RowError as error:
+        if error.transient:  # another set of images would make another network
+            raise JobFailedError(str(error)) from None
         return None
-    if min(image.shape[:2]) > MAX_STORED_SIDE:
-        return decode(read_bytes(uri), size=MAX_STORED_SIDE)
-    return image

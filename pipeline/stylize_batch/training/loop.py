@@ -7,8 +7,11 @@ import hashlib
 import io
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +38,6 @@ MAX_GRADIENT_NORM = 10.0
 MAX_BAD_STEPS = 20
 SAMPLES = 4
 """Contents and styles of the sample grid."""
-
-LOG_FIELDS = ("iteration", "stage", "loss", "content_loss", "style_loss", "learning_rate", "seconds")
 
 
 class Step(NamedTuple):
@@ -66,7 +67,7 @@ class Trainer:
             UsageError: images or encoder are missing, or the folder belongs to another recipe.
         """
         self.recipe = recipe
-        self.device = torch.device(device)
+        self.device = _device(device)
         self.root = Root(output)
         self.encoder = _load_encoder(recipe).to(self.device)
         torch.manual_seed(recipe.seed)
@@ -78,46 +79,55 @@ class Trainer:
         self.iteration = 0
         self.seconds = 0.0
         self._rows: list[Step] = []
+        self._bad_steps = 0
         if self.root.exists(STATE):
             self._resume(self.root.read(STATE))
         self.contents = ImagePool(recipe.contents, recipe.group_separator, recipe.holdout)
         self.styles = ImagePool(recipe.styles, recipe.group_separator, recipe.holdout)
         self.skipped = self.contents.skipped + self.styles.skipped
+        try:
+            self.root.put("recipe.json", recipe.model_dump_json(indent=2).encode())
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.root.uri}: {error}") from None
 
     def run(self, report: Callable[[Step], None], minutes: float | None = None) -> bool:
         """Train until the recipe is done or the minutes are over; returns whether it is done.
 
-        A checkpoint is written every `checkpoint_minutes`, at the end and when interrupted.
+        A checkpoint is written every `checkpoint_minutes`, at the end and when interrupted. SIGINT and SIGTERM are
+        heard between two iterations, so that a checkpoint never holds half of one.
 
         Raises:
-            JobFailedError: the loss stayed NaN or infinite.
+            JobFailedError: the loss or its gradient stayed NaN or infinite.
+            KeyboardInterrupt: a signal came; the state is saved.
         """
+        if self.iteration >= self.iterations:
+            return True
         started = saved = time.monotonic()
         before = self.seconds
-        bad_steps = 0
         try:
-            while self.iteration < self.iterations:
-                step = self._step()
-                now = time.monotonic()
-                self.seconds = before + now - started
-                step = step._replace(seconds=self.seconds)
-                bad_steps = 0 if math.isfinite(step.loss) else bad_steps + 1
-                if bad_steps == MAX_BAD_STEPS:
-                    raise JobFailedError(
-                        f"the loss is not finite since {bad_steps} iterations; lower learning_rate and repeat "
-                        f"the command: it continues from the last checkpoint"
-                    )
-                self._rows.append(step)
-                report(step)
-                if self.iteration % self.recipe.sample_every == 0 or self.iteration == self.iterations:
-                    self.write_samples()
-                if now - saved > 60 * self.recipe.checkpoint_minutes:
-                    self.save()
-                    saved = now
-                if minutes is not None and now - started > 60 * minutes:
-                    break
+            with _held_signals() as interrupted:
+                while self.iteration < self.iterations:
+                    step = self._step()
+                    now = time.monotonic()
+                    self.seconds = before + now - started
+                    self._rows.append(step._replace(seconds=self.seconds))
+                    report(self._rows[-1])
+                    if self._bad_steps == MAX_BAD_STEPS:
+                        raise JobFailedError(
+                            f"loss or gradient are not finite since {MAX_BAD_STEPS} iterations; "
+                            "lower the stage's learning_rate"
+                        )
+                    if self.iteration % self.recipe.sample_every == 0 or self.iteration == self.iterations:
+                        self.write_samples()
+                    if now - saved > 60 * self.recipe.checkpoint_minutes and not self._bad_steps:
+                        self.save()
+                        saved = now
+                    if minutes is not None and now - started > 60 * minutes:
+                        break
+                    if interrupted():
+                        raise KeyboardInterrupt
         finally:
-            if bad_steps == 0:
+            if not self._bad_steps:
                 self.save()
         return self.iteration == self.iterations
 
@@ -155,8 +165,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), MAX_GRADIENT_NORM)
-        if torch.isfinite(norm):
+        if torch.isfinite(norm) and torch.isfinite(loss):
             self.optimizer.step()
+            self._bad_steps = 0
+        else:
+            self._bad_steps += 1
         self.iteration += 1
         return Step(
             self.iteration, self.iterations, stage.loss, loss.item(), content.item(), style.item(), rate, 0.0
@@ -206,11 +219,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write the model, the optimizer's state and the log, each atomically; the state comes last."""
-        recent = self._rows[-200:]
+        recent = [row for row in self._rows[-200:] if row.stage == "style"]
         means = {
-            key: f"{np.nanmean([getattr(row, key) for row in recent]):.5g}"
+            key: f"{np.mean([getattr(row, key) for row in recent]):.5g}"
             for key in ("content_loss", "style_loss")
-            if recent and recent[-1].stage == "style"
+            if recent
         }
         metadata = {
             "name": self.recipe.name,
@@ -220,7 +233,7 @@ class Trainer:
             **{f"training_{key}": value for key, value in means.items()},
         }
         self.root.put(MODEL, checkpoint.dumps(self.encoder, self.decoder, metadata))
-        self._append_log()
+        self._write_log()
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.decoder.named_parameters():
             tensors[f"decoder.{name}"] = parameter.detach().contiguous()
@@ -234,22 +247,29 @@ class Trainer:
         self.root.put(STATE, safetensors.torch.save(tensors, position))
         self.root.clear_temporaries()
 
-    def _append_log(self) -> None:
+    def _write_log(self) -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        if self.root.exists(LOG):
-            # Rows after the checkpoint we resumed from are drawn again.
-            first = self._rows[0].iteration if self._rows else self.iteration + 1
-            old = list(csv.reader(io.StringIO(self.root.read(LOG).decode())))
-            writer.writerows(row for row in old if row[0] == "iteration" or int(row[0]) < first)
-        else:
-            writer.writerow(LOG_FIELDS)
+        writer.writerow(Step._fields)
         for row in self._rows:
-            losses = (f"{value:.6g}" for value in (row.loss, row.content_loss, row.style_loss))
-            writer.writerow(
-                (row.iteration, row.stage, *losses, f"{row.learning_rate:.4g}", f"{row.seconds:.1f}")
-            )
+            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
         self.root.put(LOG, text.getvalue().encode())
+
+    def _read_log(self) -> list[Step]:
+        if not self.root.exists(LOG):
+            return []
+        rows = csv.DictReader(io.StringIO(self.root.read(LOG).decode()))
+        steps = [
+            Step(
+                int(row["iteration"]),
+                int(row["iterations"]),
+                row["stage"],
+                *map(float, list(row.values())[3:]),
+            )
+            for row in rows
+        ]
+        # Rows after the checkpoint are drawn again.
+        return [step for step in steps if step.iteration <= self.iteration]
 
     def _resume(self, data: bytes) -> None:
         metadata = container.read_metadata(data)
@@ -268,22 +288,47 @@ class Trainer:
                 }
         self.iteration = int(metadata["iteration"])
         self.seconds = float(metadata["seconds"])
+        self._rows = self._read_log()
+
+
+def _device(name: str) -> torch.device:
+    """Raise UsageError for a device that is not here."""
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name} is unknown; use auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine has no usable GPU; use --device cpu")
+    return torch.device(name)
+
+
+@contextmanager
+def _held_signals() -> Generator[Callable[[], bool]]:
+    """Hold SIGINT and SIGTERM back; the function given tells whether one has come."""
+    caught: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = {each: signal.signal(each, lambda number, _: caught.append(number)) for each in signals}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
 
 def _fingerprint(recipe: Recipe) -> str:
-    """Digest of what decides the network. How long stages last may still change, and where the images lie."""
+    """Digest of what may not change under way; the length and the rate of stages, and where images lie, may."""
     free = {"checkpoint_minutes", "sample_every", "contents", "styles", "encoder"}
     settings = recipe.model_dump(exclude=free)
     for stage in settings["stages"]:
-        del stage["iterations"]
+        for name in ("iterations", "learning_rate", "decay"):
+            del stage[name]
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _load_encoder(recipe: Recipe) -> Encoder:
     data = read_model(recipe.encoder)
-    if "architecture" in container.read_metadata(data) and "encoder.conv1_1.weight" in container.read_header(
-        data
-    ):
+    if container.METADATA in container.read_metadata(data):
         encoder = checkpoint.loads(data).encoder
         if encoder.architecture != recipe.architecture:
             raise UsageError(

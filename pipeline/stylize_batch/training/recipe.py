@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stylize_batch.errors import UsageError
-from stylize_batch.model.vgg import Architecture
+from stylize_batch.model.architecture import Architecture
 
 
 class Stage(BaseModel):
@@ -24,7 +24,7 @@ class Stage(BaseModel):
 
     loss: Literal["reconstruction", "style"]
     iterations: int = Field(gt=0)
-    crop: int = Field(256, ge=16, description="side of the square training crops, pixels")
+    crop: int = Field(256, ge=16, multiple_of=8, description="side of the square training crops, pixels")
     batch: int = Field(8, gt=0, description="content-style pairs per iteration")
     learning_rate: float = Field(1e-4, gt=0)
     decay: float = Field(5e-5, ge=0, description="lr / (1 + decay · iteration of the stage)")
@@ -43,14 +43,16 @@ class Recipe(BaseModel):
     name: str
     architecture: Architecture
     encoder: str = Field(
-        description="a model, whose encoder is taken, or safetensors keyed as torchvision's features"
+        description="a model, whose encoder is taken, or safetensors keyed as torchvision's features but taking RGB in 0..1"
     )
     encoder_licence: str = ""
     contents: str = Field("", description="folder or URI with content photographs")
     styles: str = Field("", description="folder or URI with style images")
     holdout: list[str] = Field([], description="file names never trained on; the sample grid shows them")
     group_separator: str = Field(
-        "__", description="styles are drawn by group first: the file name up to this, or else the folder"
+        "__",
+        min_length=1,
+        description="styles are drawn by group first: the file name up to this, or else the folder",
     )
     min_scale: float = Field(
         0.4,
@@ -59,7 +61,7 @@ class Recipe(BaseModel):
         description="a crop's side is drawn between this share of the shorter side and all of it",
     )
     stages: list[Stage] = Field(min_length=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_minutes: float = Field(5.0, gt=0)
     sample_every: int = Field(500, gt=0, description="iterations between two sample grids")
