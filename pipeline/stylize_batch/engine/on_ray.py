@@ -1,4 +1,4 @@
-"""Workers as Ray actors, and the driver loop that feeds them.
+"""The driver: feeds workers that are Ray actors, and survives their deaths.
 
 The driver owns all retries: an actor gets a task only after it has answered a ping, at most two at a time; when it
 dies only the oldest task in flight is blamed, and a task that crashed its worker too often is taken apart and its
@@ -17,33 +17,25 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, cast
 
-# Before Ray is imported: no usage reports, no C++ log lines between ours, GPUs left visible to the driver.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-import pyarrow as pa
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stylize_batch.engine.base import Patience, StyleRequest
-from stylize_batch.errors import DeviceError, JobFailedError, RowError, SystemicError, UsageError
-from stylize_batch.manifest.plan import read_shard
-from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
+from stylize_batch.engine.ray_actor import Ref, WorkerActor
+from stylize_batch.engine.ray_tasks import ShardTask, StyleTask, Task
+from stylize_batch.errors import DeviceError, JobFailedError, SystemicError, UsageError
 from stylize_batch.settings import Device, ShardReport, WorkerSettings
 from stylize_batch.storage import TEMPORARY, Root
-from stylize_batch.styles import StyleBank, StyleBatch, StyleVector
-
-if TYPE_CHECKING:
-    from stylize_batch.worker import Worker
+from stylize_batch.styles import StyleBank, StyleBatch
 
 MAX_CRASHES = 2
 """Workers a task may crash; after one more its pieces run alone."""
 
 MAX_LOST_STARTS = 3
-"""Times an actor may die before it ever answers."""
+"""Times an actor may start and die before it can take work."""
 
 DEPTH = 2
 """Tasks an actor has in flight, so that it never waits for the driver."""
@@ -55,138 +47,6 @@ CORES_PER_ACTOR = 4
 OBJECT_STORE_BYTES = 256 * 2**20
 
 _log = logging.getLogger(__name__)
-
-Ref = Any
-"""A Ray object reference. In a list, it reaches an actor as a reference, to be fetched once."""
-
-
-class WorkerActor:
-    """A `Worker` in a process of its own.
-
-    The first ping makes the worker, and so does the first after Ray has restarted the process; the driver sends
-    work only to actors that have answered one. Pings are answered beside the work.
-    """
-
-    def __init__(self, settings: WorkerSettings) -> None:
-        self._settings = settings
-        self._worker: Worker | None = None
-        self._bank: tuple[str, StyleBank] | None = None
-
-    @ray.method(concurrency_group="control")
-    def alive(self) -> None:
-        """Answer as soon as the process runs, before it has loaded anything."""
-
-    @ray.method(concurrency_group="control")
-    def ping(self, model: list[Ref]) -> int:
-        """Answer, once the worker is ready, with the rows done in the shard in hand."""
-        if self._worker is None:
-            from stylize_batch.worker import Worker
-
-            self._worker = Worker(self._settings, ray.get(model[0]))
-        return self._worker.rows_done
-
-    def encode_styles(self, request: StyleRequest) -> StyleBatch:
-        """See `Worker.encode_styles`."""
-        assert self._worker
-        return self._worker.encode_styles(request.uris, request.versions)
-
-    def run_shard(self, shard: int, bank: list[Ref]) -> ShardReport:
-        """See `Worker.run_shard`."""
-        assert self._worker
-        key = bank[0].hex()
-        if self._bank is None or self._bank[0] != key:
-            self._bank = (key, ray.get(bank[0]))
-        return self._worker.run_shard(shard, self._bank[1])
-
-
-def encode_styles_alone(settings: WorkerSettings, model: bytes, request: StyleRequest) -> StyleBatch:
-    """Encode styles in a process of their own."""
-    from stylize_batch.worker import Worker
-
-    return Worker(settings, model).encode_styles(request.uris, request.versions, alone=True)
-
-
-def stylize_alone(settings: WorkerSettings, model: bytes, plan: pa.Table, bank: StyleBank) -> pa.Table:
-    """Stylize some rows in a process of their own; the results are left to the driver to commit."""
-    from stylize_batch.worker import Worker
-
-    return Worker(settings, model).stylize(plan, bank, alone=True)
-
-
-class Task(Protocol):
-    """Something an actor does for the driver."""
-
-    def submit(self, actor: Any) -> Ref:
-        """Start it on an actor."""
-        ...
-
-    def alone(self, engine: RayEngine) -> Any:
-        """Do it piece by piece, each in a process that may die; return what `submit`'s result would be."""
-        ...
-
-
-class StyleTask:
-    """Encode the styles of one request."""
-
-    def __init__(self, request: StyleRequest) -> None:
-        self._request = request
-
-    def submit(self, actor: Any) -> Ref:
-        """Start it on an actor."""
-        return actor.encode_styles.remote(self._request)
-
-    def alone(self, engine: RayEngine) -> StyleBatch:
-        """Encode each style alone; one that kills its process is a failed style."""
-        uris = self._request.uris
-        pieces = [(StyleRequest([uri], self._request.versions),) for uri in uris]
-        vectors: list[StyleVector] = []
-        failures: dict[str, RowError] = {}
-        for uri, found in zip(uris, engine.run_alone(encode_styles_alone, pieces), strict=True):
-            if found is None:
-                failures[uri] = RowError("WorkerDied", f"{uri} ended the process that encoded it")
-            else:
-                vectors.extend(found.vectors)
-                failures.update(found.failures)
-        return StyleBatch(vectors, failures, len(uris) - len(vectors) - len(failures))
-
-
-class ShardTask:
-    """Stylize and commit one shard."""
-
-    def __init__(self, shard: int, bank: Ref) -> None:
-        self._shard = shard
-        self._bank = bank
-
-    def submit(self, actor: Any) -> Ref:
-        """Start it on an actor."""
-        return actor.run_shard.remote(self._shard, [self._bank])
-
-    def alone(self, engine: RayEngine) -> ShardReport:
-        """Stylize each content alone; one that kills its process fails its own rows."""
-        settings = engine.settings
-        root = Root(settings.root, settings.run)
-        plan = read_shard(root, self._shard)
-        died = Outcome(error="WorkerDied: the process that stylized this content ended without a word")
-
-        def make(rows: pa.Table) -> pa.Table:
-            pieces = by_content(rows)
-            found = engine.run_alone(stylize_alone, [(piece, self._bank) for piece in pieces])
-            tables = [
-                results_table(piece, [died] * len(piece), settings.model) if table is None else table
-                for piece, table in zip(pieces, found, strict=True)
-            ]
-            return pa.concat_tables(tables)
-
-        table = complete(plan, read_finished(root, self._shard, settings.run), make)
-        return ShardReport(self._shard, put_part(root, self._shard, table, settings.run), {}, 0)
-
-
-def by_content(plan: pa.Table) -> list[pa.Table]:
-    """Split rows sorted by content into one table per content."""
-    contents = plan["content"].to_pylist()
-    starts = [0, *(row for row in range(1, len(contents)) if contents[row] != contents[row - 1])]
-    ends = [*starts[1:], len(contents)]
-    return [plan.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 class Slot:
@@ -260,6 +120,9 @@ class RayEngine:
         Raises:
             UsageError: there is no cluster at the address.
         """
+        # No usage reports; GPUs stay visible to processes that were not given one.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         on_terminate = signal.getsignal(signal.SIGTERM)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
@@ -281,7 +144,7 @@ class RayEngine:
         self._slots: list[Slot] = []
         self._options: dict[str, Any] = {}
         self._model: Ref = None
-        self.settings: WorkerSettings = cast("WorkerSettings", None)
+        self._settings: WorkerSettings = cast("WorkerSettings", None)
 
     @property
     def device(self) -> Device:
@@ -310,7 +173,7 @@ class RayEngine:
             self._options = {"num_cpus": cores if count <= cpus else cpus / count, "num_gpus": 0}
             settings = replace(settings, threads=cores)
         self._actors = count
-        self.settings = settings
+        self._settings = settings
         self._check_shared_root(settings)
         self._model = ray.put(model)
         self._fill_slots()
@@ -332,7 +195,7 @@ class RayEngine:
         """Leave the cluster, or stop the Ray that was started here; actors end with their driver."""
         ray.shutdown()
 
-    def run_alone(self, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]) -> list[Any]:
+    def _run_alone(self, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Run `function(settings, model, *piece)` for each piece in a process that may die; None where it did.
 
         All start together; those that did not come through are tried again one at a time, so that none is taken for
@@ -345,7 +208,7 @@ class RayEngine:
         task: Any = cast("Any", ray.remote)(**options)(function)
 
         def start(piece: tuple[Any, ...]) -> Ref:
-            return task.remote(self.settings, self._model, *piece)
+            return task.remote(self._settings, self._model, *piece)
 
         def wait(ref: Ref) -> Any:
             try:
@@ -374,7 +237,7 @@ class RayEngine:
         options = dict(self._options, max_concurrency=1, max_restarts=-1, max_task_retries=0)
         actor: Any = cast("Any", ray.remote)(concurrency_groups={"control": 1}, **options)(WorkerActor)
         while len(self._slots) < (self._actors or 1):
-            self._slots.append(Slot(actor.remote(self.settings)))
+            self._slots.append(Slot(actor.remote(self._settings)))
 
     def _dispatch(self, tasks: Sequence[Task]) -> Iterator[Any]:
         patience = Patience()
@@ -421,7 +284,7 @@ class RayEngine:
                 ray.kill(slot.actor)
             self._slots.clear()
             for task in outcast:
-                yield task.alone(self)
+                yield task.alone(self._settings, self._run_alone)
 
     def _wait(self) -> None:
         refs = [ref for slot in self._slots for ref, _ in slot.in_flight]
