@@ -110,7 +110,8 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     try:
         summary = _work(spec, source, root, record, model, observer, started)
         record.state = "finished"
-        record.totals = asdict(summary)
+        if summary.skipped < summary.pairs or not record.totals:  # else the run that did the work says more
+            record.totals = asdict(summary)
         write_report(root, record.totals, source.base)
         record.save(root)
     except OSError as error:
@@ -136,8 +137,9 @@ def _work(
         if shard not in finished or (spec.retry_failed and finished[shard].failed)
     ]
     totals = Totals()
+    redone = set(pending)
     for shard, counted in finished.items():
-        if shard not in pending:
+        if shard not in redone:
             totals.add(counted)
     earlier_ok = sum(counted.ok for counted in finished.values())
     skipped = totals.pairs + sum(finished[shard].ok for shard in pending if shard in finished)
