@@ -34,6 +34,9 @@ from stylize_batch.styles import StyleBank, StyleBatch
 MAX_CRASHES = 2
 """Workers a task may crash; after one more its pieces run alone."""
 
+MAX_CRASHES_IN_A_ROW = 60
+"""Workers that may die without one task finished in between: then it is no longer single images that are to blame."""
+
 MAX_LOST_STARTS = 3
 """Times an actor may start and die before it can take work."""
 
@@ -252,13 +255,13 @@ class RayEngine:
         def blame(task: Task) -> None:
             nonlocal crashes_in_a_row
             crashes_in_a_row += 1
-            if crashes_in_a_row > max(10, 3 * len(self._slots)):
-                raise JobFailedError(f"{crashes_in_a_row} workers died and no shard was finished in between")
+            if crashes_in_a_row > max(MAX_CRASHES_IN_A_ROW, 6 * len(self._slots)):
+                raise JobFailedError(f"{crashes_in_a_row} workers died and no task was finished in between")
             crashes[id(task)] = crashes.get(id(task), 0) + 1
             if crashes[id(task)] > MAX_CRASHES:
                 outcast.append(task)
             else:
-                queue.appendleft(task)
+                queue.append(task)  # to the end: what is sound goes first
 
         while unfinished > len(outcast):
             for slot in self._slots:
