@@ -102,9 +102,9 @@ def test_folders_are_listed_recursively_and_sorted(tmp_path: Path) -> None:
     for name in ("b.jpg", "a/c.PNG", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = [file.uri for file in list_files(str(tmp_path), (".jpg", ".png"))]
+    found = list_files(str(tmp_path), (".jpg", ".png"))
     assert found == [str(tmp_path / "a/c.PNG"), str(tmp_path / "b.jpg")]
-    assert list_files(str(tmp_path / "absent")) == []
+    assert list_files(str(tmp_path / "absent"), (".jpg",)) == []
 
 
 @pytest.mark.parametrize(

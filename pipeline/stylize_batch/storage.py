@@ -14,7 +14,7 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import fsspec
 import fsspec.config
@@ -41,13 +41,6 @@ S3_DEFAULTS: dict[str, Any] = {
 
 MAX_NAME, MAX_KEY = 240, 800
 """Bytes in one name of a key, and in a key: what file systems and object stores hold, extensions added."""
-
-
-class File(NamedTuple):
-    """One listed file: its absolute URI, and size in bytes."""
-
-    uri: str
-    size: int
 
 
 def is_uri(path: str) -> bool:
@@ -174,24 +167,20 @@ def fingerprint(uri: str) -> str:
     return f"{info.get('size')}-{changed}"
 
 
-def list_files(folder: str, suffixes: tuple[str, ...] = ()) -> list[File]:
-    """List the files below a folder, recursively and sorted; a missing folder is an empty one.
+def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    """List the files below a folder, recursively and sorted, as absolute URIs; a missing folder is an empty one.
 
     Args:
         folder: URI or path.
-        suffixes: keep names that end so, whatever the case; all when empty.
+        suffixes: keep names that end so, whatever the case.
     """
     fs, path = filesystem(folder)
     try:
-        found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
+        names: list[str] = fs.find(path)
     except FileNotFoundError:
         return []
-    files = [
-        File(fs.unstrip_protocol(name) if is_uri(folder) else name, int(info.get("size") or 0))
-        for name, info in found.items()
-        if not suffixes or name.lower().endswith(suffixes)
-    ]
-    return sorted(files)
+    kept = sorted(name for name in names if name.lower().endswith(suffixes))
+    return [str(fs.unstrip_protocol(name)) for name in kept] if is_uri(folder) else kept
 
 
 class Root:

@@ -7,7 +7,6 @@ timing, so a rerun makes the same pixels.
 
 from __future__ import annotations
 
-import os
 import resource
 import threading
 import time
@@ -430,11 +429,6 @@ def contents_of(plan: pa.Table) -> list[Content]:
 def peak_memory() -> int:
     """Return this process's peak resident memory in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _refuse_total_outage(failures: Iterable[RowError], attempts: int) -> None:

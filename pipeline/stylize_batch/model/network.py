@@ -85,18 +85,13 @@ class Network:
         # A copy: `to` would change the caller's own module.
         return copy.deepcopy(module).to(self.device, self.dtype, memory_format=torch.channels_last)  # pyright: ignore
 
-    @property
-    def style_width(self) -> int:
-        """Floats in a style's vector."""
-        return LOSS_WIDTH if self._encoder is self._phi else LOSS_WIDTH + 2 * CHANNELS[-1]
-
     def upload(self, images: Tensor) -> Tensor:
         """Move uint8 images [N, H, W, 3] to the device as [N, 3, H, W] in 0..1, channels last."""
         return images.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 255
 
     @torch.inference_mode()
     def encode_styles(self, images: Tensor) -> Tensor:
-        """Return the vectors of styles [N, 3, H, W] in 0..1: float32 [N, `style_width`], on the CPU."""
+        """Return the vectors of styles [N, 3, H, W] in 0..1: float32 [N, 1920], or [N, 2944] with an encoder that is not φ; on the CPU."""
         found = [statistics(tap) for tap in self._phi.taps(images)]
         if self._encoder is not self._phi:
             found.append(statistics(self._encoder(images)))
@@ -120,7 +115,7 @@ class Network:
 
         Args:
             content: N encoded contents.
-            styles: vectors [N, `style_width`].
+            styles: vectors, one per content, as `encode_styles` returns them.
             alpha: content-style trade-off, [N], 0..1.
 
         Returns:

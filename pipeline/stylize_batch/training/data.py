@@ -30,7 +30,7 @@ class ImagePool:
         """
         if not folder:
             raise UsageError("name the training images: --contents and --styles, or in the recipe")
-        files = [file.uri for file in list_files(folder, SUFFIXES)]
+        files = list_files(folder, SUFFIXES)
         names = {uri: uri.rsplit("/", 1)[-1] for uri in files}
         with ThreadPoolExecutor() as threads:
             decoded = dict(zip(files, threads.map(_load, files), strict=True))
