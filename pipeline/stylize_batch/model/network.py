@@ -91,7 +91,10 @@ class Network:
 
     @torch.inference_mode()
     def encode_styles(self, images: Tensor) -> Tensor:
-        """Return the vectors of styles [N, 3, H, W] in 0..1: float32 [N, 1920], or [N, 2944] with an encoder that is not φ; on the CPU."""
+        """Return the vectors of styles [N, 3, H, W] in 0..1, on the CPU.
+
+        They are float32 [N, 1920], or [N, 2944] when the model's encoder is not φ.
+        """
         found = [statistics(tap) for tap in self._phi.taps(images)]
         if self._encoder is not self._phi:
             found.append(statistics(self._encoder(images)))
