@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 import uuid
@@ -72,6 +73,8 @@ def start(marked_env: dict[str, str], tmp_path: Path) -> Callable[..., subproces
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # Tests that run in the background of a shell inherit an ignored Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return call

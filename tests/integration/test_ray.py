@@ -90,7 +90,7 @@ def test_ray_and_in_process_make_the_same_pictures(manifest: Path, tmp_path: Pat
 def test_a_run_that_was_ended_half_way_is_finished_by_repeating_it(
     manifest: Path, tmp_path: Path, start: Start, how: signal.Signals
 ) -> None:
-    arguments = (manifest, "-o", "out", "--size", 128, "--style-size", 48, "--shard-pairs", 5, "--actors", 1)
+    arguments = (manifest, "-o", "out", "--size", 224, "--style-size", 48, "--shard-pairs", 5, "--actors", 1)
     process = start(*arguments)
     wait_for_parts(tmp_path / "out", 2)
     process.send_signal(how)
