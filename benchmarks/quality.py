@@ -18,6 +18,7 @@ import torch
 
 from stylize_batch.images.decode import decode
 from stylize_batch.model import checkpoint, container
+from stylize_batch.model.architecture import CHANNELS
 from stylize_batch.model.losses import style_loss
 from stylize_batch.model.network import Network, loss_network, unpack
 from stylize_batch.weights import read_model
@@ -61,7 +62,7 @@ def measure(model: str = container.DEFAULT) -> tuple[list[Quality], dict[str, fl
         for style, vector in vectors.items():
             _, losses = network.stylize(features, vector, torch.ones(1))
             assert losses is not None
-            before = style_loss(taps, unpack(vector)[:4])
+            before = style_loss(taps, unpack(vector, CHANNELS))
             pairs.append(
                 Quality(
                     content, style, before.item(), losses.style_loss.item(), losses.content_distance.item()

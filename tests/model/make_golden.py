@@ -10,6 +10,7 @@ import torch
 
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import TAPS
+from stylize_batch.model.network import loss_network
 from tests.model.test_vgg import GOLDEN, picture
 
 
@@ -17,7 +18,7 @@ def main() -> None:
     """Write golden.safetensors beside this file."""
     model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
     with torch.inference_mode():
-        taps = model.encoder.taps(picture())
+        taps = loss_network(model).taps(picture())
         tensors = {name: tap[:, ::16, ::4, ::4].contiguous() for name, tap in zip(TAPS, taps, strict=True)}
         tensors["decoder"] = model.decoder(taps[-1])[:, :, ::4, ::4].contiguous()
     safetensors.torch.save_file(tensors, GOLDEN)

@@ -10,8 +10,7 @@ import torch
 
 from stylize_batch.errors import UsageError
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.decoder import Decoder
-from stylize_batch.model.vgg import Encoder
+from stylize_batch.model.architecture import ARCHITECTURES, Architecture
 from stylize_batch.weights import read_model
 
 
@@ -20,11 +19,12 @@ def data() -> bytes:
     return container.builtin_bytes(container.DEFAULT)
 
 
-def test_a_model_survives_saving_and_loading_within_half_precision() -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_survives_saving_and_loading_within_half_precision(architecture: Architecture) -> None:
     torch.manual_seed(0)
-    encoder, decoder = Encoder("vgg16"), Decoder("vgg16")
+    encoder, decoder = checkpoint.build(architecture)
     loaded = checkpoint.loads(checkpoint.dumps(encoder, decoder, {"name": "mine"}))
-    assert loaded.metadata == {"name": "mine", "architecture": "vgg16"}
+    assert loaded.metadata == {"name": "mine", "architecture": architecture}
     for before, after in ((encoder, loaded.encoder), (decoder, loaded.decoder)):
         for key, value in before.state_dict().items():
             assert torch.equal(value.half().float(), after.state_dict()[key])

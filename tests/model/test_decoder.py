@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.architecture import Architecture
+from stylize_batch.model.architecture import VggArchitecture
 from stylize_batch.model.decoder import Decoder
 from tests.model.test_vgg import GOLDEN, picture
 
@@ -33,7 +33,7 @@ def written_out(layout: list[int | str]) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("architecture", ["vgg16", "vgg19"])
-def test_decoder_equals_the_papers_layers_written_out(architecture: Architecture) -> None:
+def test_decoder_equals_the_papers_layers_written_out(architecture: VggArchitecture) -> None:
     torch.manual_seed(0)
     decoder = Decoder(architecture).requires_grad_(False)
     reference = written_out(LAYOUT[architecture]).requires_grad_(False)

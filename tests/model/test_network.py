@@ -8,10 +8,9 @@ from torch import Tensor
 
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.adain import adain, statistics
+from stylize_batch.model.architecture import ARCHITECTURES, Architecture, transfer_channels
 from stylize_batch.model.checkpoint import Checkpoint
-from stylize_batch.model.decoder import Decoder
-from stylize_batch.model.network import LOSS_WIDTH, Network
-from stylize_batch.model.vgg import Encoder
+from stylize_batch.model.network import LOSS_WIDTH, Network, loss_network
 from tests.model.test_vgg import picture
 
 
@@ -25,12 +24,11 @@ def network(default: Checkpoint) -> Network:
     return Network(default)
 
 
-@pytest.fixture(scope="module")
-def other() -> Checkpoint:
-    """A VGG-19 model with random weights: its encoder is not φ."""
+@pytest.fixture(scope="module", params=["vgg19", "compact"])
+def other(request: pytest.FixtureRequest) -> Checkpoint:
+    """A model with random weights whose encoder is not φ."""
     torch.manual_seed(1)
-    encoder, decoder = Encoder("vgg19"), Decoder("vgg19")
-    return checkpoint.loads(checkpoint.dumps(encoder, decoder, {"name": "random"}))
+    return checkpoint.loads(checkpoint.dumps(*checkpoint.build(request.param), {"name": "random"}))
 
 
 def stylize(network: Network, images: Tensor, style: Tensor, alpha: float = 1.0, metrics: bool = True):
@@ -42,8 +40,10 @@ def stylize(network: Network, images: Tensor, style: Tensor, alpha: float = 1.0,
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 9), (16, 24), (31, 50), (65, 33)])
-def test_output_has_exactly_the_contents_size(network: Network, height: int, width: int) -> None:
-    images, _ = stylize(network, picture(height, width), picture(32, 32).flip(1))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_output_has_exactly_the_contents_size(architecture: Architecture, height: int, width: int) -> None:
+    model = checkpoint.loads(checkpoint.dumps(*checkpoint.build(architecture), {"name": "random"}))
+    images, _ = stylize(Network(model), picture(height, width), picture(32, 32).flip(1))
     assert images.shape == (1, 3, height, width)
 
 
@@ -68,7 +68,7 @@ def test_reported_losses_follow_their_definitions(
     images, losses = stylize(network, picture(), style, alpha)
     assert losses is not None
     with torch.inference_mode():
-        phi = default.encoder
+        phi = loss_network(default)
         content, found, wanted = phi(picture()), phi.taps(images), phi.taps(style)
         target = adain(statistics(content), statistics(wanted[-1]), alpha).apply(content)
         style_loss = sum(
@@ -87,12 +87,14 @@ def test_another_encoder_is_measured_on_the_same_loss_network(other: Checkpoint,
     network = Network(other)
     style = picture(32, 32).flip(1)
     vector = network.encode_styles(style)
-    assert vector.shape == (1, LOSS_WIDTH + 2 * 512)
+    own = sum(transfer_channels(other.encoder.architecture))
+    assert vector.shape == (1, LOSS_WIDTH + 2 * own)
     torch.testing.assert_close(vector[:, :LOSS_WIDTH], Network(default).encode_styles(style))
     images, losses = stylize(network, picture(32, 32), style)
     assert losses is not None
     with torch.inference_mode():
-        expected = ((default.encoder(images) - default.encoder(picture(32, 32))) ** 2).mean()
+        phi = loss_network(default)
+        expected = ((phi(images) - phi(picture(32, 32))) ** 2).mean()
     assert losses.content_distance.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
@@ -100,9 +102,13 @@ def test_another_encoders_own_statistics_drive_the_transfer(other: Checkpoint) -
     style = picture(32, 32).flip(1)
     images, _ = stylize(Network(other), picture(32, 32), style)
     with torch.inference_mode():
-        content = other.encoder(picture(32, 32))
-        target = adain(statistics(content), statistics(other.encoder(style))).apply(content)
-        expected = other.decoder(target).clamp(0, 1)
+        targets = [
+            adain(statistics(content), statistics(wanted)).apply(content)
+            for content, wanted in zip(
+                other.encoder.features(picture(32, 32)), other.encoder.features(style), strict=True
+            )
+        ]
+        expected = other.decoder(*targets).clamp(0, 1)
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
 
 

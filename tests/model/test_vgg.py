@@ -11,7 +11,8 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.architecture import CHANNELS, TAPS, Architecture
+from stylize_batch.model.architecture import CHANNELS, TAPS, VggArchitecture
+from stylize_batch.model.network import loss_network
 from stylize_batch.model.vgg import Encoder, load_torchvision_features
 
 GOLDEN = Path(__file__).parent / "golden.safetensors"
@@ -29,7 +30,7 @@ def picture(height: int = 64, width: int = 80) -> Tensor:
 
 
 @pytest.mark.parametrize("architecture", ["vgg16", "vgg19"])
-def test_taps_equal_torchvisions_vgg_away_from_the_border(architecture: Architecture) -> None:
+def test_taps_equal_torchvisions_vgg_away_from_the_border(architecture: VggArchitecture) -> None:
     torch.manual_seed(0)
     reference = getattr(tv, architecture)(weights=None).features.eval()
     state = {f"features.{key}": value for key, value in reference.state_dict().items()}
@@ -67,7 +68,7 @@ def test_pooling_rounds_up_so_that_no_pixel_is_dropped(side: int, cells: int) ->
 
 
 @pytest.mark.parametrize("architecture", ["vgg16", "vgg19"])
-def test_taps_have_the_papers_channels(architecture: Architecture) -> None:
+def test_taps_have_the_papers_channels(architecture: VggArchitecture) -> None:
     taps = Encoder(architecture).requires_grad_(False).taps(torch.zeros(1, 3, 16, 16))
     assert len(taps) == len(TAPS)
     assert tuple(tap.shape[1] for tap in taps) == CHANNELS
@@ -75,7 +76,7 @@ def test_taps_have_the_papers_channels(architecture: Architecture) -> None:
 
 def test_shipped_encoder_still_computes_the_stored_taps() -> None:
     golden = safetensors.torch.load_file(GOLDEN)
-    encoder = checkpoint.loads(container.builtin_bytes(container.DEFAULT)).encoder
+    encoder = loss_network(checkpoint.loads(container.builtin_bytes(container.DEFAULT)))
     with torch.inference_mode():
         for name, tap in zip(TAPS, encoder.taps(picture()), strict=True):
             torch.testing.assert_close(tap[:, ::16, ::4, ::4], golden[name], rtol=1e-3, atol=1e-3)
@@ -83,7 +84,7 @@ def test_shipped_encoder_still_computes_the_stored_taps() -> None:
 
 def test_filters_of_the_normalised_encoder_average_one() -> None:
     """The losses are on the published scale only if mean activations are about 1 (weights' README)."""
-    encoder = checkpoint.loads(container.builtin_bytes(container.DEFAULT)).encoder
+    encoder = loss_network(checkpoint.loads(container.builtin_bytes(container.DEFAULT)))
     with torch.inference_mode():
         for tap in encoder.taps(picture(256, 256)):
             assert 0.2 < tap.mean() < 5

@@ -1,33 +1,108 @@
-"""Which convolutions the encoders have, and so their mirrored decoders (paper §6.1). Without torch."""
+"""Which convolutions the networks have: encoders and their decoders (paper §6.1; compact). Without torch."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
-Architecture = Literal["vgg16", "vgg19"]
+VggArchitecture = Literal["vgg16", "vgg19"]
+Architecture = Literal["vgg16", "vgg19", "compact"]
 
-CONVS_PER_BLOCK: dict[Architecture, tuple[int, int, int, int]] = {
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+
+CONVS_PER_BLOCK: dict[VggArchitecture, tuple[int, int, int, int]] = {
     "vgg16": (2, 2, 3, 1),
     "vgg19": (2, 2, 4, 1),
 }
-"""Convolutions of each block up to and including conv4_1; a 2×2 max-pool stands between blocks."""
+"""Convolutions of each VGG block up to and including conv4_1; a 2×2 max-pool stands between blocks."""
 
 CHANNELS = (64, 128, 256, 512)
-"""Channels of the four blocks, and so of the four taps."""
+"""Channels of the four VGG blocks, and so of the four taps."""
 
 TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
-"""The layers of the style loss (§6.2); the last is the one AdaIN works on."""
+"""The layers of the style loss (§6.2); the last is the one AdaIN works on in a VGG model."""
+
+COMPACT_CHANNELS = (32, 64, 96)
+"""Channels of the compact encoder at 1/2, 1/4 and 1/8 of the size; AdaIN works on all three."""
+
+COMPACT_DECODER_BLOCKS = 4
+"""Residual blocks of the compact decoder at 1/8 of the size."""
 
 MIN_SIDE = 9
-"""Shortest image side: below it relu4_1 is one cell wide, which reflection padding cannot extend."""
+"""Shortest image side: below it features at 1/8 are one cell wide, which reflection padding cannot extend."""
 
 
-def conv_plan(architecture: Architecture) -> list[tuple[str, int, int]]:
-    """List the convolutions of an encoder as (`"conv3_1"`, channels in, channels out), in order."""
-    plan: list[tuple[str, int, int]] = []
+class Convolution(NamedTuple):
+    """One convolution: its name in the file, channels and the side of its kernel."""
+
+    name: str
+    channels_in: int
+    channels_out: int
+    kernel: int = 3
+
+    @property
+    def weight_shape(self) -> list[int]:
+        """Shape of its weight tensor."""
+        return [self.channels_out, self.channels_in, self.kernel, self.kernel]
+
+
+def vgg_encoder(architecture: VggArchitecture) -> list[Convolution]:
+    """List the convolutions of a VGG encoder (`conv1_1` … `conv4_1`), in order."""
+    plan: list[Convolution] = []
     channels_in = 3
     for block, (convs, channels) in enumerate(zip(CONVS_PER_BLOCK[architecture], CHANNELS, strict=True), 1):
         for index in range(1, convs + 1):
-            plan.append((f"conv{block}_{index}", channels_in, channels))
+            plan.append(Convolution(f"conv{block}_{index}", channels_in, channels))
             channels_in = channels
     return plan
+
+
+def vgg_decoder(architecture: VggArchitecture) -> list[Convolution]:
+    """List the convolutions of its decoder, in order; each carries the name of the one it mirrors."""
+    return [
+        Convolution(conv.name, conv.channels_out, conv.channels_in)
+        for conv in reversed(vgg_encoder(architecture))
+    ]
+
+
+def compact_encoder() -> list[Convolution]:
+    """List the convolutions of the compact encoder, in order; `model.compact` says how they connect."""
+    half, quarter, eighth = COMPACT_CHANNELS
+    return [
+        Convolution("to_half", 3, half, 5),
+        Convolution("to_quarter", half, quarter),
+        Convolution("to_eighth", quarter, eighth),
+        *_residual_block("block", eighth),
+    ]
+
+
+def compact_decoder() -> list[Convolution]:
+    """List the convolutions of the compact decoder, in order."""
+    half, quarter, eighth = COMPACT_CHANNELS
+    blocks = [_residual_block(f"block{index}", eighth) for index in range(1, COMPACT_DECODER_BLOCKS + 1)]
+    return [
+        *(conv for block in blocks for conv in block),
+        Convolution("to_quarter", eighth, quarter, 1),
+        Convolution("smooth_quarter", quarter, quarter),
+        Convolution("to_half", quarter, half, 1),
+        Convolution("smooth_half", half, half),
+        Convolution("pixels", half, 4 * 3),
+    ]
+
+
+def _residual_block(name: str, channels: int) -> list[Convolution]:
+    return [Convolution(f"{name}_{index}", channels, channels) for index in (1, 2)]
+
+
+def encoder_convolutions(architecture: Architecture) -> list[Convolution]:
+    """List the convolutions of an architecture's encoder."""
+    return compact_encoder() if architecture == "compact" else vgg_encoder(architecture)
+
+
+def decoder_convolutions(architecture: Architecture) -> list[Convolution]:
+    """List the convolutions of an architecture's decoder."""
+    return compact_decoder() if architecture == "compact" else vgg_decoder(architecture)
+
+
+def transfer_channels(architecture: Architecture) -> tuple[int, ...]:
+    """Return the channels of each feature map AdaIN works on."""
+    return COMPACT_CHANNELS if architecture == "compact" else CHANNELS[-1:]

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from stylize_batch.model import container
 from stylize_batch.model.architecture import Architecture
+from stylize_batch.model.compact import CompactDecoder, CompactEncoder
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
+
+AnyEncoder = Encoder | CompactEncoder
+AnyDecoder = Decoder | CompactDecoder
 
 
 class Checkpoint(NamedTuple):
@@ -24,13 +28,20 @@ class Checkpoint(NamedTuple):
         digest: BLAKE2b-128 of the file, hex: equal means the same network.
     """
 
-    encoder: Encoder
-    decoder: Decoder
+    encoder: AnyEncoder
+    decoder: AnyDecoder
     metadata: dict[str, str]
     digest: str
 
 
-def dumps(encoder: Encoder, decoder: Decoder, metadata: dict[str, str]) -> bytes:
+def build(architecture: Architecture) -> tuple[AnyEncoder, AnyDecoder]:
+    """Make an encoder and a decoder with random weights."""
+    if architecture == "compact":
+        return CompactEncoder(), CompactDecoder()
+    return Encoder(architecture), Decoder(architecture)
+
+
+def dumps(encoder: AnyEncoder, decoder: AnyDecoder, metadata: dict[str, str]) -> bytes:
     """Serialise a model in float16; `architecture` is added to the metadata."""
     tensors = {
         f"{part}.{key}": value.detach().to("cpu", torch.float16).contiguous()
@@ -48,9 +59,7 @@ def loads(data: bytes) -> Checkpoint:
         UsageError: it is not a model file of this package, or damaged.
     """
     metadata = container.check_model(data)
-    architecture = cast("Architecture", metadata["architecture"])
-    encoder = Encoder(architecture)
-    decoder = Decoder(architecture)
+    encoder, decoder = build(cast("Architecture", metadata["architecture"]))
     tensors = safetensors.torch.load(data)
     for part, network in (("encoder", encoder), ("decoder", decoder)):
         network.load_state_dict(_part(tensors, part))

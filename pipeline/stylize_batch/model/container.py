@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any, cast
 
 from stylize_batch.errors import UsageError
-from stylize_batch.model.architecture import CONVS_PER_BLOCK, conv_plan
+from stylize_batch.model.architecture import ARCHITECTURES, decoder_convolutions, encoder_convolutions
 
 DEFAULT = "adain-vgg16"
 """The model used unless another is named; its encoder is also the loss network φ."""
@@ -73,16 +73,17 @@ def check_model(data: bytes) -> dict[str, str]:
     except (KeyError, ValueError):
         raise UsageError("the safetensors file is not a model of stylize-batch") from None
     architecture = metadata.get("architecture", "")
-    if architecture not in CONVS_PER_BLOCK:
+    if architecture not in ARCHITECTURES:
         raise UsageError(
-            f"the model's architecture {architecture!r} is unknown; known: {', '.join(CONVS_PER_BLOCK)}"
+            f"the model's architecture {architecture!r} is unknown; known: {', '.join(ARCHITECTURES)}"
         )
-    for name, channels_in, channels_out in conv_plan(architecture):
-        for part, shape in (
-            ("encoder", [channels_out, channels_in, 3, 3]),
-            ("decoder", [channels_in, channels_out, 3, 3]),
-        ):
-            for kind, expected in (("weight", shape), ("bias", shape[:1])):
-                if header.get(f"{part}.{name}.{kind}", {}).get("shape") != expected:
-                    raise UsageError(f"the model file has no fitting {part}.{name}.{kind}; it is damaged")
+    for part, convolutions in (
+        ("encoder", encoder_convolutions(architecture)),
+        ("decoder", decoder_convolutions(architecture)),
+    ):
+        for conv in convolutions:
+            for kind, shape in (("weight", conv.weight_shape), ("bias", [conv.channels_out])):
+                name = f"{part}.{conv.name}.{kind}"
+                if header.get(name, {}).get("shape") != shape:
+                    raise UsageError(f"the model file has no fitting {name}; it is damaged")
     return metadata

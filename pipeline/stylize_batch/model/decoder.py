@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylize_batch.model.architecture import Architecture, conv_plan
+from stylize_batch.model.architecture import VggArchitecture, vgg_decoder
 
 
 class Decoder(nn.Module):
@@ -16,11 +16,11 @@ class Decoder(nn.Module):
     Each convolution carries the name of the encoder convolution it mirrors.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: VggArchitecture) -> None:
         super().__init__()
-        self.architecture: Architecture = architecture
-        for name, channels_in, channels_out in reversed(conv_plan(architecture)):
-            self.add_module(name, nn.Conv2d(channels_out, channels_in, 3))
+        self.architecture: VggArchitecture = architecture
+        for conv in vgg_decoder(architecture):
+            self.add_module(conv.name, nn.Conv2d(conv.channels_in, conv.channels_out, conv.kernel))
 
     def forward(self, features: Tensor) -> Tensor:
         """Decode features to images (T = g(t), Eq. 9)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylize_batch.model.architecture import Architecture, conv_plan
+from stylize_batch.model.architecture import VggArchitecture, vgg_encoder
 
 
 class Encoder(nn.Module):
@@ -15,11 +15,11 @@ class Encoder(nn.Module):
     network expects are folded into conv1_1. Output: relu4_1, [N, 512, ⌈H/8⌉, ⌈W/8⌉].
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: VggArchitecture) -> None:
         super().__init__()
-        self.architecture: Architecture = architecture
-        for name, channels_in, channels_out in conv_plan(architecture):
-            self.add_module(name, nn.Conv2d(channels_in, channels_out, 3))
+        self.architecture: VggArchitecture = architecture
+        for conv in vgg_encoder(architecture):
+            self.add_module(conv.name, nn.Conv2d(conv.channels_in, conv.channels_out, conv.kernel))
 
     def taps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the activations at `architecture.TAPS`, each [N, C, H', W'] at 1, 1/2, 1/4 and 1/8 of the size."""
@@ -38,8 +38,12 @@ class Encoder(nn.Module):
         """Return relu4_1, the representation AdaIN works on."""
         return self.taps(images)[-1]
 
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the feature maps AdaIN works on: relu4_1 alone."""
+        return (self(images),)
 
-def load_torchvision_features(architecture: Architecture, state: dict[str, Tensor]) -> Encoder:
+
+def load_torchvision_features(architecture: VggArchitecture, state: dict[str, Tensor]) -> Encoder:
     """Build an encoder from weights keyed as torchvision's `vgg*().features` (`features.0.weight`, …).
 
     The weights must already take RGB in 0..1 (the "normalised" encoders do).
@@ -50,11 +54,11 @@ def load_torchvision_features(architecture: Architecture, state: dict[str, Tenso
     encoder = Encoder(architecture)
     position = 0  # of the convolution in torchvision's list, where ReLUs and pools count too
     renamed: dict[str, Tensor] = {}
-    for index, (name, _, _) in enumerate(conv_plan(architecture)):
-        if name.endswith("_1") and index:
+    for index, conv in enumerate(vgg_encoder(architecture)):
+        if conv.name.endswith("_1") and index:
             position += 1  # the max-pool between blocks
         for kind in ("weight", "bias"):
-            renamed[f"{name}.{kind}"] = state[f"features.{position}.{kind}"].float()
+            renamed[f"{conv.name}.{kind}"] = state[f"features.{position}.{kind}"].float()
         position += 2
     encoder.load_state_dict(renamed)
     return encoder
