@@ -159,13 +159,17 @@ def train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     given = {key: value for key, value in (("contents", contents), ("styles", styles)) if value}
     trainer = Trainer(load_recipe(recipe, **given), output, device)
-    for image in trainer.skipped:
-        _say(f"skipped, not decodable: {image}")
     _say(
         f"{len(trainer.contents)} contents, {len(trainer.styles)} styles, on {device}; "
         f"iteration {trainer.iteration} of {trainer.iterations}"
     )
-    finished = trainer.run(TrainingLines(), minutes)
+    try:
+        finished = trainer.run(TrainingLines(), minutes)
+    finally:
+        if trainer.skipped:
+            _say(
+                f"skipped {len(trainer.skipped)} images that cannot be decoded: {', '.join(trainer.skipped[:3])}, …"
+            )
     _say(f"model {trainer.root.uri_of('model.safetensors')}")
     if not finished:
         _say(f"stopped at iteration {trainer.iteration} of {trainer.iterations}; repeat the command to go on")

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from stylize_batch.training.loop import Step
+    from stylize_batch.training.log import Step
 
 LINE_SECONDS = 15.0
 """Time between two lines without a terminal."""

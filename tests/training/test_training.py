@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +21,11 @@ from PIL import Image
 
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.model import checkpoint, container
-from stylize_batch.training import loop
+from stylize_batch.training import data, loop
 from stylize_batch.training.data import ImagePool
-from stylize_batch.training.loop import Step, Trainer
+from stylize_batch.training.log import Step
+from stylize_batch.training.loop import Trainer
 from stylize_batch.training.recipe import Recipe, load_recipe
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped encoder, keyed as torchvision's features."""
-    state = checkpoint.loads(container.builtin_bytes(container.DEFAULT)).encoder.state_dict()
-    positions = {"1_1": 0, "1_2": 2, "2_1": 5, "2_2": 7, "3_1": 10, "3_2": 12, "3_3": 14, "4_1": 17}
-    tensors = {
-        f"features.{position}.{kind}": state[f"conv{name}.{kind}"]
-        for name, position in positions.items()
-        for kind in ("weight", "bias")
-    }
-    path = tmp_path_factory.mktemp("encoder") / "vgg16.safetensors"
-    safetensors.torch.save_file(tensors, path)
-    return path
 
 
 @pytest.fixture
@@ -75,6 +63,10 @@ def train(recipe: Recipe, output: Path, stop_after: int | None = None) -> list[S
         with pytest.raises(KeyboardInterrupt):
             trainer.run(report)
     return steps
+
+
+def state_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name.startswith("state")}
 
 
 def test_an_interrupted_training_continues_exactly_where_it_was(recipe: Recipe, tmp_path: Path) -> None:
@@ -131,12 +123,97 @@ def test_a_gradient_that_is_not_finite_ends_the_training_and_spoils_nothing(
 ) -> None:
     monkeypatch.setattr(loop, "MAX_BAD_STEPS", 3)
     train(recipe, tmp_path, stop_after=2)
-    before = (tmp_path / "state.safetensors").read_bytes()
+    before = state_files(tmp_path)
     trainer = Trainer(recipe, str(tmp_path))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(JobFailedError, match="learning_rate"):
         trainer.run(lambda step: None)
-    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert state_files(tmp_path) == before
+
+
+def test_a_checkpoint_half_written_is_as_if_it_were_not(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, or kill -9: the last checkpoint stays, and training goes on from it."""
+    whole = train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "split", stop_after=2)
+    trainer = Trainer(recipe, str(tmp_path / "split"))
+    real = trainer.root.put
+
+    def put(key: str, data: bytes) -> None:
+        if key.endswith("exp_avg.safetensors"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(key, data)
+
+    monkeypatch.setattr(trainer.root, "put", put)
+    with pytest.raises(JobFailedError, match=r"cannot write the checkpoint to .* No space left"):
+        trainer.run(lambda step: None, minutes=0)
+    resumed = train(recipe, tmp_path / "split")
+    assert [step.loss for step in resumed] == [step.loss for step in whole[2:]]
+
+
+def test_only_the_last_checkpoint_is_kept(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe, tmp_path, stop_after=2)
+    train(recipe, tmp_path)
+    names = [name for name in state_files(tmp_path) if name != "state.json"]
+    assert len(names) == 4
+    assert all(name.startswith("state-000006-") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "state.json").write_text("{}"), "cannot be read"),
+        (lambda folder: next(folder.glob("state-*-weights*")).write_bytes(b"x" * 20), "cannot be read"),
+        (lambda folder: next(folder.glob("state-*-average*")).unlink(), "cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_one_line(
+    recipe: Recipe, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    train(recipe, tmp_path, stop_after=2)
+    damage(tmp_path)
+    with pytest.raises(UsageError, match=message) as caught:
+        Trainer(recipe, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_training_starts_from_a_models_weights(recipe: Recipe, tmp_path: Path) -> None:
+    stage = recipe.stages[1].model_copy(update={"learning_rate": 1e-9, "iterations": 1})
+    started = recipe.model_copy(update={"start": container.DEFAULT, "stages": [stage]})
+    train(started, tmp_path)
+    shipped = checkpoint.loads(container.builtin_bytes(container.DEFAULT)).decoder.state_dict()
+    found = checkpoint.loads((tmp_path / "model.safetensors").read_bytes()).decoder.state_dict()
+    for name, weight in shipped.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_the_model_is_the_running_mean_of_the_weights(recipe: Recipe, tmp_path: Path) -> None:
+    stage = recipe.stages[0].model_copy(update={"iterations": 2})
+    trainer = Trainer(recipe.model_copy(update={"average": 0.15, "stages": [stage]}), str(tmp_path))
+    own = trainer.objective.transfer.decoder.get_parameter("conv1_1.bias")
+    weights = [own.detach().clone()]
+    trainer.run(lambda step: weights.append(own.detach().clone()))
+    # Early on it forgets faster: the decay is 1/10 after the first update, then the recipe's.
+    expected = torch.lerp(torch.lerp(weights[0], weights[1], 0.9), weights[2], 0.85)
+    model = checkpoint.loads((tmp_path / "model.safetensors").read_bytes())
+    torch.testing.assert_close(model.decoder.state_dict()["conv1_1.bias"], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_compact_network_learns_on_the_same_losses(recipe: Recipe, tmp_path: Path) -> None:
+    stage = recipe.stages[1].model_copy(update={"iterations": 30})
+    compact = recipe.model_copy(update={"architecture": "compact", "stages": [stage]})
+    steps = train(compact, tmp_path)
+    assert np.mean([step.loss for step in steps[-5:]]) < 0.7 * np.mean([step.loss for step in steps[:5]])
+    loaded = checkpoint.loads((tmp_path / "model.safetensors").read_bytes())
+    assert loaded.encoder.architecture == "compact"
+
+
+def test_losses_are_drawn_as_a_picture(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe, tmp_path)
+    with Image.open(tmp_path / "training.png") as image:
+        image.load()
+        assert image.width > 400
 
 
 def test_a_trained_model_is_a_model(recipe: Recipe, tmp_path: Path) -> None:
@@ -155,19 +232,13 @@ def test_sample_grids_are_pictures(recipe: Recipe, tmp_path: Path) -> None:
         image.load()
 
 
-def test_an_encoder_keyed_as_torchvisions_trains_the_same_network(
-    recipe: Recipe, encoder: Path, tmp_path: Path
-) -> None:
-    keyed = recipe.model_copy(update={"encoder": str(encoder)})
-    ours, theirs = train(recipe, tmp_path / "a"), train(keyed, tmp_path / "b")
-    assert [step.loss for step in ours] == [step.loss for step in theirs]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"architecture": "vgg19"}, "is a vgg16, not a vgg19"),
         ({"encoder": "absent"}, "unknown model 'absent'"),
+        ({"start": "absent"}, "unknown model 'absent'"),
+        ({"architecture": "compact", "start": container.DEFAULT}, "cannot start from it"),
     ],
 )
 def test_a_wrong_encoder_is_refused(
@@ -205,9 +276,11 @@ def test_draws_are_balanced_over_sources_whatever_their_size(tmp_path: Path) -> 
         for index in range(count):
             Image.new("RGB", (40, 40), colours[name]).save(tmp_path / f"{name}__{index}.png")
     pool = ImagePool(str(tmp_path), "__")
-    crops = pool.crops(np.random.default_rng(0), 200, 16, 0.5)
-    counts = Counter("red" if crop[0, 0, 0] > 0.5 else "blue" for crop in crops)
+    crops = pool.crops(np.random.default_rng(0), 200, 16, (0.5, 1.0))
+    counts = Counter("red" if crop[0, 0, 0] > 128 else "blue" for crop in crops)
     assert 60 < counts["blue"] < 140
+    alike = ImagePool(str(tmp_path), "").crops(np.random.default_rng(0), 200, 16, (0.5, 1.0))
+    assert sum(int(crop[0, 0, 0] <= 128) for crop in alike) < 20
 
 
 def test_held_out_images_are_never_drawn(pictures: Path) -> None:
@@ -217,10 +290,45 @@ def test_held_out_images_are_never_drawn(pictures: Path) -> None:
     assert sorted(pool.held_out) == sorted(names[:-1])
 
 
-def test_images_that_cannot_be_decoded_are_named(pictures: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_skipped_and_named(pictures: Path, tmp_path: Path) -> None:
+    fine = next((pictures / "style").iterdir()).read_bytes()
+    for index in range(19):
+        (tmp_path / f"fine{index}.jpg").write_bytes(fine)
     (tmp_path / "broken.jpg").write_text("no image")
+    pool = ImagePool(str(tmp_path), "")
+    assert len(pool.crops(np.random.default_rng(0), 100, 16, (0.5, 1.0))) == 100
+    assert pool.skipped == [str(tmp_path / "broken.jpg")]
+
+
+def test_a_folder_of_mostly_unreadable_images_is_refused(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "fine.jpg").write_bytes(next((pictures / "style").iterdir()).read_bytes())
-    assert ImagePool(str(tmp_path), "__").skipped == [str(tmp_path / "broken.jpg")]
+    (tmp_path / "broken.jpg").write_text("no image")
+    with pytest.raises(JobFailedError, match=r"1 of the 2 images in .* cannot be decoded"):
+        ImagePool(str(tmp_path), "").crops(np.random.default_rng(0), 100, 16, (0.5, 1.0))
+
+
+def test_images_smaller_than_the_crop_are_enlarged(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 33), "red").save(tmp_path / "small.png")
+    crops = ImagePool(str(tmp_path), "").crops(np.random.default_rng(0), 3, 64, (0.5, 1.0))
+    assert crops.shape == (3, 64, 64, 3)
+
+
+def test_crops_have_the_scales_the_recipe_asks_for(tmp_path: Path) -> None:
+    """At half of the shorter side (the paper's 256 of 512) a ramp shows half of its range."""
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
+    Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "ramp.png")
+    crops = ImagePool(str(tmp_path), "").crops(np.random.default_rng(0), 50, 128, (0.5, 0.5))
+    extent = crops.amax((1, 2, 3)).int() - crops.amin((1, 2, 3)).int()
+    assert extent.eq(127).all()
+
+
+def test_more_images_than_memory_holds_are_decoded_again(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(pictures / "style")
+    cached = ImagePool(folder, "").crops(np.random.default_rng(0), 12, 32, (0.5, 1.0))
+    monkeypatch.setattr(data, "MAX_CACHED_BYTES", 0)
+    assert torch.equal(ImagePool(folder, "").crops(np.random.default_rng(0), 12, 32, (0.5, 1.0)), cached)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:

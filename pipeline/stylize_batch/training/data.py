@@ -1,14 +1,15 @@
-"""Training images: decoded once into memory, drawn as random crops that depend only on (seed, iteration)."""
+"""Training images: drawn as random crops that depend only on (seed, iteration), decoded ahead by threads."""
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from stylize_batch.errors import JobFailedError, RowError, UsageError
@@ -16,64 +17,134 @@ from stylize_batch.images.decode import SUFFIXES, Array, decode
 from stylize_batch.storage import list_files, read_bytes
 
 MAX_STORED_SIDE = 512
-"""Shorter side images are kept at in memory (the paper's 512)."""
+"""Shorter side images are reduced to before crops are taken (the paper's 512)."""
+
+MAX_CACHED_BYTES = 3 << 30
+"""Decoded images a pool keeps in memory; more images than that are decoded anew each time they are drawn."""
+
+MAX_UNREADABLE = 0.1
+"""Share of the images that may be unreadable before training refuses to go on without them."""
+
+AHEAD = 8
+"""Batches prepared ahead of the one in hand."""
 
 
 class ImagePool:
-    """Decoded images in groups; a draw picks a group first, then an image, so that no source dominates."""
+    """Images in groups; a draw picks a group first, then an image, so that no source dominates."""
 
     def __init__(self, folder: str, separator: str, holdout: Sequence[str] = ()) -> None:
-        """Read and decode every image below a folder or URI.
+        """List every image below a folder or URI; held-out ones are decoded, the others when they are drawn.
 
         Raises:
-            UsageError: there is none that can be decoded.
+            UsageError: there is none.
         """
         if not folder:
             raise UsageError("name the training images: --contents and --styles, or in the recipe")
-        files = list_files(folder, SUFFIXES)
-        names = {uri: uri.rsplit("/", 1)[-1] for uri in files}
-        with ThreadPoolExecutor() as threads:
-            decoded = dict(zip(files, threads.map(_load, files), strict=True))
-        groups: defaultdict[str, list[Array]] = defaultdict(list)
+        groups: defaultdict[str, list[str]] = defaultdict(list)
         self.held_out: dict[str, Array] = {}
         self.skipped: list[str] = []
-        for uri, image in decoded.items():
-            if image is None:
-                self.skipped.append(uri)
-            elif names[uri] in holdout:
-                self.held_out[names[uri]] = image
-            else:
-                name, found, _ = names[uri].partition(separator)
-                groups[name if found else uri.rsplit("/", 1)[0]].append(image)
+        """Images that could not be decoded when they were drawn."""
+        for uri in list_files(folder, SUFFIXES):
+            name = uri.rsplit("/", 1)[-1]
+            if name in holdout:
+                self.held_out[name] = _load(uri)
+                continue
+            groups[_group(uri, separator)].append(uri)
+        self._folder = folder
         self._groups = [groups[name] for name in sorted(groups)]
+        self._cache: dict[str, Array] = {}
+        self._cached_bytes = 0
+        self._lock = threading.Lock()
         if not self._groups:
             raise UsageError(f"no training images in {folder}; expected {', '.join(SUFFIXES)} files")
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))
 
-    def crops(self, generator: np.random.Generator, count: int, side: int, min_scale: float) -> Tensor:
-        """Draw random square crops, flipped half the time, scaled to `side`: float [count, 3, side, side], 0..1."""
-        return torch.cat([self._crop(generator, side, min_scale) for _ in range(count)])
+    def crops(
+        self, generator: np.random.Generator, count: int, side: int, scales: tuple[float, float]
+    ) -> Tensor:
+        """Draw random square crops, flipped half the time, scaled to `side`: uint8 [count, side, side, 3].
 
-    def _crop(self, generator: np.random.Generator, side: int, min_scale: float) -> Tensor:
-        group = self._groups[generator.integers(len(self._groups))]
-        image = group[generator.integers(len(group))]
+        A crop's own side lies between two shares of the image's shorter side. An image that cannot be decoded is noted in `skipped` and another drawn in its place.
+
+        Raises:
+            JobFailedError: too many images are unreadable, or storage does not answer.
+        """
+        return torch.from_numpy(np.stack([self._crop(generator, side, scales) for _ in range(count)]))
+
+    def _crop(self, generator: np.random.Generator, side: int, scales: tuple[float, float]) -> Array:
+        image = self._draw(generator)
         height, width = image.shape[:2]
         short = min(height, width)
         # Never enlarge when it can be helped: blur is not a style.
-        window = int(generator.integers(min(max(int(min_scale * short), side), short), short + 1))
+        smallest, largest = (min(max(int(scale * short), side), short) for scale in scales)
+        window = int(generator.integers(smallest, largest + 1))
         top = int(generator.integers(height - window + 1))
         left = int(generator.integers(width - window + 1))
-        crop = to_tensor(image[top : top + window, left : left + window])
-        if generator.random() < 0.5:
-            crop = crop.flip(3)
-        return F.interpolate(crop, (side, side), mode="bilinear", antialias=True)
+        crop = Image.fromarray(np.ascontiguousarray(image[top : top + window, left : left + window]))
+        resized = np.asarray(crop.resize((side, side), Image.Resampling.BILINEAR))
+        return resized[:, ::-1] if generator.random() < 0.5 else resized
+
+    def _draw(self, generator: np.random.Generator) -> Array:
+        while True:
+            group = self._groups[generator.integers(len(self._groups))]
+            uri = group[generator.integers(len(group))]
+            if uri in self._cache:
+                return self._cache[uri]
+            try:
+                image = _load(uri)
+            except RowError as error:
+                if error.transient:  # another set of images would make another network
+                    raise JobFailedError(str(error)) from None
+                self._skip(uri)
+                continue
+            with self._lock:
+                if self._cached_bytes + image.nbytes <= MAX_CACHED_BYTES and uri not in self._cache:
+                    self._cache[uri] = image
+                    self._cached_bytes += image.nbytes
+            return image
+
+    def _skip(self, uri: str) -> None:
+        with self._lock:
+            if uri not in self.skipped:
+                self.skipped.append(uri)
+            if len(self.skipped) > MAX_UNREADABLE * len(self):
+                raise JobFailedError(
+                    f"{len(self.skipped)} of the {len(self)} images in {self._folder} cannot be decoded, for example "
+                    f"{uri}; remove them or take another folder"
+                )
 
 
-def to_tensor(image: Array) -> Tensor:
-    """Turn uint8 RGB [H, W, 3] into float [1, 3, H, W] in 0..1."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div_(255)
+class Prefetch:
+    """Prepares what the next iterations need in threads, in any order, and hands it out by iteration."""
+
+    def __init__(self, prepare: Callable[[int], tuple[Tensor, Tensor]], last: int, threads: int) -> None:
+        """Args:
+        prepare: makes the batch of an iteration; called from threads.
+        last: the iteration after the last one.
+        threads: how many prepare batches.
+        """
+        self._prepare = prepare
+        self._last = last
+        self._threads = ThreadPoolExecutor(threads, "batch")
+        self._ahead: dict[int, Future[tuple[Tensor, Tensor]]] = {}
+
+    def take(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Return the batch of an iteration, and have the next ones prepared."""
+        for number in range(iteration, min(iteration + AHEAD, self._last)):
+            if number not in self._ahead:
+                self._ahead[number] = self._threads.submit(self._prepare, number)
+        return self._ahead.pop(iteration).result()
+
+    def close(self) -> None:
+        """Drop what is not needed any more."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def to_tensor(images: Tensor) -> Tensor:
+    """Turn uint8 RGB [N, H, W, 3] into float [N, 3, H, W] in 0..1, channels last."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
 
 
 def to_array(image: Tensor) -> Array:
@@ -81,12 +152,15 @@ def to_array(image: Tensor) -> Array:
     return image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def _load(uri: str) -> Array | None:
-    try:
-        data = read_bytes(uri)
-        image = decode(data, min_side=32)
-        return image if min(image.shape[:2]) <= MAX_STORED_SIDE else decode(data, size=MAX_STORED_SIDE)
-    except RowError as error:
-        if error.transient:  # another set of images would make another network
-            raise JobFailedError(str(error)) from None
-        return None
+def _group(uri: str, separator: str) -> str:
+    if not separator:
+        return ""
+    folder, _, name = uri.rpartition("/")
+    source, found, _ = name.partition(separator)
+    return source if found else folder
+
+
+def _load(uri: str) -> Array:
+    data = read_bytes(uri)
+    image = decode(data, min_side=32)
+    return image if min(image.shape[:2]) <= MAX_STORED_SIDE else decode(data, size=MAX_STORED_SIDE)

@@ -1,67 +1,64 @@
-"""The training loop: Adam on the decoder, in stages, resumable from its last checkpoint."""
+"""The training loop: Adam in stages, a running mean of the weights, resumable from its last checkpoint."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.encode import encode
+from stylize_batch.images.plot import line_plot
 from stylize_batch.images.sheet import contact_sheet
-from stylize_batch.model import checkpoint, container
-from stylize_batch.model.adain import adain, statistics
-from stylize_batch.model.decoder import Decoder
-from stylize_batch.model.losses import feature_distance, style_loss
-from stylize_batch.model.vgg import Encoder, load_torchvision_features
+from stylize_batch.model import checkpoint
+from stylize_batch.model.compact import CompactEncoder
+from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
-from stylize_batch.training.data import ImagePool, to_array, to_tensor
+from stylize_batch.training import log, state
+from stylize_batch.training.data import ImagePool, Prefetch, to_array, to_tensor
+from stylize_batch.training.log import Step
+from stylize_batch.training.objective import Objective, Transfer
 from stylize_batch.training.recipe import Recipe, Stage
+from stylize_batch.training.state import Position
 from stylize_batch.weights import read_model
 
-MODEL, STATE, LOG = "model.safetensors", "state.safetensors", "training.csv"
+MODEL, LOG, PLOT = "model.safetensors", "training.csv", "training.png"
 MAX_GRADIENT_NORM = 10.0
 MAX_BAD_STEPS = 20
 SAMPLES = 4
 """Contents and styles of the sample grid."""
 
-
-class Step(NamedTuple):
-    """One iteration: where it stands and the losses of its batch (NaN where the stage has none)."""
-
-    iteration: int
-    iterations: int
-    stage: str
-    loss: float
-    content_loss: float
-    style_loss: float
-    learning_rate: float
-    seconds: float
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Trainer:
-    """Trains the decoder a recipe describes, under an output folder.
+    """Trains the network a recipe describes, under an output folder.
 
     Batches depend only on the recipe's seed and the iteration, so a resumed run draws what an
     uninterrupted one would have drawn.
     """
 
-    def __init__(self, recipe: Recipe, output: str, device: str = "cpu") -> None:
-        """Read the images and the encoder, and continue from the folder's checkpoint if it has one.
+    def __init__(
+        self, recipe: Recipe, output: str, device: str = "cpu", transfer: Transfer | None = None
+    ) -> None:
+        """List the images, load the encoder, and continue from the folder's checkpoint if it has one.
+
+        Args:
+            recipe: what to do.
+            output: folder or URI for the model, the checkpoint, the log and the samples.
+            device: `cpu` or `cuda`.
+            transfer: a network to train in place of the architecture's own.
 
         Raises:
             UsageError: images or encoder are missing, or the folder belongs to another recipe.
@@ -69,22 +66,30 @@ class Trainer:
         self.recipe = recipe
         self.device = _device(device)
         self.root = Root(output)
-        self.encoder = _load_encoder(recipe).to(self.device)
+        phi = _load_encoder(recipe)
         torch.manual_seed(recipe.seed)
-        self.decoder = Decoder(recipe.architecture).to(self.device)
-        for network in (self.encoder, self.decoder):
-            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.optimizer = torch.optim.Adam(self.decoder.parameters(), lr=1e-4)
+        self.objective = Objective(phi, transfer or _new_network(recipe, phi)).to(
+            self.device, memory_format=torch.channels_last
+        )  # pyright: ignore[reportCallIssue]
+        self._weights = {
+            name: weight
+            for name, weight in self.objective.transfer.named_parameters()
+            if weight.requires_grad
+        }
+        self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        gpu = self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(self._weights.values(), lr=1e-4, fused=gpu)
+        self._style_transfer = (
+            torch.compile(self.objective.style_transfer) if gpu else self.objective.style_transfer
+        )
+        self._scales = recipe.min_scale, recipe.max_scale
         self.iterations = sum(stage.iterations for stage in recipe.stages)
-        self.iteration = 0
+        self.iteration = self._updates = self._bad_steps = 0
         self.seconds = 0.0
         self._rows: list[Step] = []
-        self._bad_steps = 0
-        if self.root.exists(STATE):
-            self._resume(self.root.read(STATE))
+        self._resume()
         self.contents = ImagePool(recipe.contents, recipe.group_separator, recipe.holdout)
         self.styles = ImagePool(recipe.styles, recipe.group_separator, recipe.holdout)
-        self.skipped = self.contents.skipped + self.styles.skipped
         try:
             self.root.put("recipe.json", recipe.model_dump_json(indent=2).encode())
         except OSError as error:
@@ -97,17 +102,19 @@ class Trainer:
         heard between two iterations, so that a checkpoint never holds half of one.
 
         Raises:
-            JobFailedError: the loss or its gradient stayed NaN or infinite.
+            JobFailedError: the loss or its gradient stayed NaN or infinite, too many images are unreadable,
+                or a checkpoint cannot be written.
             KeyboardInterrupt: a signal came; the state is saved.
         """
         if self.iteration >= self.iterations:
             return True
         started = saved = time.monotonic()
         before = self.seconds
+        batches = Prefetch(self._draw, self.iterations, min(8, os.cpu_count() or 1))
         try:
             with _held_signals() as interrupted:
                 while self.iteration < self.iterations:
-                    step = self._step()
+                    step = self._step(*batches.take(self.iteration))
                     now = time.monotonic()
                     self.seconds = before + now - started
                     self._rows.append(step._replace(seconds=self.seconds))
@@ -127,33 +134,44 @@ class Trainer:
                     if interrupted():
                         raise KeyboardInterrupt
         finally:
+            batches.close()
             if not self._bad_steps:
                 self.save()
         return self.iteration == self.iterations
 
-    def _stage(self) -> tuple[Stage, int]:
-        """Return the stage the next iteration belongs to, and the iteration's number in it."""
-        offset = self.iteration
+    @property
+    def skipped(self) -> list[str]:
+        """Images that were drawn and could not be decoded."""
+        return self.contents.skipped + self.styles.skipped
+
+    def _stage(self, iteration: int) -> tuple[Stage, int]:
+        """Return the stage an iteration belongs to, and the iteration's number in it."""
         for stage in self.recipe.stages:
-            if offset < stage.iterations:
-                return stage, offset
-            offset -= stage.iterations
+            if iteration < stage.iterations:
+                return stage, iteration
+            iteration -= stage.iterations
         raise AssertionError("asked for a stage after the last")
 
-    def _step(self) -> Step:
-        stage, offset = self._stage()
+    def _draw(self, iteration: int) -> tuple[Tensor, Tensor]:
+        stage, _ = self._stage(iteration)
+        generator = np.random.default_rng((self.recipe.seed, iteration))
+        contents, styles = (
+            pool.crops(generator, stage.batch, stage.crop, self._scales)
+            for pool in (self.contents, self.styles)
+        )
+        return contents, styles
+
+    def _step(self, contents: Tensor, styles: Tensor) -> Step:
+        stage, offset = self._stage(self.iteration)
         rate = stage.learning_rate / (1 + stage.decay * offset)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        generator = np.random.default_rng((self.recipe.seed, self.iteration))
-        scale = self.recipe.min_scale
-        contents = self._upload(self.contents.crops(generator, stage.batch, stage.crop, scale))
-        styles = self._upload(self.styles.crops(generator, stage.batch, stage.crop, scale))
+        contents, styles = self._upload(contents), self._upload(styles)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             if stage.loss == "reconstruction":
                 # Half photographs, half paintings: the decoder must know both kinds of colour.
                 half = stage.batch // 2
-                loss = self._reconstruction(torch.cat([contents[half:], styles[:half]]))
+                loss = self.objective.reconstruction(torch.cat([contents[half:], styles[:half]]))
                 content = style = torch.tensor(math.nan)
             else:
                 same = stage.identity_pairs
@@ -164,9 +182,11 @@ class Trainer:
                     loss = loss + stage.identity_weight * F.mse_loss(images[:same].float(), contents[:same])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), MAX_GRADIENT_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRADIENT_NORM)
         if torch.isfinite(norm) and torch.isfinite(loss):
             self.optimizer.step()
+            self._updates += 1
+            self._follow()
             self._bad_steps = 0
         else:
             self._bad_steps += 1
@@ -175,120 +195,153 @@ class Trainer:
             self.iteration, self.iterations, stage.loss, loss.item(), content.item(), style.item(), rate, 0.0
         )
 
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the running mean of the weights a little; early on it forgets faster."""
+        decay = min(self.recipe.average, self._updates / (self._updates + 9))
+        for name, weight in self._weights.items():
+            self._average[name].lerp_(weight, 1 - decay)
+
     def _upload(self, images: Tensor) -> Tensor:
-        return images.to(self.device, memory_format=torch.channels_last)
+        return to_tensor(images.to(self.device))
 
-    def _reconstruction(self, images: Tensor) -> Tensor:
+    @contextmanager
+    def _averaged(self) -> Generator[None]:
+        """Put the running mean into the network for a while."""
+        own = {name: weight.detach().clone() for name, weight in self._weights.items()}
         with torch.no_grad():
-            features = self.encoder(images)
-        return F.mse_loss(self.decoder(features).float(), images)
-
-    def _style_transfer(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pictures, and L_c (Eq. 12) and L_s (Eq. 13), each the mean over the batch."""
-        with torch.no_grad():
-            features = self.encoder(contents)
-            targets = [statistics(tap) for tap in self.encoder.taps(styles)]
-            target = adain(statistics(features), targets[-1]).apply(features.float())
-        images = self.decoder(target)
-        taps = self.encoder.taps(images)
-        return images, feature_distance(taps[-1], target).mean(), style_loss(taps, targets).mean()
+            for name, weight in self._weights.items():
+                weight.copy_(self._average[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in self._weights.items():
+                    weight.copy_(own[name])
 
     @torch.no_grad()
     def write_samples(self) -> None:
-        """Write a grid as a picture: contents left, their α=0 reconstruction, styles on top, results inside."""
+        """Write a grid as a picture: contents left, their reconstruction, styles on top, results inside."""
         contents, styles = self._samples(self.contents), self._samples(self.styles)
-        style_statistics = [statistics(self.encoder(style)) for style in styles]
         rows = [[None, None, *(to_array(style[0]) for style in styles)]]
-        for content in contents:
-            features = self.encoder(content)
-            found = statistics(features)
-            results = [self.decoder(adain(found, style).apply(features)) for style in style_statistics]
-            pictures = [content, self.decoder(features), *results]
-            rows.append([to_array(picture[0]) for picture in pictures])
+        with self._averaged():
+            for content in contents:
+                results = (self.objective.stylize(content, style) for style in (content, *styles))
+                rows.append([to_array(picture[0]) for picture in (content, *results)])
         self.root.put(f"samples/{self.iteration:06d}.jpg", encode(contact_sheet(rows), "jpeg", 90))
 
     def _samples(self, pool: ImagePool) -> list[Tensor]:
         if pool.held_out:
-            images = [to_tensor(image) for _, image in sorted(pool.held_out.items())[:SAMPLES]]
+            images = [
+                torch.from_numpy(image.copy())[None] for _, image in sorted(pool.held_out.items())[:SAMPLES]
+            ]
             return [
-                self._upload(F.interpolate(image, scale_factor=0.5, mode="bilinear", antialias=True))
+                F.interpolate(self._upload(image), scale_factor=0.5, mode="bilinear", antialias=True)
                 for image in images
             ]
         generator = np.random.default_rng(self.recipe.seed)
-        return [self._upload(pool.crops(generator, 1, 256, 1.0)) for _ in range(SAMPLES)]
+        return [self._upload(pool.crops(generator, 1, 256, (1.0, 1.0))) for _ in range(SAMPLES)]
 
     def save(self) -> None:
-        """Write the model, the optimizer's state and the log, each atomically; the state comes last."""
+        """Write the model, the log, its plot and the checkpoint, each file atomically.
+
+        Raises:
+            JobFailedError: storage is full or does not answer; the last checkpoint is kept.
+        """
         recent = [row for row in self._rows[-200:] if row.stage == "style"]
         means = {
-            key: f"{np.mean([getattr(row, key) for row in recent]):.5g}"
+            f"training_{key}": f"{np.mean([getattr(row, key) for row in recent]):.5g}"
             for key in ("content_loss", "style_loss")
             if recent
         }
         metadata = {
             "name": self.recipe.name,
             "encoder_licence": self.recipe.encoder_licence,
-            "recipe": self.recipe.model_dump_json(exclude={"contents", "styles", "encoder"}),
+            "recipe": self.recipe.model_dump_json(exclude={"contents", "styles", "encoder", "start"}),
             "iterations": str(self.iteration),
-            **{f"training_{key}": value for key, value in means.items()},
+            **means,
         }
-        self.root.put(MODEL, checkpoint.dumps(self.encoder, self.decoder, metadata))
-        self._write_log()
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.decoder.named_parameters():
-            tensors[f"decoder.{name}"] = parameter.detach().contiguous()
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"adam.{key}.{name}"] = value.contiguous()
-        position = {
-            "iteration": str(self.iteration),
-            "seconds": repr(self.seconds),
-            "recipe": _fingerprint(self.recipe),
-        }
-        self.root.put(STATE, safetensors.torch.save(tensors, position))
-        self.root.clear_temporaries()
-
-    def _write_log(self) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(Step._fields)
-        for row in self._rows:
-            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
-        self.root.put(LOG, text.getvalue().encode())
-
-    def _read_log(self) -> list[Step]:
-        if not self.root.exists(LOG):
-            return []
-        rows = csv.DictReader(io.StringIO(self.root.read(LOG).decode()))
-        steps = [
-            Step(
-                int(row["iteration"]),
-                int(row["iterations"]),
-                row["stage"],
-                *map(float, list(row.values())[3:]),
+        network = self.objective.transfer
+        with self._averaged():
+            model = checkpoint.dumps(network.encoder, network.decoder, metadata)
+        position = Position(self.iteration, self._updates, self.seconds, _fingerprint(self.recipe))
+        parts = {"weights": self._weights, "average": self._average}
+        for moment in MOMENTS:
+            parts[moment] = {
+                name: self.optimizer.state[weight][moment]
+                for name, weight in self._weights.items()
+                if weight in self.optimizer.state
+            }
+        try:
+            self.root.put(MODEL, model)
+            self.root.put(LOG, log.dump(self._rows))
+            if self._rows:
+                self.root.put(PLOT, _plot(self._rows))
+            state.save(
+                self.root,
+                position,
+                {
+                    part: {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+                    for part, tensors in parts.items()
+                },
             )
-            for row in rows
-        ]
-        # Rows after the checkpoint are drawn again.
-        return [step for step in steps if step.iteration <= self.iteration]
+        except OSError as error:
+            raise JobFailedError(f"cannot write the checkpoint to {self.root.uri}: {error}") from None
+        finally:
+            self.root.clear_temporaries()
 
-    def _resume(self, data: bytes) -> None:
-        metadata = container.read_metadata(data)
-        if metadata.get("recipe") != _fingerprint(self.recipe):
+    def _resume(self) -> None:
+        found = state.load(self.root)
+        if found is None:
+            return
+        position, parts = found
+        if position.recipe != _fingerprint(self.recipe):
             raise UsageError(
                 f"{self.root.uri} was trained with another recipe; choose another --output or restore the recipe"
             )
-        tensors = safetensors.torch.load(data)
         with torch.no_grad():
-            for name, parameter in self.decoder.named_parameters():
-                parameter.copy_(tensors[f"decoder.{name}"])
-                self.optimizer.state[parameter] = {
-                    key: value.to(self.device if key != "step" else "cpu")
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if (value := tensors.get(f"adam.{key}.{name}")) is not None
-                }
-        self.iteration = int(metadata["iteration"])
-        self.seconds = float(metadata["seconds"])
-        self._rows = self._read_log()
+            for name, weight in self._weights.items():
+                weight.copy_(parts["weights"][name])
+                self._average[name].copy_(parts["average"][name])
+                if position.updates:
+                    self.optimizer.state[weight] = {
+                        "step": torch.tensor(float(position.updates), device=self.device),
+                        **{moment: torch.empty_like(weight).copy_(parts[moment][name]) for moment in MOMENTS},
+                    }
+        self.iteration, self._updates, self.seconds, _ = position
+        if self.root.exists(LOG):
+            # Rows after the checkpoint are drawn again.
+            rows = log.load(self.root.read(LOG))
+            self._rows = [row for row in rows if row.iteration <= self.iteration]
+
+
+def _plot(rows: list[Step], points: int = 400) -> bytes:
+    """Plot means of the losses over iterations, at most so many points a curve."""
+    size = math.ceil(len(rows) / points)
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for name in ("loss", "content_loss", "style_loss"):
+        means = [
+            (group[-1].iteration, float(np.mean([getattr(row, name) for row in group]))) for group in groups
+        ]
+        finite = [(float(x), y) for x, y in means if math.isfinite(y)]
+        if finite:
+            series[name.replace("_", " ")] = ([x for x, _ in finite], [y for _, y in finite])
+    return line_plot(series, x_label="iteration", y_label="loss", title="training", log_y=True)
+
+
+def _new_network(recipe: Recipe, phi: Encoder) -> Transfer:
+    """Make the architecture's network, with the weights of the model the recipe starts from."""
+    encoder, decoder = checkpoint.build(recipe.architecture)
+    if recipe.start:
+        start = checkpoint.loads(read_model(recipe.start))
+        if start.encoder.architecture != recipe.architecture:
+            raise UsageError(
+                f"{recipe.start} is a {start.encoder.architecture}, training a {recipe.architecture} cannot start from it"
+            )
+        encoder.load_state_dict(start.encoder.state_dict())
+        decoder.load_state_dict(start.decoder.state_dict())
+    return Transfer(encoder if isinstance(encoder, CompactEncoder) else phi, decoder)
 
 
 def _device(name: str) -> torch.device:
@@ -318,7 +371,7 @@ def _held_signals() -> Generator[Callable[[], bool]]:
 
 def _fingerprint(recipe: Recipe) -> str:
     """Digest of what may not change under way; the length and the rate of stages, and where images lie, may."""
-    free = {"checkpoint_minutes", "sample_every", "contents", "styles", "encoder"}
+    free = {"checkpoint_minutes", "sample_every", "contents", "styles", "encoder", "start"}
     settings = recipe.model_dump(exclude=free)
     for stage in settings["stages"]:
         for name in ("iterations", "learning_rate", "decay"):
@@ -327,17 +380,9 @@ def _fingerprint(recipe: Recipe) -> str:
 
 
 def _load_encoder(recipe: Recipe) -> Encoder:
-    data = read_model(recipe.encoder)
-    if container.METADATA in container.read_metadata(data):
-        encoder = checkpoint.loads(data).encoder
-        if encoder.architecture != recipe.architecture:
-            raise UsageError(
-                f"the encoder of {recipe.encoder} is a {encoder.architecture}, not a {recipe.architecture}"
-            )
-        return encoder
-    try:
-        encoder = load_torchvision_features(recipe.architecture, safetensors.torch.load(data))
-    except KeyError as error:
-        raise UsageError(f"the encoder {recipe.encoder} has no {error} of a {recipe.architecture}") from None
-    encoder.requires_grad_(False)
-    return encoder.eval()
+    encoder = checkpoint.loads(read_model(recipe.encoder)).encoder
+    if not isinstance(encoder, Encoder) or recipe.architecture not in (encoder.architecture, "compact"):
+        raise UsageError(
+            f"the encoder of {recipe.encoder} is a {encoder.architecture}, not a {recipe.architecture}"
+        )
+    return encoder

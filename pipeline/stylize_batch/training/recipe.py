@@ -43,24 +43,28 @@ class Recipe(BaseModel):
     name: str
     architecture: Architecture
     encoder: str = Field(
-        description="a model, whose encoder is taken, or safetensors keyed as torchvision's features but taking RGB in 0..1"
+        description="a model whose VGG encoder measures the losses, and is the trained model's own unless that is compact"
     )
+    start: str = Field("", description="a model of the same architecture whose weights are the first ones")
     encoder_licence: str = ""
     contents: str = Field("", description="folder or URI with content photographs")
     styles: str = Field("", description="folder or URI with style images")
     holdout: list[str] = Field([], description="file names never trained on; the sample grid shows them")
     group_separator: str = Field(
         "__",
-        min_length=1,
-        description="styles are drawn by group first: the file name up to this, or else the folder",
+        description="images are drawn by group first: the file name up to this, or else the folder; empty: all alike",
     )
     min_scale: float = Field(
-        0.4,
-        gt=0,
-        le=1,
-        description="a crop's side is drawn between this share of the shorter side and all of it",
+        0.4, gt=0, le=1, description="a crop's side is at least this share of the image's shorter side"
     )
+    max_scale: float = Field(1.0, gt=0, le=1, description="and at most this share")
     stages: list[Stage] = Field(min_length=1)
+    average: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="decay of the running mean of the weights, which is the model; 0 takes the last",
+    )
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_minutes: float = Field(5.0, gt=0)

@@ -1,0 +1,71 @@
+"""The checkpoint of a training: weights, their running mean and Adam's moments, in files small enough to travel."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import safetensors.torch
+from torch import Tensor
+
+from stylize_batch.errors import UsageError
+from stylize_batch.storage import Root
+
+INDEX = "state.json"
+"""Names the current checkpoint; it is put last, so that a kill never leaves half a checkpoint."""
+
+PREFIX = "state-"
+
+Parts = dict[str, dict[str, Tensor]]
+"""Tensors by parameter name, by part: `weights`, `average`, `exp_avg`, `exp_avg_sq`; each part is one file."""
+
+
+class Position(NamedTuple):
+    """Where a training stands.
+
+    Attributes:
+        iteration: iterations done.
+        updates: of them, those that changed the weights.
+        seconds: spent on them.
+        recipe: fingerprint of the recipe.
+    """
+
+    iteration: int
+    updates: int
+    seconds: float
+    recipe: str
+
+
+def save(root: Root, position: Position, parts: Parts) -> None:
+    """Write a checkpoint and remove the one before.
+
+    Raises:
+        OSError: storage is full or does not answer; the last checkpoint is kept.
+    """
+    files = {part: f"{PREFIX}{position.iteration:06d}-{part}.safetensors" for part in parts}
+    earlier = [name for name in root.list("") if name.startswith(PREFIX) and name not in files.values()]
+    for part, tensors in parts.items():
+        root.put(files[part], safetensors.torch.save(tensors))
+    root.put(INDEX, json.dumps({**position._asdict(), "files": files}, indent=2).encode())
+    root.delete(earlier)
+
+
+def load(root: Root) -> tuple[Position, Parts] | None:
+    """Read the current checkpoint, if there is one.
+
+    Raises:
+        UsageError: it is damaged or incomplete.
+    """
+    if not root.exists(INDEX):
+        return None
+    try:
+        index = json.loads(root.read(INDEX))
+        files: dict[str, str] = index.pop("files")
+        return Position(**index), {
+            part: safetensors.torch.load(root.read(name)) for part, name in files.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"the checkpoint in {root.uri} cannot be read ({reason}); copy it again or start another --output"
+        ) from None
