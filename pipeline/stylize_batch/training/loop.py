@@ -50,7 +50,11 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, output: str, device: str = "cpu", transfer: Transfer | None = None
+        self,
+        recipe: Recipe,
+        output: str,
+        device: str = "cpu",
+        network: Callable[[Recipe, Encoder], Transfer] | None = None,
     ) -> None:
         """List the images, load the encoder, and continue from the folder's checkpoint if it has one.
 
@@ -58,7 +62,7 @@ class Trainer:
             recipe: what to do.
             output: folder or URI for the model, the checkpoint, the log and the samples.
             device: `cpu` or `cuda`.
-            transfer: a network to train in place of the architecture's own.
+            network: makes a network to train in place of the architecture's own, given φ.
 
         Raises:
             UsageError: images or encoder are missing, or the folder belongs to another recipe.
@@ -68,7 +72,7 @@ class Trainer:
         self.root = Root(output)
         phi = _load_encoder(recipe)
         torch.manual_seed(recipe.seed)
-        self.objective = Objective(phi, transfer or _new_network(recipe, phi)).to(
+        self.objective = Objective(phi, (network or _new_network)(recipe, phi)).to(
             self.device, memory_format=torch.channels_last
         )  # pyright: ignore[reportCallIssue]
         self._weights = {
@@ -206,25 +210,28 @@ class Trainer:
         return to_tensor(images.to(self.device))
 
     @contextmanager
-    def _averaged(self) -> Generator[None]:
-        """Put the running mean into the network for a while."""
+    def averaged(self) -> Generator[None]:
+        """Put the running mean into the network for a while, and the network into its state for use."""
         own = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        with torch.no_grad():
-            for name, weight in self._weights.items():
-                weight.copy_(self._average[name])
+        self._set_weights(self._average)
+        self.objective.eval()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, weight in self._weights.items():
-                    weight.copy_(own[name])
+            self._set_weights(own)
+            self.objective.train()
+
+    @torch.no_grad()
+    def _set_weights(self, values: dict[str, Tensor]) -> None:
+        for name, weight in self._weights.items():
+            weight.copy_(values[name])
 
     @torch.no_grad()
     def write_samples(self) -> None:
         """Write a grid as a picture: contents left, their reconstruction, styles on top, results inside."""
         contents, styles = self._samples(self.contents), self._samples(self.styles)
         rows = [[None, None, *(to_array(style[0]) for style in styles)]]
-        with self._averaged():
+        with self.averaged():
             for content in contents:
                 results = (self.objective.stylize(content, style) for style in (content, *styles))
                 rows.append([to_array(picture[0]) for picture in (content, *results)])
@@ -262,7 +269,7 @@ class Trainer:
             **means,
         }
         network = self.objective.transfer
-        with self._averaged():
+        with self.averaged():
             model = checkpoint.dumps(network.encoder, network.decoder, metadata)
         position = Position(self.iteration, self._updates, self.seconds, _fingerprint(self.recipe))
         parts = {"weights": self._weights, "average": self._average}
@@ -299,15 +306,14 @@ class Trainer:
             raise UsageError(
                 f"{self.root.uri} was trained with another recipe; choose another --output or restore the recipe"
             )
-        with torch.no_grad():
-            for name, weight in self._weights.items():
-                weight.copy_(parts["weights"][name])
-                self._average[name].copy_(parts["average"][name])
-                if position.updates:
-                    self.optimizer.state[weight] = {
-                        "step": torch.tensor(float(position.updates), device=self.device),
-                        **{moment: torch.empty_like(weight).copy_(parts[moment][name]) for moment in MOMENTS},
-                    }
+        self._set_weights(parts["weights"])
+        for name, weight in self._weights.items():
+            self._average[name].copy_(parts["average"][name])
+            if position.updates:
+                self.optimizer.state[weight] = {
+                    "step": torch.tensor(float(position.updates), device=self.device),
+                    **{moment: torch.empty_like(weight).copy_(parts[moment][name]) for moment in MOMENTS},
+                }
         self.iteration, self._updates, self.seconds, _ = position
         if self.root.exists(LOG):
             # Rows after the checkpoint are drawn again.

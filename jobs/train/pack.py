@@ -1,0 +1,58 @@
+"""Pack training images into one file that travels: reduced, re-encoded, in a tar.
+
+    python jobs/train/pack.py PHOTOGRAPHS PAINTINGS -o training-images.tar
+    tar xf training-images.tar && stylize-batch train RECIPE --contents content --styles style
+
+Names are kept, so that groups and held-out images stay what they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from stylize_batch.errors import RowError
+from stylize_batch.images.decode import SUFFIXES, decode
+from stylize_batch.images.encode import encode
+from stylize_batch.storage import list_files, read_bytes
+
+
+def reduce(uri: str, side: int, quality: int) -> bytes | None:
+    """Return an image as a JPEG whose shorter side is at most `side`, or None if it cannot be decoded."""
+    data = read_bytes(uri)
+    try:
+        image = decode(data)
+        if min(image.shape[:2]) > side:
+            image = decode(data, size=side)
+        return encode(image, "jpeg", quality)
+    except RowError as error:
+        print(f"skipped {uri}: {error}")
+        return None
+
+
+def main() -> None:
+    """Write the tar, images in the order of their names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("contents")
+    parser.add_argument("styles")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--side", type=int, default=320, help="shorter side, pixels")
+    parser.add_argument("--quality", type=int, default=85, help="of the JPEGs")
+    options = parser.parse_args()
+    with tarfile.open(options.output, "w") as tar, ThreadPoolExecutor() as threads:
+        for kind, folder in (("content", options.contents), ("style", options.styles)):
+            files = list_files(folder, SUFFIXES)
+            made = threads.map(lambda uri: reduce(uri, options.side, options.quality), files)
+            for uri, data in zip(files, made, strict=True):
+                if data is not None:
+                    member = tarfile.TarInfo(f"{kind}/{Path(uri).stem}.jpg")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    print(f"{options.output}: {options.output.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
