@@ -370,7 +370,7 @@ def test_training_runs_where_ray_and_pyarrow_are_not_installed(recipe: Recipe, t
     path.write_text(yaml.safe_dump(recipe.model_dump()))
     program = (
         "import sys\n"
-        "sys.modules['ray'] = sys.modules['pyarrow'] = None\n"
+        "for name in ('ray', 'pyarrow', 's3fs', 'torchvision'):\n    sys.modules[name] = None\n"
         "from stylize_batch.cli import main\n"
         f"sys.argv = ['stylize-batch', 'train', {str(path)!r}, '-o', {str(tmp_path / 'run')!r}]\n"
         "main()\n"

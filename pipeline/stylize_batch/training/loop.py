@@ -81,11 +81,7 @@ class Trainer:
             if weight.requires_grad
         }
         self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        gpu = self.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(self._weights.values(), lr=1e-4, fused=gpu)
-        self._style_transfer = (
-            torch.compile(self.objective.style_transfer) if gpu else self.objective.style_transfer
-        )
+        self.optimizer = torch.optim.Adam(self._weights.values(), lr=1e-4, fused=self.device.type == "cuda")
         self._scales = recipe.min_scale, recipe.max_scale
         self.iterations = sum(stage.iterations for stage in recipe.stages)
         self.iteration = self._updates = self._bad_steps = 0
@@ -180,7 +176,7 @@ class Trainer:
             else:
                 same = stage.identity_pairs
                 styles[:same] = contents[:same]
-                images, content, style = self._style_transfer(contents, styles)
+                images, content, style = self.objective.style_transfer(contents, styles)
                 loss = content + stage.style_weight * style
                 if same:
                     loss = loss + stage.identity_weight * F.mse_loss(images[:same].float(), contents[:same])
