@@ -6,11 +6,24 @@ import hashlib
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylize_batch.manifest.identity import output_key, pair_id, shortest
+from stylize_batch.manifest.identity import controls, output_keys, pair_ids, shortest
+
+
+def pair_id(
+    content: str,
+    styles: list[str],
+    weights: list[float] | None = None,
+    alpha: float | None = None,
+    preserve_color: bool | None = None,
+    masks: list[str] | None = None,
+) -> str:
+    listed = pa.array([styles], pa.list_(pa.string()))
+    return pair_ids(pa.array([content]), listed, controls(weights, alpha, preserve_color, masks))[0].as_py()
 
 
 def by_the_contract(*array: object) -> str:
@@ -63,5 +76,7 @@ def test_different_pairs_have_different_identifiers(rows: list[tuple[str, list[s
     ],
 )
 def test_output_key_follows_the_contract(key: str | None, expected: str) -> None:
-    found = output_key(key, "s3://b/in/cat.jpeg", "/styles/wave.png", "0123456789abcdef0123", "jpeg")
-    assert found == expected
+    content, style, identity = (
+        pa.array([text]) for text in ("s3://b/in/cat.jpeg", "/styles/wave.png", "0123456789abcdef0123")
+    )
+    assert output_keys([key], content, style, identity, "jpeg").to_pylist() == [expected]

@@ -1,10 +1,15 @@
 """The manifest's columns: which there must be, their types, and the rules every row must keep."""
 
+# pyarrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -87,6 +92,50 @@ def string_lists(column: pa.Array) -> list[list[str | None] | None]:
     return [[value] if isinstance(value, str) else value for value in values]
 
 
+def list_column(column: pa.Array) -> pa.Array:
+    """Return a string or list-of-strings column as list<string>; a single string is a list of one."""
+    if _is_string(column.type):
+        return pa.ListArray.from_arrays(np.arange(len(column) + 1, dtype=np.int32), plain_strings(column))
+    if "view" in str(column.type):  # pyarrow 26 loses rows when it casts a list_view
+        return pa.array(column.to_pylist(), pa.list_(pa.string()))
+    return column.cast(pa.list_(pa.string()))
+
+
+# An `output` that `checked_key` lets pass: short, of plain names, none beginning with a dot or a tilde.
+_PLAIN_KEY = r"^[\pL\pN_ ()+,=@-][\pL\pN_ ()+,=@.-]{0,50}(/[\pL\pN_ ()+,=@-][\pL\pN_ ()+,=@.-]{0,50}){0,3}$"
+
+
+def remarkable_rows(
+    contents: pa.Array,
+    styles: pa.Array,
+    alphas: pa.Array | None,
+    outputs: pa.Array | None,
+    others: Sequence[pa.Array],
+) -> npt.NDArray[np.int64]:
+    """Return the rows that may break a rule of `check_row`, told apart in bulk: few, in most manifests.
+
+    Args:
+        contents: strings.
+        styles: lists of strings.
+        alphas: float32.
+        outputs: strings.
+        others: columns, present in the manifest, whose every value is to be looked at.
+    """
+    filled = pc.greater(pc.binary_length(styles.values), 0).fill_null(False)
+    known = pc.and_(pc.greater(pc.binary_length(contents), 0), pc.greater(pc.list_value_length(styles), 0))
+    plain = known.fill_null(False)
+    if not pc.all(filled).as_py():
+        plain = pc.and_(plain, pa.array([bool(style) and all(style) for style in styles.to_pylist()]))
+    if alphas is not None:
+        inside = pc.and_(pc.greater_equal(alphas, 0), pc.less_equal(alphas, 1))
+        plain = pc.and_(plain, inside.fill_null(True))
+    if outputs is not None:
+        plain = pc.and_(plain, pc.match_substring_regex(outputs, _PLAIN_KEY).fill_null(True))
+    for column in others:
+        plain = pc.and_(plain, column.is_null())
+    return np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
+
+
 def check_row(
     content: str | None,
     styles: Sequence[str | None] | None,
@@ -126,6 +175,6 @@ def check_row(
         checked_key(output)
 
 
-def number_column(column: pa.Array) -> list[float | None]:
-    """Return a column of any integer or float width as float32 values."""
-    return pc.cast(column, pa.float32(), safe=False).to_pylist()
+def number_column(column: pa.Array) -> pa.Array:
+    """Return a column of any integer or float width as float32."""
+    return pc.cast(column, pa.float32(), safe=False)
