@@ -23,14 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stylize_batch.manifest.plan import check_and_partition, read_shard, write_plan
+from stylize_batch.manifest.plan import check_and_partition, read_shard, usual_shard_pairs, write_plan
 from stylize_batch.manifest.source import fingerprint, locate
 from stylize_batch.results import Outcome, finished_shards, put_part, results_table
 from stylize_batch.storage import Root
 
 STYLES_PER_CONTENT = 8
 STYLES = 80_000
-SHARD_PAIRS = 128
 GROUP_ROWS = 1_000_000
 
 
@@ -67,9 +66,8 @@ def plan(folder: Path) -> int:
     fingerprint(source)
     spill = folder / "spill"
     spill.mkdir()
-    return write_plan(
-        check_and_partition(source, spill, "jpeg", None), Root(str(folder / "out")), SHARD_PAIRS
-    ).shards
+    partition = check_and_partition(source, spill, "jpeg", None)
+    return write_plan(partition, Root(str(folder / "out")), usual_shard_pairs(partition.pairs)).shards
 
 
 def make_results(folder: Path) -> None:

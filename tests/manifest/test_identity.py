@@ -79,4 +79,6 @@ def test_output_key_follows_the_contract(key: str | None, expected: str) -> None
     content, style, identity = (
         pa.array([text]) for text in ("s3://b/in/cat.jpeg", "/styles/wave.png", "0123456789abcdef0123")
     )
-    assert output_keys([key], content, style, identity, "jpeg").to_pylist() == [expected]
+    assert output_keys(pa.array([key], pa.string()), content, style, identity, "jpeg").to_pylist() == [
+        expected
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import posixpath
+import re
 from collections.abc import Sequence
 from json.encoder import encode_basestring
 from pathlib import PurePosixPath
@@ -35,7 +36,10 @@ def shortest(value: float) -> str:
 
 
 def controls(
-    weights: Sequence[float] | None, alpha: float | None, preserve_color: bool | None, masks: Sequence[str] | None
+    weights: Sequence[float] | None,
+    alpha: float | None,
+    preserve_color: bool | None,
+    masks: Sequence[str] | None,
 ) -> str:
     """Write the last four members of a pair's JSON array."""
     shares = "null"
@@ -83,7 +87,7 @@ def _quoted(strings: pa.Array) -> pa.Array:
 
 
 def output_keys(
-    keys: Sequence[str | None] | None, contents: pa.Array, styles: pa.Array, identities: pa.Array, format: Format
+    keys: pa.Array | None, contents: pa.Array, styles: pa.Array, identities: pa.Array, format: Format
 ) -> pa.Array:
     """Return the keys of pairs' pictures under `images/`.
 
@@ -100,7 +104,7 @@ def output_keys(
     default = pc.binary_join_element_wise(default, extension, "")
     if keys is None:
         return default
-    explicit = [None if key is None else _with_extension(key, extension) for key in keys]
+    explicit = [None if key is None else _with_extension(key, extension) for key in keys.to_pylist()]
     return pc.coalesce(pa.array(explicit, pa.string()), default)
 
 
@@ -111,15 +115,10 @@ def _with_extension(key: str, extension: str) -> str:
 
 
 def _stems(uris: pa.Array) -> pa.Array:
-    distinct = uris.dictionary_encode()
-    stems = [_stem(uri) for uri in distinct.dictionary.to_pylist()]
-    return pa.array(stems, pa.string()).take(distinct.indices)
-
-
-def _stem(uri: str) -> str:
-    name = uri.rstrip("/").rpartition("/")[2]
-    stem = posixpath.splitext(name)[0]
-    if len(stem) <= MAX_STEM and stem.isascii() and stem.isprintable() and "\\" not in stem:
-        return stem
-    clean = "".join("_" if ord(character) < 32 or character == "\\" else character for character in stem)
-    return clean.encode("utf-8", "replace")[:MAX_STEM].decode("utf-8", "ignore")
+    """Return the names of files without folder and extension, as they may stand in a key."""
+    names = pc.replace_substring_regex(pc.utf8_rtrim(uris, "/"), r"(?s)^.*/", "")
+    stems = pc.replace_substring_regex(names, r"(?s)(.)\.[^.]*$", r"\1")
+    if (pc.max(pc.binary_length(stems)).as_py() or 0) <= MAX_STEM:
+        return pc.replace_substring_regex(stems, r"[\x00-\x1f\\]", "_")
+    clean = (re.sub(r"[\x00-\x1f\\]", "_", stem) for stem in stems.to_pylist())
+    return pa.array([stem.encode()[:MAX_STEM].decode(errors="ignore") for stem in clean], pa.string())

@@ -40,8 +40,8 @@ from stylize_batch.manifest.schema import (
 from stylize_batch.manifest.source import Size, Source, read_batches, size_of
 from stylize_batch.storage import Root
 
-BUCKET_ROWS = 262_144
-BUCKET_BYTES = 128_000_000
+BUCKET_ROWS = 131_072
+BUCKET_BYTES = 64_000_000
 """Rows of a bucket, and bytes of it, about: what planning holds in memory."""
 
 MAX_BUCKETS = 512
@@ -59,7 +59,14 @@ STYLES_KEY = "plan/styles.parquet"
 ROW = "stylize_batch.row"
 """Column with a row's number in the manifest, for as long as planning lasts."""
 
+CHECK_THREADS = 2
 PUT_THREADS = 16
+
+MAX_SHARD_PAIRS = 128
+MIN_SHARDS = 16
+MAX_SHARDS = 16_384
+"""A shard holds at most so many pairs; fewer where there would be under so many shards, and more where there
+would be over so many: each costs a file of the plan, a task and a part of the results."""
 
 OVERSIZE = 4
 """A content with more pairs than this many shards is split over several."""
@@ -94,21 +101,18 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
         ManifestError: a row breaks the contract, two rows are identical or two share an output key.
     """
     partition = Partition(folder, size_of(source))
-    for uri, start, batch in read_batches(source):
-        if limit is not None:
-            batch = batch.slice(0, limit - partition.pairs)
-            if not batch.num_rows:
-                break
-        try:
-            partition.add(uri, start, batch, format)
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise ManifestError(f"{uri} holds what cannot be read, near row {start}: {reason}") from None
+    for rows in _checked(source, format, limit):
+        partition.add(rows)
     partition.close()
     if not partition.pairs:
         raise ManifestError(f"the manifest has no rows ({', '.join(source.files[:3])})")
     partition.refuse_duplicates()
     return partition
+
+
+def usual_shard_pairs(pairs: int) -> int:
+    """Return the pairs per shard for a manifest of so many."""
+    return max(1, min(MAX_SHARD_PAIRS, -(-pairs // MIN_SHARDS)), -(-pairs // MAX_SHARDS))
 
 
 def write_plan(partition: Partition, root: Root, shard_pairs: int) -> Plan:
@@ -145,9 +149,15 @@ class Partition:
         self._keys = _Hashes(folder, "keys", parts)
         self._folders = _Hashes(folder, "folders", parts)
 
-    def add(self, uri: str, start: int, batch: pa.RecordBatch, format: Format) -> None:
-        """Check a batch of manifest rows and spill it; `start` is its first row's number in the file."""
-        table = self._canonical(uri, start, batch, format)
+    def add(self, rows: pa.Table) -> None:
+        """Spill checked rows."""
+        count = len(rows)
+        self.styles.update(pc.unique(rows["style"].chunk(0).flatten()).to_pylist())
+        self._identities.add(rows["pair_id"].to_pylist())
+        keys = rows["output"].to_pylist()
+        self._keys.add(keys)
+        self._folders.add(_folders(keys))
+        table = rows.append_column(ROW, pa.array(np.arange(self.pairs, self.pairs + count)))
         if not self._writers:
             self._writers = [pa.ipc.new_stream(str(path), table.schema) for path in self._paths]
         buckets = _buckets(table["content"].chunk(0), len(self._paths))
@@ -156,7 +166,7 @@ class Partition:
         for writer, begin, end in zip(self._writers, [0, *ends[:-1]], ends, strict=True):
             if end > begin:
                 writer.write_table(table.slice(begin, end - begin))
-        self.pairs += batch.num_rows
+        self.pairs += count
 
     def close(self) -> None:
         """Finish the files."""
@@ -198,7 +208,27 @@ class Partition:
             with pa.ipc.open_stream(str(path)) as reader:
                 yield reader.read_all()
 
-    def _canonical(self, uri: str, start: int, batch: pa.RecordBatch, format: Format) -> pa.Table:
+
+def _checked(source: Source, format: Format, limit: int | None) -> Iterator[pa.Table]:
+    """Check the rows and bring them into the form of the plan, batch by batch, some at once."""
+    ahead: deque[Future[pa.Table]] = deque()
+    left = limit
+    with ThreadPoolExecutor(CHECK_THREADS) as threads:
+        for uri, start, batch in read_batches(source):
+            if left is not None:
+                batch = batch.slice(0, left)
+                left -= batch.num_rows
+            ahead.append(threads.submit(_canonical, uri, start, batch, format))
+            if len(ahead) > CHECK_THREADS:
+                yield ahead.popleft().result()
+            if left == 0:
+                break
+        for check in ahead:
+            yield check.result()
+
+
+def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format) -> pa.Table:
+    try:
         batch.validate(full=True)  # invalid UTF-8
         names = batch.schema.names
         contents = plain_strings(batch["content"])
@@ -210,40 +240,31 @@ class Partition:
         outputs = plain_strings(batch["output"]) if "output" in names else None
         others = [column for column in (weights, masks) if column is not None]
         for row in remarkable_rows(contents, styles, alphas, outputs, others).tolist():
-            values = (None if column is None else column[row].as_py() for column in (weights, alphas, masks, outputs))
-            weight, alpha, mask, output = values
+            weight, alpha, mask, output = (
+                None if column is None else column[row].as_py()
+                for column in (weights, alphas, masks, outputs)
+            )
+            listed = [mask] if isinstance(mask, str) else mask
             try:
-                check_row(
-                    contents[row].as_py(),
-                    styles[row].as_py(),
-                    weight,
-                    alpha,
-                    [mask] if isinstance(mask, str) else mask,
-                    output,
-                )
+                check_row(contents[row].as_py(), styles[row].as_py(), weight, alpha, listed, output)
             except UsageError as error:
                 raise ManifestError(f"{uri}, row {start + row}: {error}") from None
         identities = pair_ids(contents, styles, _settings(weights, alphas, colors, masks))
         first_styles = pc.list_element(styles, 0)
-        listed = None if outputs is None else outputs.to_pylist()
-        keys = output_keys(listed, contents, first_styles, identities, format)
-        self.styles.update(pc.unique(styles.flatten()).to_pylist())
-        self._identities.add(identities.to_pylist())
-        self._keys.add(keys.to_pylist())
-        if listed is not None:
-            self._folders.add(_folders(keys.to_pylist()))
         columns = {
             "pair_id": identities,
             "content": contents,
             "style": styles,
             "alpha": pa.array(np.ones(len(batch), np.float32)) if alphas is None else alphas.fill_null(1.0),
-            "output": keys,
+            "output": output_keys(outputs, contents, first_styles, identities, format),
         }
         for name in names:
             if name not in SETTINGS:
                 columns[name] = _decoded(batch[name])
-        columns[ROW] = pa.array(np.arange(self.pairs, self.pairs + batch.num_rows))
         return pa.table(columns)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ManifestError(f"{uri} holds what cannot be read, near row {start}: {reason}") from None
 
 
 class _Hashes:
@@ -274,8 +295,9 @@ class _Hashes:
 
     def shared_with(self, other: _Hashes) -> npt.NDArray[np.int64]:
         """Return some that are in both, if any are."""
-        for path, theirs in zip(self._paths, other._paths, strict=True):
-            shared = np.intersect1d(np.fromfile(path, np.int64), np.fromfile(theirs, np.int64))
+        for path, other_path in zip(self._paths, other._paths, strict=True):
+            theirs = np.fromfile(other_path, np.int64)
+            shared = theirs[np.isin(theirs, np.fromfile(path, np.int64))] if len(theirs) else theirs
             if len(shared):
                 return shared[:MAX_SUSPECTS]
         return np.empty(0, np.int64)
