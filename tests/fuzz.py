@@ -3,16 +3,16 @@
     python -m tests.fuzz --minutes 10 [--seed 0]
 
 Sound files of every kind are cut, spliced and overwritten; the decoder and the manifest reader get them in a process
-that may not use more than MEMORY, take longer than SECONDS over one, print anything, or die. A finding ends with the
-file that shows it, kept in the working directory.
+that may not use more than MEMORY, take longer than SECONDS over one, print warnings, or die. A finding ends with the
+case that shows it, kept in the working directory.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -33,6 +33,8 @@ from tests.images.samples import samples
 MAX_PIXELS = 4_000_000
 MEMORY = 6_000_000_000
 SECONDS = 60.0
+LIBTIFF = re.compile(rb"[\w.]+: .*\.|$")
+"""What libtiff says of damage on stderr, which Pillow has no switch for: `Fax4Decode: Bad code word at line 16.`"""
 EXTREMES = (
     b"\0\0\0\0",
     b"\xff\xff\xff\xff",
@@ -111,14 +113,18 @@ def damaged(chance: random.Random, files: list[bytes]) -> bytes:
     return bytes(data)
 
 
+def one_line(error: Exception, outcome: str) -> str:
+    """Return the outcome of an error that is one line."""
+    assert str(error).isprintable(), str(error)
+    return outcome
+
+
 def try_picture(data: bytes) -> str:
     """Decode; return what became of it."""
     try:
         found = decode(data, max_pixels=MAX_PIXELS)
     except RowError as error:
-        assert "\n" not in str(error)
-        assert not error.transient
-        return error.kind
+        return one_line(error, error.kind)
     assert found.ndim == 3
     assert found.shape[2] == 3
     assert 0 < found.shape[0] * found.shape[1] <= MAX_PIXELS
@@ -135,9 +141,9 @@ def try_manifest(data: bytes, folder: Path) -> str:
         fingerprint(source)
         check_and_partition(source, spill, "jpeg", None)
     except UsageError as error:
-        assert "\n" not in str(error)
-        assert "m.parquet" in str(error) or "row" in str(error), error
-        return "refused"
+        if "m.parquet" not in str(error) and "row" not in str(error):
+            raise AssertionError(f"names neither file nor row: {error}") from None
+        return one_line(error, "refused")
     finally:
         for path in spill.iterdir():
             path.unlink()
@@ -202,10 +208,12 @@ def watch(folder: Path, seed: int, until: float) -> str | None:
             time.sleep(0.5)
             if worker.poll() is not None:
                 return f"the process ended with {worker.returncode}: {printed.read_text(errors='replace')[-3000:]}"
-            if case.exists() and time.time() - os.stat(case).st_mtime > SECONDS:
+            if case.exists() and time.time() - case.stat().st_mtime > SECONDS:
                 return f"one case takes longer than {SECONDS:.0f} s"
-            if printed.stat().st_size:
-                return f"something was printed: {printed.read_text(errors='replace')[:2000]}"
+            strange = [line for line in printed.read_bytes().splitlines() if not LIBTIFF.match(line)]
+            if strange:
+                time.sleep(1)  # a traceback comes in pieces
+                return f"something was printed: {printed.read_text(errors='replace')[-3000:]}"
     finally:
         worker.kill()
         worker.wait()

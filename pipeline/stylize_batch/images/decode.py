@@ -6,6 +6,7 @@ docs/images.md says what becomes of each kind of file.
 from __future__ import annotations
 
 import io
+import logging
 import re
 import warnings
 from typing import Any
@@ -42,8 +43,9 @@ _TURNS = {
 }
 """What makes a picture upright, by its EXIF orientation."""
 
-# What Pillow warns of is either put right here or refused.
+# What Pillow warns of or logs is either put right here or refused.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:

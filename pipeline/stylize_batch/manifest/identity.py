@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import posixpath
-import re
 from collections.abc import Sequence
 from json.encoder import encode_basestring
 from pathlib import PurePosixPath
@@ -118,7 +117,9 @@ def _stems(uris: pa.Array) -> pa.Array:
     """Return the names of files without folder and extension, as they may stand in a key."""
     names = pc.replace_substring_regex(pc.utf8_rtrim(uris, "/"), r"(?s)^.*/", "")
     stems = pc.replace_substring_regex(names, r"(?s)(.)\.[^.]*$", r"\1")
+    stems = pc.replace_substring_regex(stems, r"[\pC\p{Zl}\p{Zp}\\]", "_")
     if (pc.max(pc.binary_length(stems)).as_py() or 0) <= MAX_STEM:
-        return pc.replace_substring_regex(stems, r"[\x00-\x1f\\]", "_")
-    clean = (re.sub(r"[\x00-\x1f\\]", "_", stem) for stem in stems.to_pylist())
-    return pa.array([stem.encode()[:MAX_STEM].decode(errors="ignore") for stem in clean], pa.string())
+        return stems
+    return pa.array(
+        [stem.encode()[:MAX_STEM].decode(errors="ignore") for stem in stems.to_pylist()], pa.string()
+    )

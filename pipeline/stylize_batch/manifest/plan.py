@@ -37,7 +37,7 @@ from stylize_batch.manifest.schema import (
     remarkable_rows,
     string_lists,
 )
-from stylize_batch.manifest.source import Size, Source, read_batches, size_of
+from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
 from stylize_batch.storage import Root
 
 BUCKET_ROWS = 131_072
@@ -144,7 +144,7 @@ class Partition:
         buckets = max(1, -(-size.rows // BUCKET_ROWS), -(-size.bytes // BUCKET_BYTES))
         self._paths = [folder / f"bucket-{index:05d}.arrow" for index in range(min(buckets, MAX_BUCKETS))]
         self._writers: list[pa.RecordBatchStreamWriter] = []
-        parts = min(-(-size.rows // HASHES), MAX_BUCKETS)
+        parts = min(1 + size.rows // HASHES, MAX_BUCKETS)
         self._identities = _Hashes(folder, "identities", parts)
         self._keys = _Hashes(folder, "keys", parts)
         self._folders = _Hashes(folder, "folders", parts)
@@ -169,9 +169,9 @@ class Partition:
         self.pairs += count
 
     def close(self) -> None:
-        """Finish the files."""
-        for file in (*self._writers, self._identities, self._keys, self._folders):
-            file.close()
+        """Finish the bucket files."""
+        for writer in self._writers:
+            writer.close()
 
     def buckets(self) -> Iterator[pa.Table]:
         """Read the buckets back, each sorted by content and then in the manifest's order."""
@@ -263,8 +263,9 @@ def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format) -> p
                 columns[name] = _decoded(batch[name])
         return pa.table(columns)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ManifestError(f"{uri} holds what cannot be read, near row {start}: {reason}") from None
+        raise ManifestError(
+            f"{uri} holds what cannot be read, near row {start}: {first_line(error)}"
+        ) from None
 
 
 class _Hashes:
@@ -272,17 +273,13 @@ class _Hashes:
 
     def __init__(self, folder: Path, name: str, parts: int) -> None:
         self._paths = [folder / f"{name}-{index:05d}" for index in range(parts)]
-        self._files = [path.open("wb") for path in self._paths]
 
     def add(self, values: Iterable[str]) -> None:
         hashes = _hashes(values)
-        parts = hashes % len(self._files)
-        for index, file in enumerate(self._files):
-            file.write(hashes[parts == index].tobytes())
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
+        parts = hashes % len(self._paths)
+        for index, path in enumerate(self._paths):
+            with path.open("ab") as file:
+                file.write(hashes[parts == index].tobytes())
 
     def repeated(self) -> npt.NDArray[np.int64]:
         """Return some that were added twice, if any were."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch.errors import UsageError
-from stylize_batch.storage import checked_key
+from stylize_batch.storage import MAX_NAME, checked_key
 
 RESULT_COLUMNS = (
     "pair_id", "content", "style", "output", "status", "error",
@@ -101,8 +101,8 @@ def list_column(column: pa.Array) -> pa.Array:
     return column.cast(pa.list_(pa.string()))
 
 
-# An `output` that `checked_key` lets pass: short, of plain names, none beginning with a dot or a tilde.
-_PLAIN_KEY = r"^[\pL\pN_ ()+,=@-][\pL\pN_ ()+,=@.-]{0,50}(/[\pL\pN_ ()+,=@-][\pL\pN_ ()+,=@.-]{0,50}){0,3}$"
+# Outputs that `checked_key` lets pass, if they are short: plain names, none beginning with a dot.
+_PLAIN_KEY = r"^[A-Za-z0-9_][A-Za-z0-9_ ().,=+-]*(/[A-Za-z0-9_][A-Za-z0-9_ ().,=+-]*)*$"
 
 
 def remarkable_rows(
@@ -130,7 +130,10 @@ def remarkable_rows(
         inside = pc.and_(pc.greater_equal(alphas, 0), pc.less_equal(alphas, 1))
         plain = pc.and_(plain, inside.fill_null(True))
     if outputs is not None:
-        plain = pc.and_(plain, pc.match_substring_regex(outputs, _PLAIN_KEY).fill_null(True))
+        named = pc.and_(
+            pc.match_substring_regex(outputs, _PLAIN_KEY), pc.less_equal(pc.binary_length(outputs), MAX_NAME)
+        )
+        plain = pc.and_(plain, named.fill_null(True))
     for column in others:
         plain = pc.and_(plain, column.is_null())
     return np.flatnonzero(~plain.to_numpy(zero_copy_only=False))

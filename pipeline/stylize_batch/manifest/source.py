@@ -126,7 +126,6 @@ def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
     first: pa.Schema | None = None
     for uri, file in _open_ahead(source):
         schema = file.schema_arrow
-        check_schema(schema, uri)
         if first is None:
             first = schema
         elif not schema.equals(first):
@@ -137,8 +136,8 @@ def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
             for batch in file.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, width)))):
                 yield uri, row, batch
                 row += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{uri} is damaged: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # of pyarrow: what rows are used for raises elsewhere
+            raise ManifestError(f"{uri} is damaged: {first_line(error)}") from None
 
 
 def _open_ahead(source: Source) -> Iterator[tuple[str, pq.ParquetFile]]:
@@ -166,15 +165,26 @@ def _open(uri: str) -> pq.ParquetFile:
     try:
         fs, path = filesystem(uri)
         handle = fs.open(path, "rb", cache_type="none")  # pyarrow reads in pieces of its own
-        if handle.size <= SMALL_FILE:
-            with handle:
-                return pq.ParquetFile(pa.BufferReader(handle.read()))
-        # Buffered: a row group may be as large as the manifest.
-        return pq.ParquetFile(handle, buffer_size=READ_BYTES, pre_buffer=False)
-    except pa.ArrowException:
-        raise ManifestError(f"{uri} is not a Parquet file") from None
-    except OSError as error:
+        source = handle if handle.size > SMALL_FILE else pa.BufferReader(handle.read())
+    except Exception as error:
         raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
+    if source is not handle:
+        handle.close()
+    try:
+        # Buffered: a row group may be as large as the manifest.
+        file = pq.ParquetFile(source, buffer_size=READ_BYTES, pre_buffer=False)
+        check_schema(file.schema_arrow, uri)
+    except ManifestError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds for damage
+        raise ManifestError(f"{uri} is not a Parquet file, or a damaged one: {first_line(error)}") from None
+    return file
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says in one printable line."""
+    text = "".join(character if character.isprintable() else " " for character in str(error)[:300])
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _bytes(file: pq.ParquetFile) -> int:
