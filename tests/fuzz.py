@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,17 +59,16 @@ def manifests() -> dict[str, bytes]:
         "boxes": [[{"x": 1, "label": "cat"}]] * 40,
     }
     found: dict[str, bytes] = {}
-    for name, table, options in (
-        ("plain", pa.table(plain), {}),
-        ("listed", pa.table(listed), {"row_group_size": 7}),
-        ("uncompressed", pa.table(plain), {"compression": "none", "use_dictionary": False}),
-        ("zstd", pa.table(listed), {"compression": "zstd", "data_page_version": "2.0"}),
-        (
-            "dictionary",
-            pa.table(plain).set_column(0, "content", pa.array(plain["content"]).dictionary_encode()),
-            {},
-        ),
-    ):
+    plain_table, listed_table = pa.table(plain), pa.table(listed)
+    encoded = plain_table.set_column(0, "content", plain_table["content"].dictionary_encode())
+    tables: list[tuple[str, pa.Table, dict[str, Any]]] = [
+        ("plain", plain_table, {}),
+        ("listed", listed_table, {"row_group_size": 7}),
+        ("uncompressed", plain_table, {"compression": "none", "use_dictionary": False}),
+        ("zstd", listed_table, {"compression": "zstd", "data_page_version": "2.0"}),
+        ("dictionary", encoded, {}),
+    ]
+    for name, table, options in tables:
         sink = io.BytesIO()
         pq.write_table(table, sink, **options)
         found[name] = sink.getvalue()

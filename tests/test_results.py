@@ -86,6 +86,7 @@ def test_results_are_one_table_for_pyarrow_duckdb_and_pandas(tmp_path: Path) -> 
     expected = {"ok": 5, "failed": 4}
     by_pyarrow = pq.read_table(f"{tmp_path}/results")
     by_duckdb = duckdb.sql(f"SELECT * FROM '{tmp_path}/results/*.parquet'")
+    assert by_duckdb is not None
     by_pandas = pd.read_parquet(f"{tmp_path}/results")
     assert Counter(by_pyarrow["status"].to_pylist()) == expected
     assert dict(by_duckdb.aggregate("status, count(*)").fetchall()) == expected

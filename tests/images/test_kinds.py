@@ -72,6 +72,7 @@ def test_no_kind_of_file_cut_anywhere_gives_a_picture_with_a_part_missing(name: 
         except RowError:
             continue
         # What was lost are later frames, or what follows the pixels.
+        assert whole is not None
         assert np.array_equal(found, whole)
 
 
@@ -173,8 +174,15 @@ def test_sixteen_bit_gray_tiff_is_scaled_in_either_byte_order(order: str) -> Non
     assert np.abs(found[..., 0] - ramp.astype(float) / 257).max() <= 0.51
 
 
-def test_floating_point_tiff_is_refused_with_the_reason() -> None:
-    assert error_of(SAMPLES["tiff-float"]).endswith("floating-point pixels have no defined range")
+def test_pixels_without_a_range_of_their_own_are_refused_with_the_reason() -> None:
+    assert error_of(SAMPLES["tiff-float"]).endswith("floating-point and 32-bit pixels have no defined range")
+    deep = Image.fromarray(np.full((9, 9), 1 << 20, np.int32))
+    assert error_of(encoded(deep, "TIFF")).endswith("32-bit pixels have no defined range")
+
+
+def test_of_a_file_of_several_photographs_the_first_is_taken_and_checked() -> None:
+    data = encoded(noise(64, 48), "MPO", save_all=True, append_images=[noise(64, 48).rotate(180)])
+    assert np.array_equal(decode(data), decode(encoded(noise(64, 48), "JPEG")))
 
 
 def test_a_tiled_tiff_is_one_picture() -> None:
@@ -206,6 +214,11 @@ def test_a_tiled_tiff_is_one_picture() -> None:
         + bytes(4)
     )
     assert np.array_equal(decode(data), pixels)
+
+
+def test_lab_tiff_becomes_the_colour_it_describes() -> None:
+    red = Image.new("LAB", (9, 9), (137, 208, 195))  # L = 54, a = 80, b = 67
+    assert np.abs(decode(encoded(red, "TIFF"))[0, 0].astype(int) - (255, 0, 0)).max() < 12
 
 
 def test_cmyk_jpeg_is_read_as_photoshop_writes_it() -> None:

@@ -241,13 +241,10 @@ def test_rows_checked_in_bulk_are_refused_as_each_alone(rows: list[Row]) -> None
 
 def test_most_manifests_hold_no_remarkable_row(contents: list[str], styles: list[str]) -> None:
     keys = [f"train/n01440764/{Path(content).stem} (1).png" for content in contents]
-    columns = [
-        pa.array(contents),
-        pa.array([styles[:1]] * 6),
-        pa.array([0.5] * 6, pa.float32()),
-        pa.array(keys),
-    ]
-    assert not len(remarkable_rows(*columns, []))
+    alphas = pa.array([0.5] * 6, pa.float32())
+    assert not len(
+        remarkable_rows(pa.array(contents), pa.array([styles[:1]] * 6), alphas, pa.array(keys), [])
+    )
 
 
 def test_nothing_is_written_for_a_bad_manifest(make_manifest: MakeManifest, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """Return an image upright, in RGB: orientation applied, transparency over white, profile converted.
 
     Raises:
-        ValueError: pixels are floating-point, which have no defined range; or what Pillow raises for damage.
+        ValueError: pixels are floating-point or 32-bit, which have no defined range; or what Pillow raises for damage.
     """
     return _upright(_srgb(image), image)
 
@@ -160,10 +160,10 @@ def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
 
 def _srgb(image: Image.Image) -> Image.Image:
     info = image.info
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("floating-point and 32-bit pixels have no defined range")
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit gray, which Pillow would clip
         return _apply_profile(_eight_bits(image), info)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range")
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.new("RGB", layer.size, "white")

@@ -35,7 +35,6 @@ from stylize_batch.manifest.schema import (
     number_column,
     plain_strings,
     remarkable_rows,
-    string_lists,
 )
 from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
 from stylize_batch.storage import Root
@@ -324,7 +323,7 @@ def _settings(
         empty if weights is None else weights.to_pylist(),
         empty if alphas is None else alphas.to_pylist(),
         empty if colors is None else colors.to_pylist(),
-        empty if masks is None else string_lists(masks),
+        empty if masks is None else list_column(masks).to_pylist(),
     )
     return pa.array([controls(*row) for row in zip(*columns, strict=True)], pa.string())
 

@@ -26,8 +26,19 @@ SETTINGS = ("content", "style", "alpha", "output")
 """Manifest columns the results show in a form of their own; every other column is carried as it is."""
 
 
+MAX_MESSAGE = 1000
+"""Characters of an error's message."""
+
+
 class ManifestError(UsageError):
-    """A manifest that cannot be run; the message names the row and what to do."""
+    """A manifest that cannot be run; the message names the row and what to do.
+
+    It quotes what the manifest holds, so it is cut and made printable here.
+    """
+
+    def __init__(self, message: str) -> None:
+        short = message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"
+        super().__init__("".join(character if character.isprintable() else " " for character in short))
 
 
 def check_schema(schema: pa.Schema, where: str) -> None:

@@ -182,9 +182,8 @@ def _open(uri: str) -> pq.ParquetFile:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says in one printable line."""
-    text = "".join(character if character.isprintable() else " " for character in str(error)[:300])
-    return " ".join(text.split()) or type(error).__name__
+    """Return the first line of what an error says, or its name if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _bytes(file: pq.ParquetFile) -> int:
