@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import duckdb
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stylize_batch.manifest.schema import RESULT_COLUMNS
 from stylize_batch.results import (
@@ -73,3 +77,30 @@ def test_retrying_makes_failed_rows_only_and_keeps_the_order() -> None:
     assert asked == ["id0", "id2"]
     assert table["pair_id"].to_pylist() == ["id0", "id1", "id2"]
     assert table["status"].to_pylist() == ["ok"] * 3
+
+
+def test_results_are_one_table_for_pyarrow_duckdb_and_pandas(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    for shard, outcomes in enumerate(([OK, FAILED, OK], [FAILED] * 3, [OK] * 3)):
+        put_part(root, shard, results_table(plan(), outcomes, "m"), "run")
+    expected = {"ok": 5, "failed": 4}
+    by_pyarrow = pq.read_table(f"{tmp_path}/results")
+    by_duckdb = duckdb.sql(f"SELECT * FROM '{tmp_path}/results/*.parquet'")
+    assert by_duckdb is not None
+    by_pandas = pd.read_parquet(f"{tmp_path}/results")
+    assert Counter(by_pyarrow["status"].to_pylist()) == expected
+    assert dict(by_duckdb.aggregate("status, count(*)").fetchall()) == expected
+    assert by_pandas["status"].value_counts().to_dict() == expected
+    assert (
+        by_pyarrow.column_names == by_duckdb.columns == list(by_pandas.columns) == [*RESULT_COLUMNS, "label"]
+    )
+    assert by_duckdb.filter("status = 'ok'").aggregate("sum(style_loss)").fetchall() == [(10.0,)]
+    assert by_pandas["style"].str[0].eq("s").all()
+
+
+def test_totals_of_a_run_are_those_of_its_parts(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    tables = [results_table(plan(), outcomes, "m") for outcomes in ([OK, FAILED, OK], [FAILED] * 3)]
+    written = [put_part(root, shard, table, "run") for shard, table in enumerate(tables)]
+    (tmp_path / "results" / "part-000002.parquet").write_bytes(b"PAR1 a part that a power cut left")
+    assert finished_shards(root, "run") == dict(enumerate(written))

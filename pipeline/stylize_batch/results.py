@@ -40,6 +40,9 @@ _TYPES: dict[str, pa.DataType] = {
     "model": pa.string(),
 }
 
+COUNTED = ["status", "error", "content_loss", "style_loss"]
+"""The columns that totals are made of."""
+
 
 class Outcome(NamedTuple):
     """What became of one pair: a picture with its size and losses (None without metrics), or an error."""
@@ -119,13 +122,13 @@ def put_part(root: Root, shard: int, table: pa.Table, run: str) -> Totals:
     return totals_of(table)
 
 
-def read_part(root: Root, shard: int) -> pa.Table:
-    """Read a shard's results."""
-    return parquet.loads(root.read(part_key(shard)))
+def read_part(root: Root, shard: int, columns: list[str] | None = None) -> pa.Table:
+    """Read a shard's results, or some columns of them."""
+    return parquet.loads(root.read(part_key(shard)), columns)
 
 
 def totals_of(table: pa.Table) -> Totals:
-    """Count a results table."""
+    """Count a results table, of which the `COUNTED` columns are enough."""
     failed = table.filter(pc.equal(table["status"], "failed"))
     kinds = Counter(str(error).partition(":")[0] for error in failed["error"].to_pylist())
     measured = len(table) - table["style_loss"].null_count
@@ -139,10 +142,10 @@ def totals_of(table: pa.Table) -> Totals:
     )
 
 
-def read_finished(root: Root, shard: int, run: str) -> pa.Table | None:
-    """Read a shard's results; None if this run has not written them yet."""
+def read_finished(root: Root, shard: int, run: str, columns: list[str] | None = None) -> pa.Table | None:
+    """Read a shard's results, or some columns of them; None if this run has not written them yet."""
     try:
-        table = read_part(root, shard)
+        table = read_part(root, shard, columns)
     except (FileNotFoundError, pa.ArrowException):  # a power cut may leave a part empty
         return None
     return table if (table.schema.metadata or {}).get(RUN) == run.encode() else None
@@ -166,7 +169,7 @@ def finished_shards(root: Root, run: str) -> dict[int, Totals]:
     shards = sorted(listed_shards(root))
 
     def load(shard: int) -> Totals | None:
-        table = read_finished(root, shard, run)
+        table = read_finished(root, shard, run, COUNTED)
         return None if table is None else totals_of(table)
 
     with ThreadPoolExecutor(16) as threads:

@@ -6,11 +6,26 @@ import hashlib
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylize_batch.manifest.identity import output_key, pair_id, shortest
+from stylize_batch.images.encode import Format
+from stylize_batch.manifest.identity import MAX_STEM, controls, output_keys, pair_ids, shortest
+from stylize_batch.storage import checked_key
+
+
+def pair_id(
+    content: str,
+    styles: list[str],
+    weights: list[float] | None = None,
+    alpha: float | None = None,
+    preserve_color: bool | None = None,
+    masks: list[str] | None = None,
+) -> str:
+    listed = pa.array([styles], pa.list_(pa.string()))
+    return pair_ids(pa.array([content]), listed, controls(weights, alpha, preserve_color, masks))[0].as_py()
 
 
 def by_the_contract(*array: object) -> str:
@@ -63,5 +78,32 @@ def test_different_pairs_have_different_identifiers(rows: list[tuple[str, list[s
     ],
 )
 def test_output_key_follows_the_contract(key: str | None, expected: str) -> None:
-    found = output_key(key, "s3://b/in/cat.jpeg", "/styles/wave.png", "0123456789abcdef0123", "jpeg")
-    assert found == expected
+    content, style, identity = (
+        pa.array([text]) for text in ("s3://b/in/cat.jpeg", "/styles/wave.png", "0123456789abcdef0123")
+    )
+    assert output_keys(pa.array([key], pa.string()), content, style, identity, "jpeg").to_pylist() == [
+        expected
+    ]
+
+
+@given(st.lists(st.tuples(st.text(), st.lists(st.text(), min_size=1)), min_size=1), st.data())
+def test_pairs_named_together_are_named_as_each_alone(
+    rows: list[tuple[str, list[str]]], data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, len(rows) - 1))
+    contents = pa.array([content for content, _ in rows]).slice(start)
+    styles = pa.array([style for _, style in rows], pa.list_(pa.string())).slice(start)
+    expected = [by_the_contract(content, style, None, None, None, None) for content, style in rows[start:]]
+    assert pair_ids(contents, styles).to_pylist() == expected
+
+
+@given(st.lists(st.text(), min_size=1), st.sampled_from(["jpeg", "png"]))
+def test_default_keys_stay_in_one_folder_whatever_the_names(uris: list[str], format: Format) -> None:
+    names = pa.array(uris)
+    identities = pa.array([f"{index:032x}"[::-1] for index in range(len(uris))])
+    keys = output_keys(None, names, names, identities, format).to_pylist()
+    assert len(set(keys)) == len(uris)
+    for key in keys:
+        assert checked_key(f"images/{key}") == f"images/{key}"
+        assert "/" not in key
+        assert len(key.encode()) <= 2 * MAX_STEM + 30

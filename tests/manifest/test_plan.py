@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stylize_batch.errors import UsageError
 from stylize_batch.manifest import plan
 from stylize_batch.manifest.plan import Plan, check_and_partition, read_shard, read_styles, write_plan
-from stylize_batch.manifest.schema import ManifestError
+from stylize_batch.manifest.schema import ManifestError, check_row, remarkable_rows
 from stylize_batch.manifest.source import fingerprint, locate
 from stylize_batch.storage import Root
 from tests.conftest import MakeManifest, Row
@@ -176,6 +177,74 @@ def test_bad_rows_are_refused_with_their_number(
     found = refused(make_manifest([GOOD, {**GOOD, **row}]), tmp_path / "x")
     assert message in found
     assert "row 1" in found
+
+
+TEXTS = st.none() | st.sampled_from(["", "a", "b", "c d", "é/x"])
+KEYS = st.none() | st.sampled_from(
+    [
+        "k",
+        "a/b.png",
+        "",
+        "..",
+        "../x",
+        "/x",
+        "a/../b",
+        "~x",
+        "a//b",
+        ".a",
+        "a\\b",
+        "s3://b/k",
+        "a\nb",
+        "a/",
+        "é k.jpg",
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "content": TEXTS,
+                "style": st.none() | st.lists(TEXTS, max_size=2),
+                "alpha": st.none() | st.sampled_from([0.0, 0.5, 1.0, -0.1, 1.5, float("nan"), float("inf")]),
+                "style_weights": st.none() | st.lists(st.sampled_from([0.0, 1.0, -1.0, None]), max_size=2),
+                "mask": st.none() | st.lists(TEXTS, max_size=2),
+                "output": KEYS,
+            }
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_rows_checked_in_bulk_are_refused_as_each_alone(rows: list[Row]) -> None:
+    schema = pa.schema(
+        [
+            ("content", pa.string()), ("style", pa.list_(pa.string())), ("alpha", pa.float32()),
+            ("style_weights", pa.list_(pa.float32())), ("mask", pa.list_(pa.string())), ("output", pa.string()),
+        ]
+    )  # fmt: skip
+    columns = pa.RecordBatch.from_pylist(rows, schema)
+    found = remarkable_rows(
+        columns["content"], columns["style"], columns["alpha"], columns["output"],
+        [columns["style_weights"], columns["mask"]],
+    )  # fmt: skip
+    for index, row in enumerate(rows):
+        try:
+            check_row(
+                *(row[name] for name in ("content", "style", "style_weights", "alpha", "mask", "output"))
+            )
+        except UsageError:
+            assert index in found
+
+
+def test_most_manifests_hold_no_remarkable_row(contents: list[str], styles: list[str]) -> None:
+    keys = [f"train/n01440764/{Path(content).stem} (1).png" for content in contents]
+    alphas = pa.array([0.5] * 6, pa.float32())
+    assert not len(
+        remarkable_rows(pa.array(contents), pa.array([styles[:1]] * 6), alphas, pa.array(keys), [])
+    )
 
 
 def test_nothing_is_written_for_a_bad_manifest(make_manifest: MakeManifest, tmp_path: Path) -> None:

@@ -1,13 +1,20 @@
-"""Decode what users have into upright sRGB arrays: orientation, colour, transparency, size."""
+"""Decode what users have into upright sRGB arrays: orientation, colour, transparency, size.
+
+docs/images.md says what becomes of each kind of file.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
+import re
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms, ImageOps
+import simplejpeg
+from PIL import ExifTags, Image, ImageCms
 
 from stylize_batch.errors import RowError
 
@@ -19,8 +26,26 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 MAX_PIXELS = 200_000_000
 """Default limit, before and after resizing: refuses decompression bombs."""
 
+MAX_SCANS = 50
+"""Scans that a progressive JPEG of the most pixels may have, and a smaller one more: each takes time, and few bytes."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 _SRGB = ImageCms.createProfile("sRGB")
+_LOST_DATA = re.compile(r"premature end|bad (Huffman|arithmetic) code|instead of RST", re.IGNORECASE)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
+
+# What Pillow warns of or logs is either put right here or refused.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:
@@ -64,19 +89,34 @@ def decode(
         _check_pixels(*target, max_pixels)
         _check_side(min(*target), max(min_side, crop or 0))
         try:
-            # Decode a large JPEG at 1/2, 1/4 or 1/8, but never below twice the target: BILINEAR does the rest.
-            image.draft(None, (2 * target[0], 2 * target[1]))
-            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # stored on its side
-                target = (target[1], target[0])
-            rgb = to_srgb(image)
+            if image.format in ("JPEG", "MPO"):
+                _refuse_damaged_jpeg(data, image, max_pixels)
+                # Decode a large JPEG at 1/2, 1/4 or 1/8, but never below twice the target: BILINEAR does the rest.
+                image.draft(None, (2 * target[0], 2 * target[1]))
+            image.load()
+            rgb = _srgb(image)
             if size is not None:
                 rgb = rgb.resize(target, Image.Resampling.BILINEAR)
+            rgb = _upright(rgb, image)
         except Exception as error:
             raise _undecodable(data, error) from None
     if crop is not None:
         left, top = (rgb.width - crop) // 2, (rgb.height - crop) // 2
         rgb = rgb.crop((left, top, left + crop, top + crop))
     return np.asarray(rgb)
+
+
+def _refuse_damaged_jpeg(data: bytes, image: Image.Image, max_pixels: int) -> None:
+    """Raise ValueError for a JPEG with lost data, where libjpeg only warns and fills in gray, and Pillow is silent."""
+    scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
+    if scans * image.width * image.height > MAX_SCANS * max_pixels:
+        raise ValueError(f"{scans} scans, of which most hold nothing")
+    try:
+        # An eighth of each side is enough: all coded data is read whatever the scale.
+        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:  # also for what this decoder cannot do and Pillow may
+        if _LOST_DATA.search(str(error)):
+            raise ValueError(f"damaged: {error}") from None
 
 
 def _check_pixels(width: int, height: int, limit: int) -> None:
@@ -103,21 +143,46 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """Return an image upright, in RGB: orientation applied, transparency over white, profile converted.
 
     Raises:
-        ValueError: pixels are floating-point, which have no defined range; or what Pillow raises for damage.
+        ValueError: pixels are floating-point or 32-bit, which have no defined range; or what Pillow raises for damage.
     """
-    image = ImageOps.exif_transpose(image)
+    return _upright(_srgb(image), image)
+
+
+def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
+    """Turn a picture as the EXIF orientation of the image it comes from says; a broken one says nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return picture
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _srgb(image: Image.Image) -> Image.Image:
+    info = image.info
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("floating-point and 32-bit pixels have no defined range")
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit gray, which Pillow would clip
-        gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray((gray / 257 + 0.5).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range")
+        return _apply_profile(_eight_bits(image), info)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return _apply_profile(Image.alpha_composite(white, image).convert("RGB"), image.info)
-    if image.mode in ("P", "1", "LA", "PA"):
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.new("RGB", layer.size, "white")
+        image.paste(layer, mask=layer)
+    elif image.mode in ("P", "1"):
         image = image.convert("RGB")
-    return _apply_profile(image, image.info)
+    return _apply_profile(image, info)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
+    if image.mode == "I":
+        pixels = pixels.clip(0, 65535).astype(np.uint16)
+    gray = (pixels // 257).astype(np.uint8)
+    gray += pixels % 257 > 128
+    transparent = image.info.get("transparency")  # the one level that is
+    if isinstance(transparent, int):
+        gray[pixels == transparent] = 255
+    return Image.fromarray(gray)
 
 
 def _apply_profile(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
@@ -130,4 +195,4 @@ def _apply_profile(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
             converted = None  # a broken or foreign profile: the pixels are still an image
         if converted is not None:
             return converted
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

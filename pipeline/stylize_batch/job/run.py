@@ -20,7 +20,13 @@ from stylize_batch.images.encode import FULL_CHROMA_QUALITY
 from stylize_batch.job import record as records
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.spec import JobSpec, make_spec
-from stylize_batch.manifest.plan import check_and_partition, read_styles, temporary_folder, write_plan
+from stylize_batch.manifest.plan import (
+    check_and_partition,
+    read_styles,
+    temporary_folder,
+    usual_shard_pairs,
+    write_plan,
+)
 from stylize_batch.manifest.source import Source, fingerprint, locate
 from stylize_batch.model import container
 from stylize_batch.progress import Observer, Silent
@@ -33,10 +39,6 @@ from stylize_batch.weights import read_model
 
 STYLES_PER_PART = 64
 """Styles encoded by one task and committed in one part."""
-
-MAX_SHARD_PAIRS = 128
-MIN_SHARDS = 16
-"""A shard holds at most so many pairs, and fewer where there would be under so many shards."""
 
 
 @dataclass
@@ -235,7 +237,7 @@ def _plan(spec: JobSpec, source: Source, root: Root, model_digest: str, manifest
     """Check every row, and only then write: run.json, and the plan in place of whatever was there."""
     with temporary_folder() as folder:
         partition = check_and_partition(source, Path(folder), spec.format, spec.limit)
-        shard_pairs = spec.shard_pairs or max(1, min(MAX_SHARD_PAIRS, -(-partition.pairs // MIN_SHARDS)))
+        shard_pairs = spec.shard_pairs or usual_shard_pairs(partition.pairs)
         record = RunRecord(
             run=uuid.uuid4().hex,
             state="planning",

@@ -1,14 +1,20 @@
 """Who a pair is: an identifier equal on every machine and run, and the key its picture is stored under."""
 
+# pyarrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
+import posixpath
 from collections.abc import Sequence
+from json.encoder import encode_basestring
 from pathlib import PurePosixPath
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stylize_batch.images.encode import EXTENSIONS, FORMAT_OF_EXTENSION, Format
 
@@ -28,59 +34,92 @@ def shortest(value: float) -> str:
     return repr(float(str(np.float32(value))))
 
 
-def pair_id(
-    content: str,
-    styles: Sequence[str],
-    weights: Sequence[float] | None = None,
-    alpha: float | None = None,
-    preserve_color: bool | None = None,
-    masks: Sequence[str] | None = None,
+def controls(
+    weights: Sequence[float] | None,
+    alpha: float | None,
+    preserve_color: bool | None,
+    masks: Sequence[str] | None,
 ) -> str:
-    """Return the identifier of a pair: BLAKE2b-128, hex, of a compact UTF-8 JSON array.
-
-    The array is [content, styles, weights, alpha, preserve_color, masks]: strings as written, numbers as
-    `shortest`, weights normalised, null where a value is absent or the default.
-    """
+    """Write the last four members of a pair's JSON array."""
     shares = "null"
     if weights is not None:
         normal = normalized_weights(weights)
         if len(set(normal)) > 1:
             shares = f"[{','.join(map(shortest, normal))}]"
-    text = (
-        f"[{_quoted(content)},{_quoted_list(styles)},{shares},"
-        f"{'null' if alpha is None or alpha == 1 else shortest(alpha)},"
-        f"{'true' if preserve_color else 'null'},{_quoted_list(masks) if masks else 'null'}]"
+    return (
+        f"{shares},{'null' if alpha is None or alpha == 1 else shortest(alpha)},"
+        f"{'true' if preserve_color else 'null'},"
+        f"{'[' + ','.join(map(encode_basestring, masks)) + ']' if masks else 'null'}"
     )
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _quoted(text: str) -> str:
-    return json.encoder.encode_basestring(text)
+DEFAULTS = controls(None, None, None, None)
+"""The last four members of most pairs' arrays."""
 
 
-def _quoted_list(texts: Sequence[str]) -> str:
-    return f"[{','.join(map(_quoted, texts))}]"
+def pair_ids(contents: pa.Array, styles: pa.Array, settings: pa.Array | str = DEFAULTS) -> pa.Array:
+    """Return the identifiers of pairs: BLAKE2b-128, hex, of a compact UTF-8 JSON array.
 
-
-def output_key(key: str | None, content: str, style: str, identity: str, format: Format) -> str:
-    """Return the key of a pair's picture under `images/`.
+    The array is [content, styles, weights, alpha, preserve_color, masks]: strings as written, numbers as
+    `shortest`, weights normalised, null where a value is absent or the default.
 
     Args:
-        key: the manifest's `output`, already checked; an explicit image extension is kept.
-        content: URI of the content.
-        style: URI of the first style.
-        identity: the pair's identifier.
+        contents: strings, one per pair.
+        styles: lists of strings.
+        settings: what `controls` writes, one per pair or for all of them.
+    """
+    quoted = pa.ListArray.from_arrays(styles.offsets, _quoted(styles.values))
+    texts = pc.binary_join_element_wise(
+        "[", _quoted(contents), ",[", pc.binary_join(quoted, ","), "],", settings, "]", ""
+    )
+    digests = [hashlib.blake2b(text, digest_size=16).digest() for text in texts.cast(pa.binary()).to_pylist()]
+    offsets = np.arange(0, 32 * len(digests) + 1, 32, dtype=np.int32)
+    hexadecimal = b"".join(digests).hex().encode()
+    return pa.StringArray.from_buffers(len(digests), pa.py_buffer(offsets), pa.py_buffer(hexadecimal))
+
+
+def _quoted(strings: pa.Array) -> pa.Array:
+    """Write strings as JSON does."""
+    if not pc.any(pc.match_substring_regex(strings, r'["\\\x00-\x1f]')).as_py():
+        return pc.binary_join_element_wise('"', strings, '"', "")
+    return pa.array([encode_basestring(text) for text in strings.to_pylist()], pa.string())
+
+
+def output_keys(
+    keys: pa.Array | None, contents: pa.Array, styles: pa.Array, identities: pa.Array, format: Format
+) -> pa.Array:
+    """Return the keys of pairs' pictures under `images/`.
+
+    Args:
+        keys: the manifest's `output`, already checked; an explicit image extension is kept.
+        contents: URIs of the contents.
+        styles: URI of each pair's first style.
+        identities: the pairs' identifiers.
         format: the job's image format, whose extension is added otherwise.
     """
-    if key is None:
-        return f"{_stem(content)}-{_stem(style)}-{identity[:16]}{EXTENSIONS[format]}"
-    key = str(PurePosixPath(key))  # a//b and a/./b are a/b
-    if PurePosixPath(key).suffix.lower() in FORMAT_OF_EXTENSION:
-        return key
-    return key + EXTENSIONS[format]
+    extension = EXTENSIONS[format]
+    short = pc.utf8_slice_codeunits(identities, 0, 16)
+    default = pc.binary_join_element_wise(_stems(contents), _stems(styles), short, "-")
+    default = pc.binary_join_element_wise(default, extension, "")
+    if keys is None:
+        return default
+    explicit = [None if key is None else _with_extension(key, extension) for key in keys.to_pylist()]
+    return pc.coalesce(pa.array(explicit, pa.string()), default)
 
 
-def _stem(uri: str) -> str:
-    stem = PurePosixPath(uri.rstrip("/")).stem.replace("\\", "_")
-    clean = "".join(character if ord(character) >= 32 else "_" for character in stem)
-    return clean.encode("utf-8", "replace")[:MAX_STEM].decode("utf-8", "ignore")
+def _with_extension(key: str, extension: str) -> str:
+    if "//" in key or "./" in key or key.endswith("/."):
+        key = str(PurePosixPath(key))  # a//b and a/./b are a/b
+    return key if posixpath.splitext(key)[1].lower() in FORMAT_OF_EXTENSION else key + extension
+
+
+def _stems(uris: pa.Array) -> pa.Array:
+    """Return the names of files without folder and extension, as they may stand in a key."""
+    names = pc.replace_substring_regex(pc.utf8_rtrim(uris, "/"), r"(?s)^.*/", "")
+    stems = pc.replace_substring_regex(names, r"(?s)(.)\.[^.]*$", r"\1")
+    stems = pc.replace_substring_regex(stems, r"[\pC\p{Zl}\p{Zp}\\]", "_")
+    if (pc.max(pc.binary_length(stems)).as_py() or 0) <= MAX_STEM:
+        return stems
+    return pa.array(
+        [stem.encode()[:MAX_STEM].decode(errors="ignore") for stem in stems.to_pylist()], pa.string()
+    )

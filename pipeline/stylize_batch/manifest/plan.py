@@ -9,12 +9,12 @@ so that all pairs of one content share a shard and the content is fetched, decod
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, pairwise
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -26,20 +26,31 @@ import pyarrow.compute as pc
 from stylize_batch import parquet
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
-from stylize_batch.manifest.identity import output_key, pair_id
+from stylize_batch.manifest.identity import DEFAULTS, controls, output_keys, pair_ids
 from stylize_batch.manifest.schema import (
     SETTINGS,
     ManifestError,
     check_row,
+    list_column,
     number_column,
     plain_strings,
-    string_lists,
+    remarkable_rows,
 )
-from stylize_batch.manifest.source import Source, count_rows, read_batches
+from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
 from stylize_batch.storage import Root
 
-BUCKET_ROWS = 262_144
-"""Rows of a bucket, about: what planning holds in memory."""
+BUCKET_ROWS = 131_072
+BUCKET_BYTES = 64_000_000
+"""Rows of a bucket, and bytes of it, about: what planning holds in memory."""
+
+MAX_BUCKETS = 512
+"""Files open at once; longer manifests get larger buckets."""
+
+HASHES = 4_000_000
+"""Hashes compared at once in search of duplicates."""
+
+MAX_SUSPECTS = 1000
+"""Repeated hashes whose rows are looked up; one pair of rows is reported."""
 
 STYLES_KEY = "plan/styles.parquet"
 """The distinct style URIs of all rows."""
@@ -47,7 +58,14 @@ STYLES_KEY = "plan/styles.parquet"
 ROW = "stylize_batch.row"
 """Column with a row's number in the manifest, for as long as planning lasts."""
 
+CHECK_THREADS = 2
 PUT_THREADS = 16
+
+MAX_SHARD_PAIRS = 128
+MIN_SHARDS = 16
+MAX_SHARDS = 16_384
+"""A shard holds at most so many pairs; fewer where there would be under so many shards, and more where there
+would be over so many: each costs a file of the plan, a task and a part of the results."""
 
 OVERSIZE = 4
 """A content with more pairs than this many shards is split over several."""
@@ -81,18 +99,9 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
     Raises:
         ManifestError: a row breaks the contract, two rows are identical or two share an output key.
     """
-    rows = count_rows(source)
-    partition = Partition(folder, max(1, -(-rows // BUCKET_ROWS)))
-    for uri, start, batch in read_batches(source):
-        if limit is not None:
-            batch = batch.slice(0, limit - partition.pairs)
-            if not batch.num_rows:
-                break
-        try:
-            partition.add(uri, start, batch, format)
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise ManifestError(f"{uri} holds what cannot be read, near row {start}: {reason}") from None
+    partition = Partition(folder, size_of(source))
+    for rows in _checked(source, format, limit):
+        partition.add(rows)
     partition.close()
     if not partition.pairs:
         raise ManifestError(f"the manifest has no rows ({', '.join(source.files[:3])})")
@@ -100,40 +109,63 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
     return partition
 
 
+def usual_shard_pairs(pairs: int) -> int:
+    """Return the pairs per shard for a manifest of so many."""
+    return max(1, min(MAX_SHARD_PAIRS, -(-pairs // MIN_SHARDS)), -(-pairs // MAX_SHARDS))
+
+
 def write_plan(partition: Partition, root: Root, shard_pairs: int) -> Plan:
     """Cut the buckets into shards of about `shard_pairs` pairs and write them under `plan/`."""
     shards = 0
-    tables = _cut(partition.buckets(), shard_pairs)
+    pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(PUT_THREADS) as threads:
-        while group := list(islice(tables, 4 * PUT_THREADS)):
-            keys = [shard_key(shards + index) for index in range(len(group))]
-            list(threads.map(lambda key, table: root.put(key, parquet.dumps(table)), keys, group))
-            shards += len(group)
+        for table in _cut(partition.buckets(), shard_pairs):
+            pending.append(threads.submit(_put_shard, root, shards, table))
+            shards += 1
+            if len(pending) > 4 * PUT_THREADS:
+                pending.popleft().result()
+        for put in pending:
+            put.result()
     root.put(STYLES_KEY, parquet.dumps(pa.table({"style": pa.array(sorted(partition.styles), pa.string())})))
     return Plan(partition.pairs, shards)
+
+
+def _put_shard(root: Root, shard: int, table: pa.Table) -> None:
+    root.put(shard_key(shard), parquet.dumps(table))
 
 
 class Partition:
     """Checked rows, spread over bucket files by a hash of their content."""
 
-    def __init__(self, folder: Path, buckets: int) -> None:
+    def __init__(self, folder: Path, size: Size) -> None:
         self.pairs = 0
         self.styles: set[str] = set()
-        self._paths = [folder / f"bucket-{index:05d}.arrow" for index in range(buckets)]
+        buckets = max(1, -(-size.rows // BUCKET_ROWS), -(-size.bytes // BUCKET_BYTES))
+        self._paths = [folder / f"bucket-{index:05d}.arrow" for index in range(min(buckets, MAX_BUCKETS))]
         self._writers: list[pa.RecordBatchStreamWriter] = []
-        self._identities: list[npt.NDArray[np.uint64]] = []
-        self._keys: list[npt.NDArray[np.uint64]] = []
-        self._folders: list[npt.NDArray[np.uint64]] = []
+        parts = min(1 + size.rows // HASHES, MAX_BUCKETS)
+        self._identities = _Hashes(folder, "identities", parts)
+        self._keys = _Hashes(folder, "keys", parts)
+        self._folders = _Hashes(folder, "folders", parts)
 
-    def add(self, uri: str, start: int, batch: pa.RecordBatch, format: Format) -> None:
-        """Check a batch of manifest rows and spill it; `start` is its first row's number in the file."""
-        canonical, buckets = self._canonical(uri, start, batch, format)
+    def add(self, rows: pa.Table) -> None:
+        """Spill checked rows."""
+        count = len(rows)
+        self.styles.update(pc.unique(rows["style"].chunk(0).flatten()).to_pylist())
+        self._identities.add(rows["pair_id"].to_pylist())
+        keys = rows["output"].to_pylist()
+        self._keys.add(keys)
+        self._folders.add(_folders(keys))
+        table = rows.append_column(ROW, pa.array(np.arange(self.pairs, self.pairs + count)))
         if not self._writers:
-            self._writers = [pa.ipc.new_stream(str(path), canonical.schema) for path in self._paths]
-        for bucket in np.unique(buckets):
-            part = canonical if len(self._paths) == 1 else canonical.filter(pa.array(buckets == bucket))
-            self._writers[bucket].write_table(part)
-        self.pairs += batch.num_rows
+            self._writers = [pa.ipc.new_stream(str(path), table.schema) for path in self._paths]
+        buckets = _buckets(table["content"].chunk(0), len(self._paths))
+        table = table.take(pa.array(np.argsort(buckets, kind="stable")))
+        ends = np.cumsum(np.bincount(buckets, minlength=len(self._paths)))
+        for writer, begin, end in zip(self._writers, [0, *ends[:-1]], ends, strict=True):
+            if end > begin:
+                writer.write_table(table.slice(begin, end - begin))
+        self.pairs += count
 
     def close(self) -> None:
         """Finish the bucket files."""
@@ -142,9 +174,7 @@ class Partition:
 
     def buckets(self) -> Iterator[pa.Table]:
         """Read the buckets back, each sorted by content and then in the manifest's order."""
-        for path in self._paths:
-            with pa.ipc.open_stream(str(path)) as reader:
-                table = reader.read_all()
+        for table in self._buckets_unsorted():
             order = pc.sort_indices(table, sort_keys=[("content", "ascending"), (ROW, "ascending")])
             yield table.take(order).drop_columns([ROW])
 
@@ -154,81 +184,154 @@ class Partition:
             ("pair_id", self._identities, "are identical; remove one"),
             ("output", self._keys, "have the same output key {!r}; give each row its own"),
         ):
-            joined = np.sort(np.concatenate(hashes))
-            repeated = joined[1:][joined[1:] == joined[:-1]]
-            if not len(repeated):
-                continue
             # 64 bits say there may be a pair; only the rows themselves say which.
             found: dict[str, int] = {}
-            for table in self.buckets_unsorted():
-                for value, row in zip(table[column].to_pylist(), table[ROW].to_pylist(), strict=True):
-                    if np.isin(_hash64(value), repeated):
-                        if value in found:
-                            first, second = sorted((found[value], row))
-                            raise ManifestError(f"rows {first} and {second} {problem.format(value)}")
-                        found[value] = row
+            for value, row in self._rows_with(column, hashes.repeated()):
+                if value in found:
+                    first, second = sorted((found[value], row))
+                    raise ManifestError(f"rows {first} and {second} {problem.format(value)}")
+                found[value] = row
+        for key, row in self._rows_with("output", self._keys.shared_with(self._folders)):
+            raise ManifestError(f"row {row}: the output key {key!r} is the folder of another row's")
 
-        folders = np.unique(np.concatenate(self._folders))
-        clash = np.intersect1d(folders, np.concatenate(self._keys))
-        if len(clash):
-            for table in self.buckets_unsorted():
-                for key, row in zip(table["output"].to_pylist(), table[ROW].to_pylist(), strict=True):
-                    if _hash64(key) in clash:
-                        raise ManifestError(
-                            f"row {row}: the output key {key!r} is the folder of another row's"
-                        )
+    def _rows_with(self, column: str, hashes: npt.NDArray[np.int64]) -> Iterator[tuple[str, int]]:
+        if not len(hashes):
+            return
+        for table in self._buckets_unsorted():
+            values = table[column].to_pylist()
+            for index in np.flatnonzero(np.isin(_hashes(values), hashes)).tolist():
+                yield values[index], table[ROW][index].as_py()
 
-    def buckets_unsorted(self) -> Iterator[pa.Table]:
-        """Read the buckets back as they were written, with the row numbers."""
+    def _buckets_unsorted(self) -> Iterator[pa.Table]:
         for path in self._paths:
             with pa.ipc.open_stream(str(path)) as reader:
                 yield reader.read_all()
 
-    def _canonical(
-        self, uri: str, start: int, batch: pa.RecordBatch, format: Format
-    ) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+
+def _checked(source: Source, format: Format, limit: int | None) -> Iterator[pa.Table]:
+    """Check the rows and bring them into the form of the plan, batch by batch, some at once."""
+    ahead: deque[Future[pa.Table]] = deque()
+    left = limit
+    with ThreadPoolExecutor(CHECK_THREADS) as threads:
+        for uri, start, batch in read_batches(source):
+            if left is not None:
+                batch = batch.slice(0, left)
+                left -= batch.num_rows
+            ahead.append(threads.submit(_canonical, uri, start, batch, format))
+            if len(ahead) > CHECK_THREADS:
+                yield ahead.popleft().result()
+            if left == 0:
+                break
+        for check in ahead:
+            yield check.result()
+
+
+def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format) -> pa.Table:
+    try:
+        batch.validate(full=True)  # invalid UTF-8
         names = batch.schema.names
-        count = batch.num_rows
-        empty = [None] * count
-        contents: list[str | None] = plain_strings(batch["content"]).to_pylist()
-        styles = string_lists(batch["style"])
-        weights = batch["style_weights"].to_pylist() if "style_weights" in names else empty
-        alphas = number_column(batch["alpha"]) if "alpha" in names else empty
-        colors = batch["preserve_color"].to_pylist() if "preserve_color" in names else empty
-        masks = string_lists(batch["mask"]) if "mask" in names else empty
-        outputs = plain_strings(batch["output"]).to_pylist() if "output" in names else empty
-        identities: list[str] = []
-        keys: list[str] = []
-        buckets = np.zeros(count, np.int64)
-        rows = zip(contents, styles, weights, alphas, colors, masks, outputs, strict=True)
-        for index, (content, style, weight, alpha, color, mask, output) in enumerate(rows):
+        contents = plain_strings(batch["content"])
+        styles = list_column(batch["style"])
+        weights = batch["style_weights"] if "style_weights" in names else None
+        alphas = number_column(batch["alpha"]) if "alpha" in names else None
+        colors = batch["preserve_color"] if "preserve_color" in names else None
+        masks = batch["mask"] if "mask" in names else None
+        outputs = plain_strings(batch["output"]) if "output" in names else None
+        others = [column for column in (weights, masks) if column is not None]
+        for row in remarkable_rows(contents, styles, alphas, outputs, others).tolist():
+            weight, alpha, mask, output = (
+                None if column is None else column[row].as_py()
+                for column in (weights, alphas, masks, outputs)
+            )
+            listed = [mask] if isinstance(mask, str) else mask
             try:
-                check_row(content, style, weight, alpha, mask, output)
+                check_row(contents[row].as_py(), styles[row].as_py(), weight, alpha, listed, output)
             except UsageError as error:
-                raise ManifestError(f"{uri}, row {start + index}: {error}") from None
-            assert content is not None
-            assert style is not None
-            identity = pair_id(content, style, weight, alpha, color, mask)
-            identities.append(identity)
-            keys.append(output_key(output, content, style[0], identity, format))
-            buckets[index] = zlib.crc32(content.encode("utf-8", "surrogatepass")) % len(self._paths)
-            self.styles.update(style)
-        self._identities.append(np.array([_hash64(value) for value in identities], np.uint64))
-        self._keys.append(np.array([_hash64(value) for value in keys], np.uint64))
-        parents = {str(parent) for key in keys if "/" in key for parent in PurePosixPath(key).parents}
-        self._folders.append(np.array([_hash64(parent) for parent in parents], np.uint64))
+                raise ManifestError(f"{uri}, row {start + row}: {error}") from None
+        identities = pair_ids(contents, styles, _settings(weights, alphas, colors, masks))
+        first_styles = pc.list_element(styles, 0)
         columns = {
-            "pair_id": pa.array(identities, pa.string()),
-            "content": pa.array(contents, pa.string()),
-            "style": pa.array(styles, pa.list_(pa.string())),
-            "alpha": pa.array([1.0 if alpha is None else alpha for alpha in alphas], pa.float32()),
-            "output": pa.array(keys, pa.string()),
+            "pair_id": identities,
+            "content": contents,
+            "style": styles,
+            "alpha": pa.array(np.ones(len(batch), np.float32)) if alphas is None else alphas.fill_null(1.0),
+            "output": output_keys(outputs, contents, first_styles, identities, format),
         }
         for name in names:
             if name not in SETTINGS:
                 columns[name] = _decoded(batch[name])
-        columns[ROW] = pa.array(np.arange(self.pairs, self.pairs + count))
-        return pa.table(columns), buckets
+        return pa.table(columns)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ManifestError(
+            f"{uri} holds what cannot be read, near row {start}: {first_line(error)}"
+        ) from None
+
+
+class _Hashes:
+    """64-bit hashes of strings on disk, spread so that equal ones meet in one file. Good for one process only."""
+
+    def __init__(self, folder: Path, name: str, parts: int) -> None:
+        self._paths = [folder / f"{name}-{index:05d}" for index in range(parts)]
+
+    def add(self, values: Iterable[str]) -> None:
+        hashes = _hashes(values)
+        parts = hashes % len(self._paths)
+        for index, path in enumerate(self._paths):
+            with path.open("ab") as file:
+                file.write(hashes[parts == index].tobytes())
+
+    def repeated(self) -> npt.NDArray[np.int64]:
+        """Return some that were added twice, if any were."""
+        for path in self._paths:
+            ordered = np.sort(np.fromfile(path, np.int64))
+            repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+            if len(repeated):
+                return repeated[:MAX_SUSPECTS]
+        return np.empty(0, np.int64)
+
+    def shared_with(self, other: _Hashes) -> npt.NDArray[np.int64]:
+        """Return some that are in both, if any are."""
+        for path, other_path in zip(self._paths, other._paths, strict=True):
+            theirs = np.fromfile(other_path, np.int64)
+            shared = theirs[np.isin(theirs, np.fromfile(path, np.int64))] if len(theirs) else theirs
+            if len(shared):
+                return shared[:MAX_SUSPECTS]
+        return np.empty(0, np.int64)
+
+
+def _hashes(values: Iterable[str]) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(hash, values), np.int64)
+
+
+def _buckets(contents: pa.Array, count: int) -> npt.NDArray[np.int64]:
+    """Return each content's bucket, the same on every machine."""
+    distinct = contents.dictionary_encode()
+    names = distinct.dictionary.cast(pa.binary()).to_pylist()
+    checksums = np.fromiter(map(zlib.crc32, names), np.int64, len(names))
+    return checksums[distinct.indices.to_numpy()] % count
+
+
+def _settings(
+    weights: pa.Array | None, alphas: pa.Array | None, colors: pa.Array | None, masks: pa.Array | None
+) -> pa.Array | str:
+    """Write what `controls` does for every row, or once for all."""
+    present = [column for column in (weights, alphas, colors, masks) if column is not None]
+    if not present:
+        return DEFAULTS
+    empty = [None] * len(present[0])
+    columns = (
+        empty if weights is None else weights.to_pylist(),
+        empty if alphas is None else alphas.to_pylist(),
+        empty if colors is None else colors.to_pylist(),
+        empty if masks is None else list_column(masks).to_pylist(),
+    )
+    return pa.array([controls(*row) for row in zip(*columns, strict=True)], pa.string())
+
+
+def _folders(keys: Iterable[str]) -> set[str]:
+    """Return every folder that the keys lie in, at any depth."""
+    below = {key.rpartition("/")[0] for key in keys} - {""}
+    return below.union(str(parent) for key in below for parent in PurePosixPath(key).parents)
 
 
 def _decoded(column: pa.Array) -> pa.Array:
@@ -238,11 +341,6 @@ def _decoded(column: pa.Array) -> pa.Array:
     if pa.types.is_string_view(column.type):
         return column.cast(pa.string())
     return column.cast(pa.binary()) if pa.types.is_binary_view(column.type) else column
-
-
-def _hash64(text: str) -> np.uint64:
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest, "little"))
 
 
 def _cut(buckets: Iterator[pa.Table], shard_pairs: int) -> Iterator[pa.Table]:

@@ -1,15 +1,20 @@
 """The manifest's columns: which there must be, their types, and the rules every row must keep."""
 
+# pyarrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch.errors import UsageError
-from stylize_batch.storage import checked_key
+from stylize_batch.storage import MAX_NAME, checked_key
 
 RESULT_COLUMNS = (
     "pair_id", "content", "style", "output", "status", "error",
@@ -21,8 +26,19 @@ SETTINGS = ("content", "style", "alpha", "output")
 """Manifest columns the results show in a form of their own; every other column is carried as it is."""
 
 
+MAX_MESSAGE = 1000
+"""Characters of an error's message."""
+
+
 class ManifestError(UsageError):
-    """A manifest that cannot be run; the message names the row and what to do."""
+    """A manifest that cannot be run; the message names the row and what to do.
+
+    It quotes what the manifest holds, so it is cut and made printable here.
+    """
+
+    def __init__(self, message: str) -> None:
+        short = message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"
+        super().__init__("".join(character if character.isprintable() else " " for character in short))
 
 
 def check_schema(schema: pa.Schema, where: str) -> None:
@@ -87,6 +103,53 @@ def string_lists(column: pa.Array) -> list[list[str | None] | None]:
     return [[value] if isinstance(value, str) else value for value in values]
 
 
+def list_column(column: pa.Array) -> pa.Array:
+    """Return a string or list-of-strings column as list<string>; a single string is a list of one."""
+    if _is_string(column.type):
+        return pa.ListArray.from_arrays(np.arange(len(column) + 1, dtype=np.int32), plain_strings(column))
+    if "view" in str(column.type):  # pyarrow 26 loses rows when it casts a list_view
+        return pa.array(column.to_pylist(), pa.list_(pa.string()))
+    return column.cast(pa.list_(pa.string()))
+
+
+# Outputs that `checked_key` lets pass, if they are short: plain names, none beginning with a dot.
+_PLAIN_KEY = r"^[A-Za-z0-9_][A-Za-z0-9_ ().,=+-]*(/[A-Za-z0-9_][A-Za-z0-9_ ().,=+-]*)*$"
+
+
+def remarkable_rows(
+    contents: pa.Array,
+    styles: pa.Array,
+    alphas: pa.Array | None,
+    outputs: pa.Array | None,
+    others: Sequence[pa.Array],
+) -> npt.NDArray[np.int64]:
+    """Return the rows that may break a rule of `check_row`, told apart in bulk: few, in most manifests.
+
+    Args:
+        contents: strings.
+        styles: lists of strings.
+        alphas: float32.
+        outputs: strings.
+        others: columns, present in the manifest, whose every value is to be looked at.
+    """
+    filled = pc.greater(pc.binary_length(styles.values), 0).fill_null(False)
+    known = pc.and_(pc.greater(pc.binary_length(contents), 0), pc.greater(pc.list_value_length(styles), 0))
+    plain = known.fill_null(False)
+    if not pc.all(filled).as_py():
+        plain = pc.and_(plain, pa.array([bool(style) and all(style) for style in styles.to_pylist()]))
+    if alphas is not None:
+        inside = pc.and_(pc.greater_equal(alphas, 0), pc.less_equal(alphas, 1))
+        plain = pc.and_(plain, inside.fill_null(True))
+    if outputs is not None:
+        named = pc.and_(
+            pc.match_substring_regex(outputs, _PLAIN_KEY), pc.less_equal(pc.binary_length(outputs), MAX_NAME)
+        )
+        plain = pc.and_(plain, named.fill_null(True))
+    for column in others:
+        plain = pc.and_(plain, column.is_null())
+    return np.flatnonzero(~plain.to_numpy(zero_copy_only=False))
+
+
 def check_row(
     content: str | None,
     styles: Sequence[str | None] | None,
@@ -126,6 +189,6 @@ def check_row(
         checked_key(output)
 
 
-def number_column(column: pa.Array) -> list[float | None]:
-    """Return a column of any integer or float width as float32 values."""
-    return pc.cast(column, pa.float32(), safe=False).to_pylist()
+def number_column(column: pa.Array) -> pa.Array:
+    """Return a column of any integer or float width as float32."""
+    return pc.cast(column, pa.float32(), safe=False)

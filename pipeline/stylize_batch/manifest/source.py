@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -13,7 +15,12 @@ from stylize_batch.manifest.schema import ManifestError, check_schema
 from stylize_batch.storage import absolute, filesystem, is_uri, parent, row_error
 
 BATCH_ROWS = 65_536
-"""Rows in memory at once while a manifest is read."""
+BATCH_BYTES = 32_000_000
+"""Rows, and bytes about, in memory at once while a manifest is read."""
+
+OPEN_AHEAD = 16
+SMALL_FILE = READ_BYTES = 4_000_000
+"""Files opened ahead of the one being read; those up to so many bytes are read whole, others in such pieces."""
 
 
 class Source(NamedTuple):
@@ -21,6 +28,13 @@ class Source(NamedTuple):
 
     files: list[str]
     base: str
+
+
+class Size(NamedTuple):
+    """Rows of a manifest and bytes of its columns, decompressed but still encoded."""
+
+    rows: int
+    bytes: int
 
 
 def locate(manifest: str, output: str) -> Source:
@@ -69,27 +83,38 @@ def locate(manifest: str, output: str) -> Source:
 
 
 def fingerprint(source: Source) -> str:
-    """Return BLAKE2b-128, hex, of the files' bytes: equal means the same manifest.
+    """Return BLAKE2b-128, hex, of the digests of the files' bytes: equal means the same manifest.
 
     Raises:
         ManifestError: a file cannot be read.
     """
+    with ThreadPoolExecutor(OPEN_AHEAD) as threads:
+        return hashlib.blake2b(b"".join(threads.map(_digest, source.files)), digest_size=16).hexdigest()
+
+
+def _digest(uri: str) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    for uri in source.files:
-        try:
-            fs, path = filesystem(uri)
-            with fs.open(path, "rb") as file:
-                while block := file.read(1 << 23):
-                    digest.update(block)
-        except Exception as error:
-            raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
-        digest.update(b"\0")
-    return digest.hexdigest()
+    try:
+        fs, path = filesystem(uri)
+        with fs.open(path, "rb") as file:
+            while block := file.read(1 << 23):
+                digest.update(block)
+    except Exception as error:
+        raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
+    return digest.digest()
 
 
-def count_rows(source: Source) -> int:
-    """Return the number of rows, from the files' footers."""
-    return sum(file.metadata.num_rows for file in _open_files(source))
+def size_of(source: Source) -> Size:
+    """Return the size of a manifest, from the files' footers.
+
+    Raises:
+        ManifestError: a file is not Parquet or cannot be read.
+    """
+    rows = size = 0
+    for _, file in _open_ahead(source):
+        rows += file.metadata.num_rows
+        size += _bytes(file)
+    return Size(rows, size)
 
 
 def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
@@ -99,29 +124,68 @@ def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         ManifestError: a file is not Parquet, is damaged, or does not keep the contract's columns and types.
     """
     first: pa.Schema | None = None
-    for uri, file in zip(source.files, _open_files(source), strict=True):
+    for uri, file in _open_ahead(source):
         schema = file.schema_arrow
-        check_schema(schema, uri)
         if first is None:
             first = schema
         elif not schema.equals(first):
             raise ManifestError(f"{uri} has other columns or types than {source.files[0]}; all must be alike")
+        width = _bytes(file) // max(1, file.metadata.num_rows)
         row = 0
         try:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            for batch in file.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, width)))):
                 yield uri, row, batch
                 row += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{uri} is damaged: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # of pyarrow: what rows are used for raises elsewhere
+            raise ManifestError(f"{uri} is damaged: {first_line(error)}") from None
 
 
-def _open_files(source: Source) -> Iterator[pq.ParquetFile]:
-    for uri in source.files:
+def _open_ahead(source: Source) -> Iterator[tuple[str, pq.ParquetFile]]:
+    """Open the files in order, some ahead of the one in hand: many small ones wait for storage together."""
+    ahead: deque[tuple[str, Future[pq.ParquetFile]]] = deque()
+    with ThreadPoolExecutor(OPEN_AHEAD) as threads:
         try:
-            fs, path = filesystem(uri)
-            with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
-                yield file
-        except pa.ArrowInvalid:
-            raise ManifestError(f"{uri} is not a Parquet file") from None
-        except OSError as error:
-            raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
+            for uri in source.files:
+                ahead.append((uri, threads.submit(_open, uri)))
+                if len(ahead) > OPEN_AHEAD:
+                    yield from _opened(*ahead.popleft())
+            while ahead:
+                yield from _opened(*ahead.popleft())
+        finally:
+            for _, opening in ahead:
+                opening.cancel()
+
+
+def _opened(uri: str, opening: Future[pq.ParquetFile]) -> Iterator[tuple[str, pq.ParquetFile]]:
+    with opening.result() as file:
+        yield uri, file
+
+
+def _open(uri: str) -> pq.ParquetFile:
+    try:
+        fs, path = filesystem(uri)
+        handle = fs.open(path, "rb", cache_type="none")  # pyarrow reads in pieces of its own
+        source = handle if handle.size > SMALL_FILE else pa.BufferReader(handle.read())
+    except Exception as error:
+        raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
+    if source is not handle:
+        handle.close()
+    try:
+        # Buffered: a row group may be as large as the manifest.
+        file = pq.ParquetFile(source, buffer_size=READ_BYTES, pre_buffer=False)
+        check_schema(file.schema_arrow, uri)
+    except ManifestError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds for damage
+        raise ManifestError(f"{uri} is not a Parquet file, or a damaged one: {first_line(error)}") from None
+    return file
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its name if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _bytes(file: pq.ParquetFile) -> int:
+    metadata = file.metadata
+    return sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))

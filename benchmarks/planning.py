@@ -1,0 +1,150 @@
+"""Seconds and memory of planning a manifest, and of totalling its results, by the manifest's length.
+
+    python benchmarks/planning.py [MILLIONS ...]      (default: 1 3 10)
+
+Each step is a process of its own, so that its peak memory is its own. The manifest is what an augmentation set of
+ImageNet looks like: 8 styles of 80,000 for each photograph, in random order, with a label. Results are fabricated,
+one row in a hundred failed. Processor seconds are those of all cores: they hold on a machine that does other work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stylize_batch.manifest.plan import check_and_partition, read_shard, usual_shard_pairs, write_plan
+from stylize_batch.manifest.source import fingerprint, locate
+from stylize_batch.results import Outcome, finished_shards, put_part, results_table
+from stylize_batch.storage import Root
+
+STYLES_PER_CONTENT = 8
+STYLES = 80_000
+GROUP_ROWS = 1_000_000
+
+
+def make_manifest(folder: Path, rows: int) -> None:
+    """Write the manifest, a row group at a time."""
+    random = np.random.default_rng(0)
+    order = random.permutation(rows)
+    writer = None
+    for start in range(0, rows, GROUP_ROWS):
+        pairs = order[start : start + GROUP_ROWS]
+        contents = pairs // STYLES_PER_CONTENT
+        labels = contents % 1000
+        # The second factor makes a content's styles distinct.
+        styles = (contents * 7919 + pairs % STYLES_PER_CONTENT * 9973) % STYLES
+        table = pa.table(
+            {
+                "content": [
+                    f"train/n{label:08d}/n{label:08d}_{content}.JPEG"
+                    for label, content in zip(labels.tolist(), contents.tolist(), strict=True)
+                ],
+                "style": [f"s3://paintings/train/{style}.jpg" for style in styles.tolist()],
+                "label": labels.astype(np.int32),
+            }
+        )
+        writer = writer or pq.ParquetWriter(folder / "pairs.parquet", table.schema)
+        writer.write_table(table)
+    assert writer
+    writer.close()
+
+
+def plan(folder: Path) -> int:
+    """Plan it, as a run does; return the number of shards."""
+    source = locate(str(folder / "pairs.parquet"), str(folder / "out"))
+    fingerprint(source)
+    spill = folder / "spill"
+    spill.mkdir()
+    partition = check_and_partition(source, spill, "jpeg", None)
+    return write_plan(partition, Root(str(folder / "out")), usual_shard_pairs(partition.pairs)).shards
+
+
+def make_results(folder: Path) -> None:
+    """Write a results part for every shard."""
+    root = Root(str(folder / "out"))
+    ok = Outcome("/out/images/some/picture.jpg", None, 1.5, 0.5, 2.5, 256, 341)
+    failed = Outcome(error="NotFound: it is gone")
+    for shard in range(len(root.list("plan")) - 1):
+        rows = read_shard(root, shard)
+        outcomes = [failed if row % 100 == 0 else ok for row in range(len(rows))]
+        put_part(root, shard, results_table(rows, outcomes, "adain-vgg16"), "run")
+
+
+def total(folder: Path) -> int:
+    """Read what is finished, as the start of a repeated run does; return the rows found."""
+    return sum(totals.pairs for totals in finished_shards(Root(str(folder / "out")), "run").values())
+
+
+def step(name: str, folder: Path, rows: int) -> None:
+    """Do one step in this process and print what it took."""
+    started = time.perf_counter()
+    found: int | None = None
+    if name == "manifest":
+        make_manifest(folder, rows)
+    elif name == "plan":
+        found = plan(folder)
+    elif name == "results":
+        make_results(folder)
+    else:
+        found = total(folder)
+    seconds = time.perf_counter() - started
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    processor = usage.ru_utime + usage.ru_stime
+    print(
+        json.dumps(
+            {"found": found, "seconds": seconds, "processor": processor, "peak": usage.ru_maxrss * 1024}
+        )
+    )
+
+
+def in_process_of_its_own(name: str, folder: Path, rows: int) -> dict[str, float]:
+    """Run a step; return what it printed."""
+    command = [sys.executable, __file__, "--step", name, str(folder), str(rows)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    sizes = [float(argument) for argument in sys.argv[1:]] or [1, 3, 10]
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pyarrow {pa.__version__}\n")
+    print("| rows | | seconds | processor seconds | peak memory | rows/s | shards |")
+    print("|---|---|---|---|---|---|---|")
+    for millions in sizes:
+        rows = int(millions * 1_000_000)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            in_process_of_its_own("manifest", folder, rows)
+            made = in_process_of_its_own("plan", folder, rows)
+            print_row(rows, "plan", made, made["found"])
+            in_process_of_its_own("results", folder, rows)
+            read = in_process_of_its_own("total", folder, rows)
+            assert read["found"] == rows
+            print_row(rows, "total", read, made["found"])
+
+
+def print_row(rows: int, label: str, took: dict[str, float], shards: float) -> None:
+    """Print a line of the table."""
+    print(
+        f"| {rows:,} | {label} | {took['seconds']:.1f} | {took['processor']:.1f} | {took['peak'] / 1e6:.0f} MB "
+        f"| {rows / took['seconds']:,.0f} | {shards:,.0f} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--step"]:
+        step(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()
