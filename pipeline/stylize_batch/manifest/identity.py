@@ -74,7 +74,6 @@ def output_key(key: str | None, content: str, style: str, identity: str, format:
     """
     if key is None:
         return f"{_stem(content)}-{_stem(style)}-{identity[:16]}{EXTENSIONS[format]}"
-    key = str(PurePosixPath(key))  # a//b and a/./b are a/b
     if PurePosixPath(key).suffix.lower() in FORMAT_OF_EXTENSION:
         return key
     return key + EXTENSIONS[format]
@@ -82,5 +81,6 @@ def output_key(key: str | None, content: str, style: str, identity: str, format:
 
 def _stem(uri: str) -> str:
     stem = PurePosixPath(uri.rstrip("/")).stem.replace("\\", "_")
-    clean = "".join(character if ord(character) >= 32 else "_" for character in stem)
-    return clean.encode("utf-8", "replace")[:MAX_STEM].decode("utf-8", "ignore")
+    if not stem.isprintable():
+        stem = "".join(character if character.isprintable() else "_" for character in stem)
+    return stem.encode("utf-8", "replace")[:MAX_STEM].decode("utf-8", "ignore")

@@ -27,6 +27,7 @@ from stylize_batch import parquet
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
 from stylize_batch.manifest.identity import output_key, pair_id
+from stylize_batch.manifest.reach import reach
 from stylize_batch.manifest.schema import (
     SETTINGS,
     ManifestError,
@@ -79,16 +80,19 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
     """Check every row and spread the rows over buckets in a local folder.
 
     Raises:
-        ManifestError: a row breaks the contract, two rows are identical or two share an output key.
+        ManifestError: a row breaks the contract or reaches for what it may not, two rows are identical or two share
+            an output key.
     """
     rows = count_rows(source)
     partition = Partition(folder, max(1, -(-rows // BUCKET_ROWS)))
+    allowed = reach(source.base)
     for uri, start, batch in read_batches(source):
         if limit is not None:
             batch = batch.slice(0, limit - partition.pairs)
             if not batch.num_rows:
                 break
         try:
+            allowed.check(batch, uri, start)
             partition.add(uri, start, batch, format)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())

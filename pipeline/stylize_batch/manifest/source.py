@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.manifest.schema import ManifestError, check_schema
-from stylize_batch.storage import absolute, filesystem, is_uri, parent, row_error
+from stylize_batch.storage import absolute, failure, filesystem, is_uri, parent
 
 BATCH_ROWS = 65_536
 """Rows in memory at once while a manifest is read."""
@@ -54,7 +54,7 @@ def locate(manifest: str, output: str) -> Source:
     except ManifestError:
         raise
     except Exception as error:
-        raise ManifestError(f"cannot read the manifest {manifest}: {row_error(error, uri)}") from None
+        raise ManifestError(f"cannot read the manifest {manifest}: {failure(error, uri)}") from None
     below = len(base.rstrip("/")) + 1
     own = output.rstrip("/") + "/"
     files = [
@@ -82,7 +82,7 @@ def fingerprint(source: Source) -> str:
                 while block := file.read(1 << 23):
                     digest.update(block)
         except Exception as error:
-            raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
+            raise ManifestError(f"cannot read the manifest {uri}: {failure(error, uri)}") from None
         digest.update(b"\0")
     return digest.hexdigest()
 
@@ -124,4 +124,4 @@ def _open_files(source: Source) -> Iterator[pq.ParquetFile]:
         except pa.ArrowInvalid:
             raise ManifestError(f"{uri} is not a Parquet file") from None
         except OSError as error:
-            raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
+            raise ManifestError(f"cannot read the manifest {uri}: {failure(error, uri)}") from None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylize_batch.errors import JobFailedError, RowError, UsageError
+from stylize_batch.errors import JobFailedError, RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, Array, decode
 from stylize_batch.storage import list_files, read_bytes
 
@@ -90,3 +90,5 @@ def _load(uri: str) -> Array | None:
         if error.transient:  # another set of images would make another network
             raise JobFailedError(str(error)) from None
         return None
+    except SystemicError as error:
+        raise JobFailedError(str(error)) from None
