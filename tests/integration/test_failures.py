@@ -57,7 +57,7 @@ def failure(uri: str) -> RowError:
     ("key", "kind"),
     [
         (f"{BUCKET}/absent.bin", "NotFound"),
-        ("no-such-bucket/x", "NotFound"),
+        ("no-such-bucket/x", "AccessDenied"),
         (f"{PRIVATE}/there.bin", "AccessDenied"),
     ],
 )
