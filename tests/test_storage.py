@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -70,11 +72,93 @@ def test_keys_never_leave_the_root(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "/x", "../x", "a/../../x", "~/x", "s3://b/x", "a\\b", "a\x00b", "a/", ".", "./"]
-)
+    "key",
+    [
+        "", "/x", "//x", "../x", "a/../../x", "a/..", "~/x", "~", "s3://b/x", "file:///x", "a\\b", "..\\x", "C:/x",
+        "c:x", "C:\\x", "\\\\host\\share", "a/", ".", "./", "./x", "a/./b", "a//b", "a\x00b", "a\nb", "a\x1b[31mb",
+        "a\x7fb", "a\x85b", "a\u2028b", "\ud800",
+    ],
+)  # fmt: skip
 def test_hostile_keys_are_refused(key: str) -> None:
     with pytest.raises(UsageError, match="would leave the output root"):
         checked_key(key)
+
+
+def test_keys_are_taken_literally_and_never_decoded(root: Root) -> None:
+    for key in ("%2e%2e/x", "%2F..%2Fx", "ab:c::d", "$HOME", "..%5cx", "a b", "...", "\u202egpj.exe"):
+        assert checked_key(key) == key
+        root.put(f"images/{key}", key.encode())
+        assert root.read(f"images/{key}") == key.encode()
+    assert len(root.list("images")) == 8
+
+
+@pytest.mark.parametrize("folder", ["images", "images/deep", ".tmp"])
+def test_a_link_that_leads_out_of_the_root_is_not_followed(tmp_path: Path, folder: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "theirs.jpg").write_text("theirs")
+    root = Root(str(tmp_path / "out"), "run")
+    link = tmp_path / "out" / folder
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    with pytest.raises(PermissionError, match="leads out of the output root"):
+        root.put("images/deep/x.jpg", b"ours")
+    if folder != ".tmp":
+        with pytest.raises(PermissionError, match="leads out of the output root"):
+            root.delete([f"{folder}/theirs.jpg"])
+    root.clear_temporaries()
+    assert [path.name for path in outside.iterdir()] == ["theirs.jpg"]
+
+
+def test_links_within_the_root_and_to_the_root_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "real" / "elsewhere").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "images").symlink_to(tmp_path / "real" / "elsewhere")
+    root = Root(str(tmp_path / "out"))
+    root.put("images/x.jpg", b"1")
+    assert (tmp_path / "real" / "elsewhere" / "x.jpg").read_bytes() == b"1"
+
+
+def test_a_link_in_an_objects_place_is_replaced_and_what_it_names_stays(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    (tmp_path / "out" / "images" / "x.jpg").symlink_to(tmp_path / "theirs")
+    Root(str(tmp_path / "out")).put("images/x.jpg", b"ours")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert (tmp_path / "out" / "images" / "x.jpg").read_bytes() == b"ours"
+
+
+def test_puts_survive_that_another_run_clears_the_temporaries(tmp_path: Path) -> None:
+    root, other = Root(str(tmp_path), "a"), Root(str(tmp_path), "b")
+    stop = threading.Event()
+
+    def clear() -> None:
+        while not stop.is_set():
+            other.clear_temporaries()
+
+    thread = threading.Thread(target=clear)
+    thread.start()
+    try:
+        for number in range(300):
+            root.put(f"images/{number}", b"x" * 1000)
+    finally:
+        stop.set()
+        thread.join()
+    assert {path.stat().st_size for path in (tmp_path / "images").iterdir()} == {1000}
+    assert len(list((tmp_path / "images").iterdir())) == 300
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: Path(path).symlink_to("/dev/zero")])
+def test_what_never_ends_is_not_read(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "x.jpg")
+    with pytest.raises(RowError, match="Unreadable"):
+        read_bytes(str(tmp_path / "x.jpg"))
+
+
+def test_two_colons_in_a_local_name_are_no_chain_of_file_systems(tmp_path: Path) -> None:
+    for name in ("a::b.jpg", "simplecache::x", "zip::memory"):
+        (tmp_path / name).write_text(name)
+        assert read_bytes(str(tmp_path / name)) == name.encode()
 
 
 def test_errors_of_reading_name_their_kind(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from stylize_batch import __version__
-from stylize_batch.errors import GaveUpError, JobFailedError, UsageError
+from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError
 
 
 class Exit(IntEnum):
@@ -125,7 +125,7 @@ def run(
             f"mean content loss {summary.mean_content_loss:.3f}, mean style loss {summary.mean_style_loss:.3f}"
         )
     for kind, count in summary.kinds.items():
-        _say(f"failed: {count} × {kind}")
+        _say(f"failed: {count} × {kind} ({KINDS[kind]})" if kind in KINDS else f"failed: {count} × {kind}")
     if summary.kinds:
         _say("the `error` column of the results names each; --retry-failed tries them again")
     _say(f"pictures       {summary.output}/images/")

@@ -1,28 +1,90 @@
-"""The errors a user meets: a usage error ends the command, a row error ends one row."""
+"""The errors a user meets: a usage error ends the command, a row error ends one row.
+
+Every message is one line that names what is wrong, and never carries a credential.
+"""
 
 from __future__ import annotations
 
+import re
+from typing import Literal
 
-class UsageError(Exception):
+Kind = Literal[
+    "NotFound", "AccessDenied", "Unreadable", "StorageError", "Undecodable", "TooLarge", "TooSmall", "BadMask",
+    "Unsupported", "OutOfMemory", "NetworkError", "NotFinite", "Unencodable", "WorkerDied",
+]  # fmt: skip
+
+KINDS: dict[Kind, str] = {
+    "NotFound": "the image does not exist",
+    "AccessDenied": "storage refuses to let this user read the image",
+    "Unreadable": "the image can never be read from where the manifest says it is",
+    "StorageError": "storage did not answer as it should, after all retries",
+    "Undecodable": "the file is empty, damaged or no image in a known format",
+    "TooLarge": "more pixels or bytes than the limit, or a longer side than the format holds",
+    "TooSmall": "a side is too short, after resizing, for the network or the crop",
+    "BadMask": "a mask does not fit, or leaves a region empty",
+    "Unsupported": "the row asks for what this version cannot do",
+    "OutOfMemory": "the picture does not fit into memory, even alone",
+    "NetworkError": "the network cannot process the picture",
+    "NotFinite": "the network's output is not finite",
+    "Unencodable": "the picture cannot be encoded in its format",
+    "WorkerDied": "the image ends every process that works on it",
+}
+"""Every kind of failed row, and what it means: `error` in the results is `Kind: one line`. The list is closed."""
+
+_SECRETS = (
+    # user:password@ in front of a host, which is neither host:port/ nor a colon further on
+    (re.compile(r"(?<=://)[^/@:\s'\"]*:(?!\d+/)[^@\s'\"]*@"), "***@"),
+    # presigned queries, Authorization headers, and whatever else names a secret and gives its value
+    (
+        re.compile(
+            r"((?:x-(?:amz|goog|ms)-)?(?:signature|credential|security-token|access_?token|token|secret(?:_?access)?_?key"
+            r"|secret|password|passwd|pwd|(?:aws_?)?access_?key(?:_?id)?|api_?key|sig)['\"]?\s*[=:]\s*['\"]?)"
+            r"[^\s&'\",;<>)]+",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+    # the identifiers of AWS access keys
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b"), "***"),
+)
+
+
+def one_line(text: str) -> str:
+    """Return a message as one line, with credentials left out."""
+    line = " ".join(text.split())
+    for pattern, replacement in _SECRETS:
+        line = pattern.sub(replacement, line)
+    return line
+
+
+class _OneLineError(Exception):
+    """An error whose message may be printed and stored as it is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class UsageError(_OneLineError):
     """Wrong usage, manifest or model: nothing was started (exit status 2). The message says what to do."""
 
 
-class JobFailedError(Exception):
+class JobFailedError(_OneLineError):
     """The job could not finish (exit status 1). State is kept: the same command continues."""
 
 
-class GaveUpError(Exception):
+class GaveUpError(_OneLineError):
     """More rows failed than `--max-failed` allows (exit status 4). State is kept."""
 
 
-class SystemicError(Exception):
-    """Something that is no fault of any row: outputs cannot be written, or storage does not answer at all.
+class SystemicError(_OneLineError):
+    """Something that is no fault of any row: outputs cannot be written, credentials are refused, or storage does
+    not answer at all.
 
     No row fails for it; the shard is tried again, and the job ends (`JobFailedError`) if it stays.
     """
 
 
-class DeviceError(Exception):
+class DeviceError(_OneLineError):
     """The device is unusable from now on; only a new process can go on."""
 
 
@@ -30,13 +92,14 @@ class RowError(Exception):
     """One row cannot be made; the job goes on.
 
     Attributes:
-        kind: a stable word, e.g. `NotFound`, `AccessDenied`, `Undecodable`, `TooLarge`, `TooSmall`.
+        kind: one of `KINDS`.
+        message: one line.
         transient: storage did not answer as it should; trying again later may help.
     """
 
-    def __init__(self, kind: str, message: str, *, transient: bool = False) -> None:
-        self.kind = kind
-        self.message = " ".join(message.split())
+    def __init__(self, kind: Kind, message: str, *, transient: bool = False) -> None:
+        self.kind: Kind = kind
+        self.message = one_line(message)
         self.transient = transient
         super().__init__(kind, self.message)
 
@@ -47,5 +110,5 @@ class RowError(Exception):
         return (_row_error, (self.kind, self.message, self.transient))
 
 
-def _row_error(kind: str, message: str, transient: bool) -> RowError:
+def _row_error(kind: Kind, message: str, transient: bool) -> RowError:
     return RowError(kind, message, transient=transient)

@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterator
 from typing import Any
 
-from stylize_batch.errors import RowError
+from stylize_batch.errors import RowError, SystemicError
 from stylize_batch.images.decode import decode
 from stylize_batch.images.encode import encode
 from stylize_batch.results import read_results
@@ -21,7 +21,9 @@ THUMBNAIL = 160
 """Shorter side of a thumbnail, pixels."""
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
@@ -98,7 +100,7 @@ class _Thumbnails:
                 small = decode(read_bytes(absolute(uri, self._base)), size=THUMBNAIL)
                 data = base64.b64encode(encode(small, "jpeg", 80)).decode()
                 self._made[uri] = f'<img alt="{_text(uri)}" src="data:image/jpeg;base64,{data}">'
-            except RowError as error:
+            except (RowError, SystemicError) as error:
                 self._made[uri] = f"<span>{_text(error)}</span>"
         return self._made[uri]
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import stat
+import time
+import unicodedata
 import uuid
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, cast
 
 import fsspec
@@ -21,7 +25,7 @@ import fsspec.config
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from stylize_batch.errors import RowError, UsageError
+from stylize_batch.errors import RowError, SystemicError, UsageError
 
 TEMPORARY = ".tmp"
 """Folder under a local root that holds unfinished files only."""
@@ -29,6 +33,8 @@ TEMPORARY = ".tmp"
 S3_DEFAULTS: dict[str, Any] = {
     # Listings cached by a long run would hide what other actors and earlier runs wrote.
     "use_listings_cache": False,
+    # More would ask for each object's size first: twice the requests, and S3 gives no reason when it refuses that.
+    "max_concurrency": 1,
     # Measured against 30 % errors and a 9 s outage: 3 attempts fail, 8 pass; `adaptive` is 25× slower.
     "config_kwargs": {
         "retries": {"mode": "standard", "total_max_attempts": 8},
@@ -38,6 +44,9 @@ S3_DEFAULTS: dict[str, Any] = {
     },
 }
 
+
+PUT_ATTEMPTS = 5
+"""Times a local object is written when its temporary file vanishes meanwhile."""
 
 MAX_NAME, MAX_KEY = 240, 800
 """Bytes in one name of a key, and in a key: what file systems and object stores hold, extensions added."""
@@ -73,7 +82,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     Raises:
         UsageError: the protocol is unknown or its package is not installed.
     """
-    protocol = uri.split("://", 1)[0] if is_uri(uri) else "file"
+    if not is_uri(uri):  # fsspec would take a `::` in a name for a chain of file systems
+        return fsspec.filesystem("file"), absolute(uri)
+    protocol = uri.split("://", 1)[0]
     options: dict[str, Any] = {}
     if protocol in ("s3", "s3a"):
         _bound_s3fs_retries()
@@ -103,27 +114,34 @@ def _bound_s3fs_retries() -> None:
 CREDENTIALS = (
     "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "RequestTimeTooSkewed",
     "InvalidAccessKeyId", "SignatureDoesNotMatch",
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
+    "SSOTokenLoadError", "UnauthorizedSSOTokenError", "ProfileNotFound",
+    "RefreshError", "DefaultCredentialsError", "ClientAuthenticationError",
 )  # fmt: skip
-"""S3's words for credentials that do not work now: no row's fault, though s3fs calls some a lack of permission."""
+"""Storage's words for credentials that are missing or do not work now: S3's codes (s3fs calls some a lack of
+permission), and the exceptions of botocore, Google's and Azure's libraries."""
 
-PERMANENT_ERRNO = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+PERMANENT_ERRNO = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
 RETRIABLE_STATUS = (408, 425, 429)
 
+HTTP_WAITS = (0.5, 1.0, 2.0, 4.0)
+"""Seconds between attempts over http(s), whose file system, unlike those of object stores, does not retry itself."""
 
-def row_error(error: Exception, uri: str) -> RowError:
-    """Translate what a file system raised into the failure of a row."""
-    if isinstance(error, RowError):
+
+def failure(error: Exception, uri: str) -> RowError | SystemicError:
+    """Translate what a file system raised: the failure of one row, or refused credentials, which are no row's fault."""
+    if isinstance(error, RowError | SystemicError):
         return error
     reason = f"{type(error).__name__} {' '.join(str(error).split())[:300]}".strip()
-    if _s3_code(error) in CREDENTIALS:
-        return RowError("StorageError", f"the credentials for {uri} are refused: {reason}", transient=True)
+    if _s3_code(error) in CREDENTIALS or type(error).__name__ in CREDENTIALS:
+        return SystemicError(f"the credentials for {uri} are refused or missing: {reason}")
     if isinstance(error, FileNotFoundError | NotADirectoryError | UsageError):
         return RowError("NotFound", f"{uri} does not exist")
-    if isinstance(error, PermissionError):
+    status = getattr(error, "status", None)
+    if isinstance(error, PermissionError) or status in (401, 403):
         return RowError("AccessDenied", f"no permission to read {uri}")
     if isinstance(error, IsADirectoryError):
         return RowError("NotFound", f"{uri} is a folder, not a file")
-    status = getattr(error, "status", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in RETRIABLE_STATUS
     if refused or isinstance(error, ValueError) or getattr(error, "errno", None) in PERMANENT_ERRNO:
         return RowError("Unreadable", f"{uri}: {reason}")
@@ -139,14 +157,29 @@ def read_bytes(uri: str) -> bytes:
     """Read a whole file.
 
     Raises:
-        RowError: `NotFound`, `AccessDenied`, or a transient `StorageError` after the retries inside.
+        RowError: `NotFound`, `AccessDenied`, `Unreadable`, or a transient `StorageError` after the retries inside.
+        SystemicError: storage refuses the credentials.
     """
-    try:
-        fs, path = filesystem(uri)
-        data = fs.cat_file(path)
-    except Exception as error:
-        raise row_error(error, uri) from None
-    return bytes(data)
+    waits = iter(HTTP_WAITS if uri.startswith(("http://", "https://")) else ())
+    while True:
+        try:
+            fs, path = filesystem(uri)
+            _refuse_endless(fs, path)
+            return bytes(fs.cat_file(path))
+        except Exception as error:
+            found = failure(error, uri)
+        wait = next(waits, None)
+        if wait is None or not (isinstance(found, RowError) and found.transient):
+            raise found from None
+        time.sleep(wait)
+
+
+def _refuse_endless(fs: Any, path: str) -> None:
+    if not isinstance(fs, LocalFileSystem):
+        return
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise RowError("Unreadable", f"{path} is a device or a pipe, which may never end")
 
 
 def fingerprint(uri: str) -> str:
@@ -154,12 +187,16 @@ def fingerprint(uri: str) -> str:
 
     Raises:
         RowError: as `read_bytes`.
+        SystemicError: as `read_bytes`.
     """
     try:
         fs, path = filesystem(uri)
         info: dict[str, Any] = fs.info(path)
     except Exception as error:
-        raise row_error(error, uri) from None
+        found = failure(error, uri)
+        if isinstance(found, RowError) and found.kind in ("AccessDenied", "Unreadable"):
+            read_bytes(uri)  # S3 gives the reason of a refusal only to who asks for the object itself
+        raise found from None
     etag = info.get("ETag") or info.get("etag")
     if etag:
         return str(etag).strip('"')
@@ -194,6 +231,7 @@ class Root:
         self.uri = absolute(uri)
         self._fs, self._path = filesystem(self.uri)
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._real = os.path.realpath(self._path) if self._local else ""
         self._temporary = Path(self._path) / TEMPORARY / (run or f"run-{os.getpid()}")
 
     @property
@@ -211,24 +249,37 @@ class Root:
         """Write one object atomically, replacing what was there.
 
         Raises:
-            OSError: storage refused or did not answer, after the retries inside.
+            OSError: storage refused or did not answer, after the retries inside, or the key leads out of the root.
         """
         if not self._local:
             with _os_errors():
                 self._fs.pipe_file(join(self._path, key), data)
             return
-        target = Path(self._path) / key
-        temporary = self._temporary / uuid.uuid4().hex
-        try:
-            temporary.write_bytes(data)
-        except FileNotFoundError:
-            self._temporary.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-        try:
-            temporary.replace(target)
-        except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(target)
+        target = self._inside(key)
+        for attempt in range(PUT_ATTEMPTS):
+            temporary = self._inside(str(self._temporary / uuid.uuid4().hex))
+            try:
+                temporary.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(data)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary.replace(target)
+            except FileNotFoundError:  # another run that begins or ends has cleared the temporaries
+                if attempt == PUT_ATTEMPTS - 1:
+                    raise
+            except OSError:
+                temporary.unlink(missing_ok=True)  # on a full disk half a file is in the way of a smaller one
+                raise
+            else:
+                return
+
+    def _inside(self, key: str) -> Path:
+        """Return a local object's path, unless its folder, links followed, lies outside the root."""
+        path = Path(self._path) / key
+        if not Path(os.path.realpath(path.parent)).is_relative_to(self._real):
+            raise PermissionError(
+                errno.EACCES, f"{path.parent} is a link that leads out of the output root; remove it"
+            )
+        return path
 
     def read(self, key: str) -> bytes:
         """Read one object.
@@ -255,19 +306,20 @@ class Root:
             return []
         return sorted(name[len(base) :].lstrip("/") for name in found)
 
-    def empty(self) -> bool:
-        """Whether nothing at all lies under the root."""
+    def empty(self, but: tuple[str, ...] = ()) -> bool:
+        """Whether nothing lies under the root, but for temporaries and the given names."""
         try:
             with _os_errors():
-                return not self._fs.ls(self._path)
+                found: list[str] = self._fs.ls(self._path, detail=False)
         except FileNotFoundError:
             return True
+        return all(name.rstrip("/").rsplit("/", 1)[-1] in (TEMPORARY, *but) for name in found)
 
     def delete(self, keys: list[str]) -> None:
         """Delete objects, missing ones too."""
         if self._local:
             for key in keys:
-                (Path(self._path) / key).unlink(missing_ok=True)
+                self._inside(key).unlink(missing_ok=True)
             return
         with _os_errors(), ThreadPoolExecutor(16) as threads:  # `rm` would take names for patterns
             list(threads.map(self._fs.rm_file, [join(self._path, key) for key in keys]))
@@ -290,26 +342,32 @@ def _os_errors() -> Generator[None]:
         raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
 
 
+CONTROL = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories no key may have characters of: controls, surrogates, line and paragraph separators."""
+
+
 def checked_key(key: str) -> str:
-    """Return a key for use under a root.
+    """Return a key for use under a root. It is taken literally: nothing in it is decoded, expanded or normalised.
 
     Raises:
-        UsageError: it is empty, absolute, a URI, or climbs out of the root.
+        UsageError: it is empty, absolute, a URI, starts with a drive letter, has an empty, `.` or `..` segment, a
+            backslash or a control character, or is too long.
     """
-    parts = PurePosixPath(key).parts
+    parts = key.split("/")
     hostile = (
-        not parts
-        or key.endswith("/")
-        or key.startswith(("/", "~"))
+        any(part in ("", ".", "..") for part in parts)
+        or key.startswith("~")
+        or re.match(r"[A-Za-z]:", key)
         or "\\" in key
         or is_uri(key)
-        or ".." in parts
-        or any(ord(character) < 32 for character in key)
+        or (not key.isprintable() and any(unicodedata.category(each) in CONTROL for each in key))
     )
     if hostile:
-        raise UsageError(f"output key {key!r} would leave the output root; use a relative path without '..'")
+        raise UsageError(
+            f"output key {key!r} would leave the output root or is no plain path; use a relative one such as 'a/b.jpg'"
+        )
     if len(key.encode()) > MAX_KEY or any(len(part.encode()) > MAX_NAME for part in parts):
         raise UsageError(
             f"output key {key[:40]!r}… is too long; at most {MAX_NAME} bytes a name, {MAX_KEY} in all"
         )
-    return str(PurePosixPath(key))
+    return key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stylize_batch.errors import RowError, UsageError
+from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.model import container
 from stylize_batch.storage import read_bytes
 
@@ -20,7 +20,7 @@ def read_model(model: str) -> bytes:
         return container.builtin_bytes(model)
     try:
         return read_bytes(model)
-    except RowError as error:
+    except (RowError, SystemicError) as error:
         raise UsageError(
             f"unknown model {model!r}: it is neither shipped ({', '.join(container.BUILTIN)}) nor a file that "
             f"can be read ({error})"

@@ -352,8 +352,8 @@ class Worker:
             if picture.finite:
                 yield job.pair.row, self._writers.submit(self._write, job.pair.output, picture)
             else:
-                error = "NotFinite: the network's output is not finite; try --precision fp32"
-                yield job.pair.row, Outcome(error=error)
+                error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
+                yield job.pair.row, Outcome(error=str(error))
 
     def _run_network(
         self, features: ContentFeatures, batch: list[tuple[int, Job]]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from stylize_batch.manifest.reach import VARIABLE
 from tests.conftest import command
 
 MARK = "STYLIZE_BATCH_TEST_MARK"
@@ -53,8 +54,9 @@ def marked_env(tmp_path: Path) -> Iterator[dict[str, str]]:
     poison = tmp_path / "poison"
     poison.mkdir()
     (poison / "sitecustomize.py").write_text(POISON)
+    path = os.pathsep.join([str(poison), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     mark = uuid.uuid4().hex
-    yield {**os.environ, MARK: mark, "PYTHONPATH": str(poison)}
+    yield {**os.environ, MARK: mark, "PYTHONPATH": path, VARIABLE: "file,poison"}
     deadline = time.monotonic() + 30
     while (left := processes(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 ADMIN = ("admin-key", "admin-secret")
 READER = ("reader-key", "reader-secret")
-BUCKET = "pictures"
+GUEST = ("guest-key", "guest-secret")
+BUCKET, PRIVATE = "pictures", "private"
+"""Buckets; the guest may read only the first."""
 
 
 class S3Server(NamedTuple):
@@ -68,9 +70,10 @@ def start(folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
     """Start the server's process."""
     folder.mkdir(parents=True)
     actions = {"admin": ["Admin", "Read", "List", "Tagging", "Write"], "reader": ["Read", "List"]}
+    actions["guest"] = [f"{action}:{BUCKET}" for action in ("Read", "List")]
     identities = [
         {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions[name]}
-        for name, (key, secret) in (("admin", ADMIN), ("reader", READER))
+        for name, (key, secret) in (("admin", ADMIN), ("reader", READER), ("guest", GUEST))
     ]
     config = folder / "identities.json"
     config.write_text(json.dumps({"identities": identities}))

@@ -16,6 +16,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 import stylize_batch
+from stylize_batch.manifest.reach import VARIABLE
 from tests.conftest import MakeManifest, Row, read_results
 from tests.integration.conftest import MARK, processes
 
@@ -25,7 +26,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture
 def cluster(marked_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A Ray cluster of one small node; tests add and remove others."""
-    for key in (MARK, "PYTHONPATH"):
+    for key in (MARK, "PYTHONPATH", VARIABLE):
         monkeypatch.setenv(key, marked_env[key])
     running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     yield running

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,11 @@ import pytest
 from PIL import Image
 
 import stylize_batch
-from stylize_batch.errors import GaveUpError, UsageError
+from stylize_batch.errors import GaveUpError, JobFailedError, UsageError
+from stylize_batch.job.run import STYLES_PER_PART, execute
+from stylize_batch.job.spec import FIXED, make_spec
+from stylize_batch.model import container
+from stylize_batch.progress import Silent
 from tests.conftest import MakeManifest, Row, read_results
 
 
@@ -87,6 +95,59 @@ def test_a_run_killed_while_planning_plans_again(manifest: Path, tmp_path: Path)
     assert len(read_results(tmp_path / "out")) == 12
 
 
+def test_a_run_killed_before_run_json_was_there_is_begun_anew(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / ".tmp" / "run").mkdir(parents=True)
+    (tmp_path / "out" / ".tmp" / "run" / "half").write_text("{")
+    (tmp_path / "out" / "lease.json").write_text("{")
+    assert run(manifest, tmp_path / "out").ok == 12
+
+
+def test_results_that_lack_a_part_at_the_end_are_an_error(manifest: Path, tmp_path: Path) -> None:
+    class Saboteur(Silent):
+        def advance(self, done: int, failed: int) -> None:
+            if done == 12:
+                (tmp_path / "out" / "results" / "part-000000.parquet").unlink(missing_ok=True)
+
+    settings = {
+        "manifest": str(manifest),
+        "output": str(tmp_path / "out"),
+        "in_process": True,
+        "device": "cpu",
+    }
+    spec = make_spec({**settings, "style_size": 48, "shard_pairs": 4})
+    with pytest.raises(JobFailedError, match="lack 1 parts"):
+        execute(spec, Saboteur())
+    assert execute(spec, Silent()).ok == len(read_results(tmp_path / "out")) == 12
+
+
+def test_results_with_fewer_rows_than_the_manifest_are_an_error(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "out", shard_pairs=4)
+    part = tmp_path / "out" / "results" / "part-000000.parquet"
+    pq.write_table(pq.ParquetFile(part).read().slice(1), part)
+    with pytest.raises(JobFailedError, match="hold 11 of 12 rows"):
+        run(manifest, tmp_path / "out", shard_pairs=4)
+    part.unlink()
+    assert run(manifest, tmp_path / "out", shard_pairs=4).ok == 12
+
+
+def test_a_link_out_of_the_root_ends_the_job_and_nothing_is_written_or_deleted_there(
+    manifest: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    run(manifest, tmp_path / "out")
+    (tmp_path / "out" / "images").rename(outside)
+    (tmp_path / "out" / "images").symlink_to(outside)
+    for part in (tmp_path / "out" / "results").iterdir():
+        part.unlink()
+    before = {path: path.stat().st_mtime_ns for path in outside.iterdir()}
+    with pytest.raises(JobFailedError, match="leads out of the output root"):
+        run(manifest, tmp_path / "out")
+    with pytest.raises(UsageError, match="leads out of the output root"):
+        run(manifest, tmp_path / "out", overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in outside.iterdir()} == before
+    assert not list((tmp_path / "out" / "results").iterdir())
+
+
 def test_results_of_another_run_do_not_count(manifest: Path, tmp_path: Path) -> None:
     run(manifest, tmp_path / "a")
     run(manifest, tmp_path / "b")
@@ -106,38 +167,46 @@ def test_styles_are_not_encoded_again(manifest: Path, tmp_path: Path) -> None:
     assert set((tmp_path / "out" / "styles").iterdir()) == parts
 
 
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"size": 64}, "size"),
-        ({"quality": 80}, "quality"),
-        ({"format": "png"}, "format"),
-        ({"metrics": False}, "metrics"),
-        ({"limit": 3}, "limit"),
-        ({"shard_pairs": 5}, "shard_pairs"),
-        ({"style_size": 64}, "style_size"),
-    ],
-)
-def test_a_setting_the_root_keeps_for_good_cannot_change(
-    manifest: Path, tmp_path: Path, change: dict[str, Any], name: str
+CHANGES: dict[str, Any] = {
+    "size": 64, "crop": 32, "style_size": 64, "format": "png", "quality": 80, "metrics": False, "precision": "bf16",
+    "limit": 3, "shard_pairs": 5,
+}  # fmt: skip
+
+
+def test_no_setting_the_root_keeps_for_good_can_change(
+    manifest: Path, make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
 ) -> None:
+    assert {*CHANGES, "model"} == set(FIXED)
     run(manifest, tmp_path / "out", shard_pairs=3)
-    with pytest.raises(UsageError, match=f"^{name} was "):
-        run(manifest, tmp_path / "out", **{"shard_pairs": 3, **change})
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    def refused(manifest: Path = manifest, **changes: Any) -> str:
+        with pytest.raises(UsageError) as caught:
+            run(manifest, tmp_path / "out", **{"shard_pairs": 3, **changes})
+        assert "start anew with --overwrite" in str(caught.value)
+        return str(caught.value)
+
+    for name, value in CHANGES.items():
+        assert refused(**{name: value}).startswith(f"{name} was ")
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(changed_model())
+    assert refused(model=str(other)).startswith("the model has changed")
+    assert refused(make_manifest(pairs[:4])).startswith("the manifest has changed")
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+
+
+def changed_model() -> bytes:
+    """Return the shipped model with one weight changed."""
+    data = bytearray(container.builtin_bytes(container.DEFAULT))
+    data[-1] ^= 1
+    return bytes(data)
 
 
 def test_free_settings_may_change(manifest: Path, tmp_path: Path) -> None:
     run(manifest, tmp_path / "out")
     run(manifest, tmp_path / "out", max_failed="3", batch_size=2, retry_failed=True)
-
-
-def test_a_changed_manifest_is_refused(
-    manifest: Path, make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
-) -> None:
-    run(manifest, tmp_path / "out")
-    make_manifest(pairs[:4])
-    with pytest.raises(UsageError, match="the manifest has changed"):
-        run(manifest, tmp_path / "out")
 
 
 def test_overwrite_starts_anew_and_deletes_only_its_own(manifest: Path, tmp_path: Path) -> None:
@@ -162,11 +231,13 @@ def test_overwrite_with_a_bad_manifest_deletes_nothing(
 def test_a_run_killed_while_overwriting_is_begun_anew(manifest: Path, tmp_path: Path) -> None:
     run(manifest, tmp_path / "out", format="png")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    (tmp_path / "out" / "run.json").write_text(json.dumps({**record, "run": "new", "state": "planning"}))
+    (tmp_path / "out" / "run.json").write_text(json.dumps({**record, "run": "new", "state": "erasing"}))
+    (tmp_path / "out" / "images" / "old.jpg").touch()
     for picture in (tmp_path / "out" / "images").rglob("*.png"):
         picture.unlink()
     summary = run(manifest, tmp_path / "out", format="png")
     assert (summary.ok, summary.skipped) == (12, 0)
+    assert not (tmp_path / "out" / "images" / "old.jpg").exists()
     assert all(Path(row["output"]).exists() for row in read_results(tmp_path / "out"))
 
 
@@ -218,6 +289,53 @@ def test_failed_rows_are_retried_when_asked(
     summary = run(manifest, tmp_path / "out", retry_failed=True)
     assert (summary.ok, summary.failed, summary.skipped) == (13, 0, 12)
     assert len({row["pair_id"] for row in read_results(tmp_path / "out")}) == 13
+
+
+def test_a_style_that_fails_fails_its_pairs_once_by_its_name_and_is_retried_when_asked(
+    make_manifest: MakeManifest, pairs: list[Row], styles: list[str], tmp_path: Path
+) -> None:
+    late = tmp_path / "late.jpg"
+    content = pairs[0]["content"]
+    rows = [
+        pairs[0],
+        {"content": content, "style": [str(late)]},
+        {"content": content, "style": [styles[0], str(late), str(late)]},
+        {"content": content, "style": [str(late), str(tmp_path / "absent.jpg")]},
+    ]
+    manifest = make_manifest(rows)
+    assert run(manifest, tmp_path / "out").kinds == {"NotFound": 3}
+    failed = [row for row in read_results(tmp_path / "out") if row["status"] == "failed"]
+    assert {row["error"] for row in failed} == {f"NotFound: style {late} does not exist"}
+    late.write_bytes(Path(styles[1]).read_bytes())
+    summary = run(manifest, tmp_path / "out", retry_failed=True)
+    assert (summary.ok, summary.failed, summary.skipped) == (3, 1, 1)
+
+
+def test_a_crash_while_styles_are_encoded_loses_at_most_one_part_of_the_bank(
+    make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    for index in range(2 * STYLES_PER_PART + 1):
+        Image.new("RGB", (9, 9), (index, 0, 0)).save(tmp_path / f"style{index:03}.png")
+    styles = sorted(map(str, tmp_path.glob("style*.png")))
+    manifest = make_manifest([{"content": styles[0], "style": [style]} for style in styles])
+    program = """
+import os, sys
+import stylize_batch
+from stylize_batch import worker
+real = worker.read_bytes
+worker.read_bytes = lambda path: os.kill(os.getpid(), 9) if path.endswith("128.png") else real(path)
+stylize_batch.run(sys.argv[1], output=sys.argv[2], in_process=True, device="cpu", style_size=9)
+"""
+    killed = subprocess.run(
+        [sys.executable, "-c", program, str(manifest), str(tmp_path / "out")], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "styles").iterdir()}
+    assert sum(pq.read_metadata(part).num_rows for part in parts) == 2 * STYLES_PER_PART
+    assert run(manifest, tmp_path / "out", style_size=9).ok == len(styles)
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "styles").iterdir()}
+    assert sum(pq.read_metadata(part).num_rows for part in after) == 2 * STYLES_PER_PART + 1
+    assert parts.items() <= after.items()
 
 
 def test_too_many_failures_end_the_run_and_keep_what_is_done(
@@ -292,9 +410,44 @@ def test_very_long_names_fit_into_the_default_key(
 def test_report_shows_totals_pictures_and_failures_escaped(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
 ) -> None:
-    evil = str(tmp_path / "<script>alert(1)</script>.jpg")
-    run(make_manifest([pairs[0], {**pairs[1], "content": evil}]), tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 3
-    assert "NotFound" in page
-    assert "<script" not in page
+    names = [
+        '"><script>alert(1)<',
+        "' onerror='alert(1)' x='",
+        "<img src=x onerror=alert(1)>",
+        "&lt;b&gt;\u202e",
+    ]
+    output = tmp_path / names[2]
+    rows = [pairs[0]]
+    for name in names:
+        (tmp_path / f"{name}.jpg").write_bytes(Path(pairs[0]["content"]).read_bytes())
+        rows.append({"content": str(tmp_path / f"{name}.jpg"), "style": [str(tmp_path / f"{name}.jpg")]})
+        rows.append({"content": f"absent {name}", "style": pairs[0]["style"]})
+    summary = run(make_manifest(rows), output)
+    assert (summary.ok, summary.failed) == (5, 4)
+    page = (output / "report.html").read_text()
+
+    class Page(HTMLParser):
+        """What a browser makes of the page: every element with its attributes, and the text between."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.elements: list[tuple[str, dict[str, str | None]]] = []
+            self.text = ""
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.elements.append((tag, dict(attrs)))
+
+        def handle_data(self, data: str) -> None:
+            self.text += data
+
+    parsed = Page()
+    parsed.feed(page)
+    images = [attributes for tag, attributes in parsed.elements if tag == "img"]
+    assert len(images) == 15
+    assert all(set(attributes) == {"alt", "src"} for attributes in images)
+    assert all(str(attributes["src"]).startswith("data:image/jpeg;base64,") for attributes in images)
+    assert not {tag for tag, _ in parsed.elements} & {"script", "iframe", "object", "a", "link"}
+    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
+    assert all(name in parsed.text for name in names)
+    assert "NotFound" in parsed.text
+    assert "default-src 'none'" in page

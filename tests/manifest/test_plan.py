@@ -168,6 +168,9 @@ GOOD: Row = {"content": "c", "style": ["s"]}
         ({"output": "/etc/passwd"}, "would leave the output root"),
         ({"output": "s3://other/key"}, "would leave the output root"),
         ({"output": "a\\b"}, "would leave the output root"),
+        ({"output": "a//b"}, "would leave the output root or is no plain path"),
+        ({"output": "./a"}, "would leave the output root or is no plain path"),
+        ({"output": "C:\\a"}, "would leave the output root or is no plain path"),
         ({"output": "k" * 300}, "is too long"),
     ],
 )
@@ -257,7 +260,7 @@ def test_identical_rows_are_refused(make_manifest: MakeManifest, tmp_path: Path)
     assert "rows 0 and 2 are identical" in refused(make_manifest(rows), tmp_path / "x")
 
 
-@pytest.mark.parametrize(("first", "second"), [("k", "k"), ("k", "k.jpg"), ("k", "./k")])
+@pytest.mark.parametrize(("first", "second"), [("k", "k"), ("k", "k.jpg")])
 def test_two_rows_with_one_output_key_are_refused(
     make_manifest: MakeManifest, tmp_path: Path, first: str, second: str
 ) -> None:

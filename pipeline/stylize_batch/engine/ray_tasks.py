@@ -72,7 +72,9 @@ class ShardTask:
         """Stylize each content alone; one that kills its process fails its own rows."""
         root = Root(settings.root, settings.run)
         plan = read_shard(root, self._shard)
-        died = Outcome(error="WorkerDied: the process that stylized this content ended without a word")
+        died = Outcome(
+            error=str(RowError("WorkerDied", "the process that stylized this content ended without a word"))
+        )
 
         def make(rows: pa.Table) -> pa.Table:
             pieces = by_content(rows)

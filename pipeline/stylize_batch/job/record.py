@@ -24,7 +24,7 @@ class RunRecord(BaseModel):
 
     Attributes:
         run: identity of the run, stored in every results part.
-        state: `planning` until the plan is complete.
+        state: `erasing` until what an earlier run wrote is gone, `planning` until the plan is complete.
         fixed: settings the root keeps for good.
         settings: all settings of the last run.
         model_digest: BLAKE2b-128 of the model file.
@@ -41,7 +41,7 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     run: str
-    state: Literal["planning", "running", "finished"]
+    state: Literal["erasing", "planning", "running", "finished"]
     fixed: dict[str, Any]
     settings: dict[str, Any]
     model_digest: str
@@ -100,7 +100,7 @@ def load_record(root: Root) -> RunRecord | None:
 def erase(root: Root) -> None:
     """Delete everything an earlier run wrote under its root except run.json, and nothing else.
 
-    run.json must say `planning` by then, so that a run killed meanwhile is begun anew.
+    run.json must say `erasing` by then, so that a run killed meanwhile is begun anew.
     """
     for prefix in PREFIXES:
         root.delete(root.list(prefix))

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +18,12 @@ from stylize_batch.engine.base import Engine, StyleRequest
 from stylize_batch.errors import GaveUpError, JobFailedError, RowError, UsageError
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
 from stylize_batch.job import record as records
+from stylize_batch.job.lease import KEY as LEASE
+from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.spec import JobSpec, make_spec
 from stylize_batch.manifest.plan import (
+    Partition,
     check_and_partition,
     read_styles,
     temporary_folder,
@@ -99,25 +102,19 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     container.check_model(model)
     root = Root(spec.resolved_output(), run=uuid.uuid4().hex[:12])
     source = locate(spec.manifest, root.uri)
-    record = _open_root(root)
-    model_digest, manifest = container.digest(model), fingerprint(source)
-    if record is not None and not spec.overwrite:
-        record.refuse_changes(spec, model_digest, manifest)
-    if record is None or spec.overwrite or record.state == "planning":
-        record = _plan(spec, source, root, model_digest, manifest)
-    else:
-        record.settings = spec.model_dump()
-        record.state = "running"
-        _save(record, root)
-    try:
-        summary = _work(spec, source, root, record, model, observer, started)
-        record.state = "finished"
-        if summary.skipped < summary.pairs or not record.totals:  # else the run that did the work says more
-            record.totals = asdict(summary)
-        write_report(root, record.totals, source.base)
-        record.save(root)
-    except OSError as error:
-        raise JobFailedError(f"cannot use {root.uri}: {_reason(error)}") from None
+    with ExitStack() as held:
+        record = _planned(spec, source, root, container.digest(model), held)
+        try:
+            summary = _work(spec, source, root, record, model, observer, started)
+            record.state = "finished"
+            if (
+                summary.skipped < summary.pairs or not record.totals
+            ):  # else the run that did the work says more
+                record.totals = asdict(summary)
+            write_report(root, record.totals, source.base)
+            record.save(root)
+        except OSError as error:
+            raise JobFailedError(f"cannot use {root.uri}: {_reason(error)}") from None
     root.clear_temporaries()
     return summary
 
@@ -215,7 +212,37 @@ def _worker_settings(
     )
 
 
-def _open_root(root: Root) -> RunRecord | None:
+def _planned(spec: JobSpec, source: Source, root: Root, model_digest: str, held: ExitStack) -> RunRecord:
+    """Return the root's plan, made now if there is none; from then on `held` holds the root's lease.
+
+    Every row is checked before anything is written, the lease included.
+    """
+    manifest = fingerprint(source)
+
+    def examine() -> RunRecord | None:
+        record = _examine(root)
+        if record is not None and not spec.overwrite:
+            record.refuse_changes(spec, model_digest, manifest)
+        return record
+
+    with temporary_folder() as folder:
+        partition = _check(spec, source, folder) if _lacks_plan(spec, examine()) else None
+        try:
+            held.enter_context(lease(root, uuid.uuid4().hex))
+        except OSError as error:
+            raise _unwritable(root, error) from None
+        root.clear_temporaries()
+        record = examine()  # again: another run may just have ended
+        if record is None or _lacks_plan(spec, record):
+            partition = partition or _check(spec, source, folder)
+            return _plan(spec, partition, root, model_digest, manifest, record)
+    record.settings = spec.model_dump()
+    record.state = "running"
+    _save(record, root)
+    return record
+
+
+def _examine(root: Root) -> RunRecord | None:
     """Return what an output root says of itself; None for an empty one.
 
     Raises:
@@ -223,41 +250,64 @@ def _open_root(root: Root) -> RunRecord | None:
     """
     try:
         record = load_record(root)
-        if record is None and not root.empty():
+        if record is None and not root.empty(but=(LEASE,)):
             raise UsageError(
                 f"{root.uri} is not empty and holds no {records.KEY}; choose another --output or empty it yourself"
             )
-        root.clear_temporaries()
     except OSError as error:
         raise _unwritable(root, error) from None
     return record
 
 
-def _plan(spec: JobSpec, source: Source, root: Root, model_digest: str, manifest: str) -> RunRecord:
-    """Check every row, and only then write: run.json, and the plan in place of whatever was there."""
-    with temporary_folder() as folder:
-        partition = check_and_partition(source, Path(folder), spec.format, spec.limit)
-        shard_pairs = spec.shard_pairs or usual_shard_pairs(partition.pairs)
-        record = RunRecord(
-            run=uuid.uuid4().hex,
-            state="planning",
-            fixed=records.fixed_settings(spec),
-            settings=spec.model_dump(),
-            model_digest=model_digest,
-            manifest_fingerprint=manifest,
-            shard_pairs=shard_pairs,
-            chroma_subsampling=_chroma(spec),
-            versions={
-                "python": platform.python_version(),
-                **{name: metadata.version(name) for name in ("stylize-batch", "torch", "pillow", "ray")},
-            },
-        )
-        _save(record, root)
-        try:
+def _lacks_plan(spec: JobSpec, record: RunRecord | None) -> bool:
+    return record is None or spec.overwrite or record.state in ("erasing", "planning")
+
+
+def _check(spec: JobSpec, source: Source, folder: str) -> Partition:
+    try:
+        return check_and_partition(source, Path(folder), spec.format, spec.limit)
+    except OSError as error:
+        raise UsageError(f"cannot plan in the temporary folder {folder}: {_reason(error)}") from None
+
+
+def _plan(
+    spec: JobSpec,
+    partition: Partition,
+    root: Root,
+    model_digest: str,
+    manifest: str,
+    before: RunRecord | None,
+) -> RunRecord:
+    """Write run.json, and the plan in place of whatever was there.
+
+    A plan that was begun and not completed is made again under its own identity, and nothing is erased: should the
+    run that began it be alive after all, both make the same.
+    """
+    begun = before is not None and before.state == "planning" and not spec.overwrite
+    shard_pairs = spec.shard_pairs or usual_shard_pairs(partition.pairs)
+    record = RunRecord(
+        run=before.run if before is not None and begun else uuid.uuid4().hex,
+        state="planning" if before is None or begun else "erasing",
+        fixed=records.fixed_settings(spec),
+        settings=spec.model_dump(),
+        model_digest=model_digest,
+        manifest_fingerprint=manifest,
+        shard_pairs=shard_pairs,
+        chroma_subsampling=_chroma(spec),
+        versions={
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("stylize-batch", "torch", "pillow", "ray")},
+        },
+    )
+    _save(record, root)
+    try:
+        if record.state == "erasing":
             records.erase(root)
-            plan = write_plan(partition, root, shard_pairs)
-        except OSError as error:
-            raise _unwritable(root, error) from None
+            record.state = "planning"
+            _save(record, root)
+        plan = write_plan(partition, root, shard_pairs)
+    except OSError as error:
+        raise _unwritable(root, error) from None
     record.pairs, record.shards, record.state = plan.pairs, plan.shards, "running"
     _save(record, root)
     return record

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
+from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.model import container
 from stylize_batch.settings import Device, Precision
 from stylize_batch.storage import absolute, is_uri
@@ -93,6 +94,8 @@ class JobSpec(BaseModel):
             raise ValueError("--in-process and --address exclude each other")
         if self.in_process and self.actors not in (None, 1):
             raise ValueError("--in-process runs one worker; leave --actors out")
+        for name in ("manifest", "output", "model"):
+            refuse_credentials(getattr(self, name), name)
         in_memory = (self.resolved_output(), self.manifest, self.model)
         if any(uri.startswith("memory://") for uri in in_memory) and not self.in_process:
             raise ValueError("memory:// lives in one process; add --in-process or use another storage")

@@ -10,7 +10,6 @@ import hashlib
 import posixpath
 from collections.abc import Sequence
 from json.encoder import encode_basestring
-from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -108,8 +107,6 @@ def output_keys(
 
 
 def _with_extension(key: str, extension: str) -> str:
-    if "//" in key or "./" in key or key.endswith("/."):
-        key = str(PurePosixPath(key))  # a//b and a/./b are a/b
     return key if posixpath.splitext(key)[1].lower() in FORMAT_OF_EXTENSION else key + extension
 
 

@@ -27,6 +27,7 @@ from stylize_batch import parquet
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
 from stylize_batch.manifest.identity import DEFAULTS, controls, output_keys, pair_ids
+from stylize_batch.manifest.reach import Reach, reach
 from stylize_batch.manifest.schema import (
     SETTINGS,
     ManifestError,
@@ -97,7 +98,8 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
     """Check every row and spread the rows over buckets in a local folder.
 
     Raises:
-        ManifestError: a row breaks the contract, two rows are identical or two share an output key.
+        ManifestError: a row breaks the contract or reaches for what it may not, two rows are identical or two share
+            an output key.
     """
     partition = Partition(folder, size_of(source))
     for rows in _checked(source, format, limit):
@@ -212,12 +214,13 @@ def _checked(source: Source, format: Format, limit: int | None) -> Iterator[pa.T
     """Check the rows and bring them into the form of the plan, batch by batch, some at once."""
     ahead: deque[Future[pa.Table]] = deque()
     left = limit
+    allowed = reach(source.base)
     with ThreadPoolExecutor(CHECK_THREADS) as threads:
         for uri, start, batch in read_batches(source):
             if left is not None:
                 batch = batch.slice(0, left)
                 left -= batch.num_rows
-            ahead.append(threads.submit(_canonical, uri, start, batch, format))
+            ahead.append(threads.submit(_canonical, uri, start, batch, format, allowed))
             if len(ahead) > CHECK_THREADS:
                 yield ahead.popleft().result()
             if left == 0:
@@ -226,9 +229,10 @@ def _checked(source: Source, format: Format, limit: int | None) -> Iterator[pa.T
             yield check.result()
 
 
-def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format) -> pa.Table:
+def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format, allowed: Reach) -> pa.Table:
     try:
         batch.validate(full=True)  # invalid UTF-8
+        allowed.check(batch, uri, start)
         names = batch.schema.names
         contents = plain_strings(batch["content"])
         styles = list_column(batch["style"])

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.manifest.schema import ManifestError, check_schema
-from stylize_batch.storage import absolute, filesystem, is_uri, parent, row_error
+from stylize_batch.storage import absolute, failure, filesystem, is_uri, parent
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 32_000_000
@@ -68,7 +68,7 @@ def locate(manifest: str, output: str) -> Source:
     except ManifestError:
         raise
     except Exception as error:
-        raise ManifestError(f"cannot read the manifest {manifest}: {row_error(error, uri)}") from None
+        raise ManifestError(f"cannot read the manifest {manifest}: {failure(error, uri)}") from None
     below = len(base.rstrip("/")) + 1
     own = output.rstrip("/") + "/"
     files = [
@@ -100,7 +100,7 @@ def _digest(uri: str) -> bytes:
             while block := file.read(1 << 23):
                 digest.update(block)
     except Exception as error:
-        raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
+        raise ManifestError(f"cannot read the manifest {uri}: {failure(error, uri)}") from None
     return digest.digest()
 
 
@@ -167,7 +167,7 @@ def _open(uri: str) -> pq.ParquetFile:
         handle = fs.open(path, "rb", cache_type="none")  # pyarrow reads in pieces of its own
         source = handle if handle.size > SMALL_FILE else pa.BufferReader(handle.read())
     except Exception as error:
-        raise ManifestError(f"cannot read the manifest {uri}: {row_error(error, uri)}") from None
+        raise ManifestError(f"cannot read the manifest {uri}: {failure(error, uri)}") from None
     if source is not handle:
         handle.close()
     try:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stylize_batch.errors import JobFailedError, RowError, UsageError
+from stylize_batch.errors import JobFailedError, RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, Array, decode
 from stylize_batch.storage import list_files, read_bytes
 
@@ -99,6 +99,8 @@ class ImagePool:
                     raise JobFailedError(str(error)) from None
                 self._skip(uri)
                 continue
+            except SystemicError as error:
+                raise JobFailedError(str(error)) from None
             with self._lock:
                 if self._cached_bytes + image.nbytes <= MAX_CACHED_BYTES and uri not in self._cache:
                     self._cache[uri] = image

@@ -1,0 +1,151 @@
+"""lease.json: says that a run is working on an output root, so that a second one does not do the same work.
+
+The lease is advisory. Two runs on one root do no harm, since the plan is fixed and what they write is identical; so
+it needs no lock that storage would have to keep, and losing it loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from stylize_batch.errors import UsageError
+from stylize_batch.storage import Root
+
+KEY = "lease.json"
+
+RENEW_SECONDS = 5.0
+"""Time between two renewals."""
+
+WATCH_SECONDS = 15.0
+"""A lease that is not renewed for so long is left over from a run that died."""
+
+POLL_SECONDS = 1.0
+
+
+class Holder(NamedTuple):
+    """Who holds a lease.
+
+    Attributes:
+        run: a name of its own for each run of the command.
+        host: name of the machine.
+        pid: of the driver.
+        place: the boot and process namespace that the pid belongs to; empty where the system does not say.
+        born: when the process started, in the system's own ticks, since pids are used again; empty likewise.
+        renewals: counted up, so that every renewal changes the file.
+    """
+
+    run: str
+    host: str
+    pid: int
+    place: str
+    born: str
+    renewals: int = 0
+
+    def dead(self, here: Holder) -> bool:
+        """Whether the process is certainly gone, which only its own machine can tell (`here` is this process)."""
+        if (self.host, self.place) != (here.host, here.place):
+            return False
+        return _born(self.pid) != self.born
+
+
+@contextmanager
+def lease(root: Root, run: str) -> Generator[None]:
+    """Hold the lease of a root: take it, renew it from a thread of its own, remove it at the end.
+
+    Raises:
+        UsageError: another run renews it.
+        OSError: the root cannot be written.
+    """
+    here = Holder(run, socket.gethostname(), os.getpid(), _place(), _born(os.getpid()) or "")
+    _wait_for_others(root, here)
+    root.put(KEY, _dumps(here))
+    stop = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(root, here, stop), name="lease", daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewing.join(RENEW_SECONDS)
+        with suppress(
+            Exception
+        ):  # it may be another's by now, or storage may be gone: a stale lease holds 15 s
+            holder = _read(root)
+            if holder is not None and holder.run == run and not renewing.is_alive():
+                root.delete([KEY])
+
+
+def _renew(root: Root, here: Holder, stop: threading.Event) -> None:
+    while not stop.wait(RENEW_SECONDS):
+        here = here._replace(renewals=here.renewals + 1)
+        with suppress(
+            Exception
+        ):  # storage may be back at the next renewal; the work itself will say if it is not
+            root.put(KEY, _dumps(here))
+
+
+def _wait_for_others(root: Root, here: Holder) -> None:
+    """Return once no living run holds the lease; raise UsageError if one does."""
+    first = _read(root)
+    if first is None or first.dead(here):
+        return
+    deadline = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        now = _read(root)
+        if now is None or now.dead(here):
+            return
+        if now != first:
+            raise UsageError(
+                f"another run is working on {root.uri}: process {now.pid} on {now.host}; wait until it has finished, "
+                "or end it and repeat the command"
+            )
+
+
+def _read(root: Root) -> Holder | None:
+    try:
+        return Holder(**json.loads(root.read(KEY)))
+    except (
+        FileNotFoundError,
+        ValueError,
+        TypeError,
+    ):  # none, or what a power cut or another version has left
+        return None
+
+
+def _dumps(holder: Holder) -> bytes:
+    return (json.dumps(holder._asdict()) + "\n").encode()
+
+
+def _place() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str | None:
+    """Return a process's start time; None if there is no such process, empty if the system does not say."""
+    try:
+        # The name, in parentheses, may hold spaces; what follows it are the state and, 19 fields on, the start time.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except OSError:
+            pass
+        return ""
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,133 @@
+"""What a URI may reach. A manifest may come from elsewhere than the person who runs it, so its rows name only
+storage of allowed schemes, never a chain of file systems, and nobody's URI carries a credential."""
+
+# pyarrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stylize_batch.errors import UsageError
+from stylize_batch.manifest.schema import ManifestError
+from stylize_batch.storage import is_uri
+
+VARIABLE = "STYLIZE_BATCH_SCHEMES"
+"""Environment variable with the schemes rows may use instead of `SCHEMES`, separated by commas.
+
+The environment, and neither a flag nor a job file: what a manifest's author may make this machine reach is decided
+by whoever owns the machine, once, and is not copied along with somebody's job.
+"""
+
+SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "memory")
+"""Schemes that rows may use by default; plain paths count as `file`. Not http(s): a row could then ask anything of
+every server the workers reach."""
+
+_CREDENTIAL = (
+    r"(?i)://[^/?#@:]*:([^/?#@]*|[^/?#@]*[^0-9/?#@][^?#@]*)@"
+    r"|[?&](x-amz-(signature|credential|security-token)|x-goog-(signature|credential)|signature|awsaccesskeyid|sig"
+    r"|(access_?)?token|api_?key|password)="
+)
+_CREDENTIAL_PATTERN = re.compile(_CREDENTIAL)
+_COLUMNS = ("content", "style", "mask")
+
+
+class Reach(NamedTuple):
+    """What rows may reach.
+
+    Attributes:
+        schemes: allowed in URIs.
+        base: folder that relative paths start from; those stay below what the manifest itself was read from.
+    """
+
+    schemes: tuple[str, ...]
+    base: str
+
+    def refusal(self, uri: str) -> str | None:
+        """Return why a row's path or URI is refused; None if it is not."""
+        if not is_uri(uri):
+            relative = is_uri(self.base) and not uri.startswith("/")
+            return None if relative or "file" in self.schemes else self._not_allowed("plain paths")
+        if "::" in uri:
+            return "is a chain of file systems, which rows may not use"
+        if carries_credential(uri):
+            return "carries a credential, which the results would show; give it in the environment, not in the URI"
+        scheme = uri.split("://", 1)[0]
+        return None if scheme in self.schemes else self._not_allowed(f"{scheme}://")
+
+    def _not_allowed(self, what: str) -> str:
+        return (
+            f"uses {what}, rows may use {', '.join(self.schemes)}; "
+            f"if you trust the manifest, set {VARIABLE} to the list you allow"
+        )
+
+    def check(self, batch: pa.RecordBatch, where: str, start: int) -> None:
+        """Check the contents, styles and masks of some rows; `start` is the first one's number.
+
+        Raises:
+            ManifestError: naming the first row that is refused.
+        """
+        for name in _COLUMNS:
+            if name in batch.schema.names and self._suspicious(batch[name]):
+                for row, value in enumerate(batch[name].to_pylist(), start):
+                    for uri in [value] if isinstance(value, str) else value or ():
+                        if uri and (reason := self.refusal(uri)):
+                            raise ManifestError(f"{where}, row {row}: {name} {uri[:200]!r} {reason}")
+
+    def _suspicious(self, column: pa.Array) -> bool:
+        """Whether any value may have to be refused: exact for plain paths, and for URIs but for odd ones."""
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary
+        while not (pa.types.is_null(column.type) or _is_text(column.type)):
+            column = column.dictionary if pa.types.is_dictionary(column.type) else pc.list_flatten(column)
+        column = column.cast(pa.string())
+        plain = pc.invert(pc.match_substring(column, "://"))
+        schemes = "|".join(map(re.escape, self.schemes))
+        if "file" not in self.schemes:
+            plain = pc.and_(plain, pa.scalar(is_uri(self.base)))
+            plain = pc.and_(plain, pc.invert(pc.starts_with(column, "/")))
+        uris = column.filter(pc.invert(plain))
+        fine = pc.and_(
+            pc.match_substring_regex(uris, f"^({schemes})://"),
+            pc.invert(pc.match_substring_regex(uris, f"::|{_CREDENTIAL}")),
+        )
+        return bool(pc.any(pc.invert(fine)).as_py())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def reach(base: str) -> Reach:
+    """Return what rows may reach on this machine, with relative paths starting from `base`.
+
+    Raises:
+        UsageError: the environment variable is not a list of schemes.
+    """
+    text = os.environ.get(VARIABLE)
+    if text is None:
+        return Reach(SCHEMES, base)
+    schemes = tuple(part.strip().removesuffix("://") for part in text.split(",") if part.strip())
+    for scheme in schemes:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+            raise UsageError(f"{VARIABLE} is {text!r}, it must be schemes with commas between: file,s3,https")
+    return Reach(schemes, base)
+
+
+def carries_credential(uri: str) -> bool:
+    """Whether a URI has a password in front of its host, or a presigned or similar query."""
+    return is_uri(uri) and _CREDENTIAL_PATTERN.search(uri) is not None
+
+
+def refuse_credentials(uri: str, name: str) -> None:
+    """Raise ValueError if one of a job's own URIs carries a credential, which run.json and logs would show."""
+    if carries_credential(uri):
+        raise ValueError(
+            f"the {name}'s URI carries a credential, which run.json and the results would show; "
+            "give it in the environment or in fsspec's configuration"
+        )

@@ -1,0 +1,82 @@
+"""Errors: a closed list of kinds, one line each, and never a credential."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from stylize_batch.errors import (
+    KINDS,
+    GaveUpError,
+    JobFailedError,
+    Kind,
+    RowError,
+    SystemicError,
+    UsageError,
+    one_line,
+)
+
+PIPELINE = Path(__file__).parents[1] / "pipeline"
+
+
+def test_every_kind_of_failed_row_is_in_the_one_list_with_its_meaning() -> None:
+    assert set(KINDS) == set(get_args(Kind))
+    used = {
+        kind
+        for path in PIPELINE.rglob("*.py")
+        for kind in re.findall(r"RowError\(\s*\"(\w+)\"", path.read_text())
+    }
+    assert used <= set(KINDS)
+    assert all(meaning == one_line(meaning) for meaning in KINDS.values())
+
+
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"https://user:{SECRET}@host/x.jpg does not exist",
+        f"ftp://user:{SECRET}@host",
+        f"403, message='Forbidden', url='https://b.s3.amazonaws.com/x.jpg?X-Amz-Credential=k&X-Amz-Signature={SECRET}'",
+        f"https://h/x?AWSAccessKeyId=k&Signature={SECRET}&Expires=1",
+        f"https://h/x?X-Amz-Security-Token={SECRET}",
+        f"https://account.blob.core.windows.net/c/x?sv=1&sig={SECRET}",
+        f"https://h/x?access_token={SECRET}",
+        f"AuthorizationHeaderMalformed: Credential={SECRET}/20260101/us-east-1, Signature={SECRET}",
+        f"{{'key': 'x', 'aws_secret_access_key': '{SECRET}'}}",
+        f"aws_secret_access_key = {SECRET}",
+        f"password: {SECRET}",
+    ],
+)
+def test_no_error_shows_a_credential(text: str) -> None:
+    for error in (UsageError(text), JobFailedError(text), GaveUpError(text), SystemicError(text)):
+        assert SECRET not in str(error)
+        assert SECRET not in repr(pickle.loads(pickle.dumps(error)))
+    assert SECRET not in str(pickle.loads(pickle.dumps(RowError("NotFound", text))))
+
+
+def test_access_key_identifiers_are_left_out() -> None:
+    message = "InvalidAccessKeyId: The AWS Access Key Id AKIAIOSFODNN7EXAMPLE you provided does not exist"
+    assert "AKIA" not in str(UsageError(message))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NotFound: s3://bucket/a:b@c/x.jpg does not exist",
+        "s3://bucket/photos/sig/design=2/x?versionId=abc is a folder",
+        "size was 256 for this output root and is now 512; choose another --output",
+        "Signature mismatch in token stream",
+    ],
+)
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert one_line(text) == text
+
+
+def test_errors_are_one_line() -> None:
+    assert str(SystemicError("a\n  b\tc")) == "a b c"
