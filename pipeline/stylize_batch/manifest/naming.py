@@ -115,11 +115,11 @@ def _style_stem(key: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _safe_folder(folder: str) -> str:
-    parts = [_safe_part(part) for part in folder.split("/") if part]
+    parts = [shortened(_safe_part(part), MAX_NAME) for part in folder.split("/") if part]
     # Pictures' names end in an extension; a folder's may not, or it could be a picture's.
     return "/".join(part.replace(".", "_") if part.lower().endswith(SUFFIXES) else part for part in parts)
 
 
 def _safe_part(part: str) -> str:
-    safe = shortened(_UNSAFE.sub("_", part), MAX_NAME)
+    safe = _UNSAFE.sub("_", part)
     return "_" + safe.lstrip("~.") if safe.startswith("~") or safe in ("", ".", "..") else safe

@@ -110,6 +110,7 @@ def make_pools(
             for (_, label), pool in pools.items()
             for split, part in cut(pool, styles, sizes, least).items()
         }
+    pools = {key: np.sort(pool) for key, pool in pools.items()}
     chosen: dict[Group, Integers] = {}
     for group in contents:
         pool = pools[group.split if separate_splits else None, style_label.get(group.label)]
@@ -120,7 +121,7 @@ def make_pools(
                 f"{least} styles per content are asked for, but there are only {len(pool)}"
                 f"{f' for the contents of {of}' if of else ''}; lower --styles-per-content or add styles"
             )
-        chosen[group] = np.sort(pool)
+        chosen[group] = pool
     return chosen
 
 
