@@ -26,6 +26,10 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+SHOWN = 20
+"""Lines or values of one kind that are printed."""
+
+
 class Commands(TyperGroup):
     """Turns the errors a user meets into one line and an exit status."""
 
@@ -60,6 +64,8 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="Models: look at one.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+manifest_app = typer.Typer(help="Manifests: build one from a dataset, check one.", no_args_is_help=True)
+app.add_typer(manifest_app, name="manifest")
 
 
 @app.command()
@@ -188,6 +194,105 @@ def model_show(
         print(f"{key}: {value}")
 
 
+@manifest_app.command("build")
+def manifest_build(
+    content: Annotated[
+        str,
+        typer.Argument(
+            help="Folder, list (CSV, JSON lines, Parquet), COCO JSON or archives; path, URI or glob."
+        ),
+    ],
+    style: Annotated[str, typer.Argument(help="The same, of style images.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The manifest: a .parquet file; path or URI.")
+    ],
+    styles_per_content: Annotated[
+        int | None, typer.Option(help="Styles drawn for each content; 1 by default.")
+    ] = None,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Every style for every content.")] = False,
+    style_map: Annotated[
+        str | None, typer.Option(help="CSV, JSON or Parquet that names the styles of each content.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    style_by_label: Annotated[
+        bool, typer.Option("--style-by-label", help="All contents of a label get styles of one label.")
+    ] = False,
+    separate_splits: Annotated[
+        bool, typer.Option("--separate-splits", help="No style is shared between splits.")
+    ] = False,
+    alpha: Annotated[
+        str | None, typer.Option(help="Content-style trade-off: 0.8, or a range to draw from: 0.5..1.")
+    ] = None,
+    preserve_color: Annotated[
+        bool, typer.Option("--preserve-color", help="Keep the colours of the contents.")
+    ] = False,
+    content_root: Annotated[
+        str | None,
+        typer.Option(help="Where the paths of a list of contents start; its own folder by default."),
+    ] = None,
+    unpack: Annotated[str | None, typer.Option(help="Empty folder or URI to extract archives to.")] = None,
+) -> None:
+    """Pair contents with styles and write a manifest. The same seed gives the same pairs everywhere."""
+    from stylize_batch.manifest.build import Pairing, build
+    from stylize_batch.progress import TerminalProgress
+
+    pairing = Pairing(
+        styles_per_content=styles_per_content,
+        all_pairs=all_pairs,
+        style_map=style_map,
+        seed=seed,
+        by_label=style_by_label,
+        separate_splits=separate_splits,
+        alpha=alpha,
+        preserve_color=preserve_color,
+    )
+    with TerminalProgress() as progress:
+        built = build(
+            content, style, output, pairing, content_root=content_root, unpack=unpack, observer=progress
+        )
+    _say_some(built.notes)
+    _say(f"{built.rows} rows: {built.contents} contents with {built.used} of {built.styles} styles")
+    if built.splits:
+        _say("contents by split: " + ", ".join(f"{split} {count}" for split, count in built.splits.items()))
+    if built.labels:
+        _say(f"labels         {built.labels}")
+    _say(f"manifest       {built.output}")
+    if built.problems:
+        _say_some(built.problems)
+        raise typer.Exit(Exit.ROWS_FAILED)
+
+
+@manifest_app.command("check")
+def manifest_check(
+    manifest: Annotated[str, typer.Argument(help="Parquet manifest: file, folder or glob; path or URI.")],
+    sample: Annotated[int, typer.Option(min=0, help="Contents and styles to decode, each so many.")] = 100,
+    every: Annotated[bool, typer.Option("--all", help="Decode all contents and styles.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Check all that a run would refuse, and whether images can be decoded: all of them, or a sample."""
+    from stylize_batch.manifest.check import check
+    from stylize_batch.progress import TerminalProgress
+
+    with TerminalProgress() as progress:
+        report = check(manifest, None if every else sample, progress)
+    if as_json:
+        print(json.dumps(report.to_json()))
+    fewest, mean, most = report.pairs_per_content
+    _say(f"{report.rows} rows: {report.contents} contents, {report.styles} styles")
+    _say(f"pairs per content: {fewest} to {most}, {mean:g} on average")
+    for name, counts in (("splits", report.splits), ("labels", report.labels)):
+        if counts:
+            shown = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:SHOWN])
+            _say(f"rows by {len(counts)} {name}: {shown}{', …' if len(counts) > SHOWN else ''}")
+    for kind, failures in report.failures.items():
+        _say(f"failed: {failures.count} × {kind}")
+        for example in failures.examples:
+            _say(f"  {example}")
+    _say(f"{report.checked} images decoded, {sum(each.count for each in report.failures.values())} failed")
+    if report.failures:
+        raise typer.Exit(Exit.ROWS_FAILED)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(__version__)
@@ -208,6 +313,13 @@ def _say(line: str) -> None:
     print(
         "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line), file=sys.stderr
     )
+
+
+def _say_some(lines: list[str]) -> None:
+    for line in lines[:SHOWN]:
+        _say(line)
+    if len(lines) > SHOWN:
+        _say(f"… and {len(lines) - SHOWN} more such lines")
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -30,8 +30,8 @@ LINE_SECONDS = 15.0
 class Observer(Protocol):
     """Hears how a job comes along."""
 
-    def phase(self, name: str, total: int, done: int, in_hand: Callable[[], int]) -> None:
-        """A phase begins: what is counted, how many in all, how many are done already and in unfinished tasks."""
+    def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
+        """A phase begins: what is counted, how many in all (None: nobody knows), are done already, are in hand."""
         ...
 
     def advance(self, done: int, failed: int) -> None:
@@ -42,7 +42,7 @@ class Observer(Protocol):
 class Silent:
     """Hears and says nothing."""
 
-    def phase(self, name: str, total: int, done: int, in_hand: Callable[[], int]) -> None:
+    def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
         """Ignore it."""
 
     def advance(self, done: int, failed: int) -> None:
@@ -98,13 +98,14 @@ class TerminalProgress:
         if self._bar:
             self._bar.stop()
 
-    def phase(self, name: str, total: int, done: int, in_hand: Callable[[], int]) -> None:
+    def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
         """Show a new bar, or a line."""
         if self._bar is None:
             self._lines.phase(name, total, done, in_hand)
             return
         for task in self._bar.tasks:
-            self._bar.update(task.id, completed=task.total)
+            end = task.completed if task.total is None else task.total
+            self._bar.update(task.id, completed=end, total=end)
         self._bar.base, self._bar.in_hand = done, in_hand
         self._bar.add_task(name, total=total, completed=done, failures="")
 
@@ -122,25 +123,27 @@ class SparseLines:
     """A line at the start of a phase, at its end and every 15 seconds, with rate and time left."""
 
     def __init__(self) -> None:
-        self._name, self._total, self._first, self._started, self._last = "", 0, 0, 0.0, 0.0
+        self._name, self._first, self._started, self._last = "", 0, 0.0, 0.0
+        self._total: int | None = None
 
-    def phase(self, name: str, total: int, done: int, in_hand: Callable[[], int]) -> None:
+    def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
         """Write the first line."""
         self._name, self._total, self._first = name, total, done
         self._started = self._last = time.monotonic()
         note = f", {done} already done" if done else ""
-        print(f"{name}: {total}{note}", file=sys.stderr, flush=True)
+        print(f"{name}{'' if total is None else f': {total}'}{note}", file=sys.stderr, flush=True)
 
     def advance(self, done: int, failed: int) -> None:
         """Write a line if the last one is long ago or all is done."""
         now = time.monotonic()
-        if done < self._total and now - self._last < LINE_SECONDS:
+        unfinished = self._total is None or done < self._total
+        if unfinished and now - self._last < LINE_SECONDS:
             return
         self._last = now
         rate = (done - self._first) / max(now - self._started, 1e-9)
-        left = (self._total - done) / rate if rate else 0.0
-        parts = [f"{self._name}: {done}/{self._total}", f"{rate:.2f}/s"]
-        if done < self._total:
+        parts = [f"{self._name}: {done}{'' if self._total is None else f'/{self._total}'}", f"{rate:.2f}/s"]
+        if self._total is not None and unfinished:
+            left = (self._total - done) / rate if rate else 0.0
             parts.append(f"{duration(left)} left")
         if failed:
             parts.append(f"{failed} failed")

@@ -1,0 +1,460 @@
+"""Building a manifest from a dataset: contents and styles are listed, paired, named and written."""
+
+# pyarrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from stylize_batch.errors import UsageError
+from stylize_batch.manifest.collect import Collected, collect, read_map
+from stylize_batch.manifest.naming import (
+    MARK,
+    claims,
+    hashes,
+    marked,
+    picture_stem,
+    safe_key,
+    style_names,
+)
+from stylize_batch.manifest.pairing import Group, Hashes, Integers, draw, draw_alpha, make_pools, seeded
+from stylize_batch.manifest.schema import check_schema
+from stylize_batch.manifest.unpack import KEY, URI
+from stylize_batch.storage import Root, absolute, filesystem, parent
+
+if TYPE_CHECKING:
+    from stylize_batch.progress import Observer
+
+ROW_GROUP = 131_072
+"""Rows of a row group, and about what is in memory at once."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which styles each content gets.
+
+    Attributes:
+        styles_per_content: styles drawn for each content, no style twice.
+        all_pairs: every style for every content instead.
+        style_map: list of contents and their styles instead: CSV, JSON, JSON lines or Parquet.
+        seed: of everything drawn.
+        by_label: contents of one label get styles of one label.
+        separate_splits: no style is shared between splits.
+        alpha: content-style trade-off: a number, or a range `0.5..1` it is drawn from.
+        preserve_color: value of the column of that name.
+    """
+
+    styles_per_content: int | None = None
+    all_pairs: bool = False
+    style_map: str | None = None
+    seed: int = 0
+    by_label: bool = False
+    separate_splits: bool = False
+    alpha: str | None = None
+    preserve_color: bool = False
+
+
+@dataclass
+class Built:
+    """What was built.
+
+    Attributes:
+        output: the manifest.
+        rows: of it.
+        contents: all of them are in it.
+        styles: to choose from.
+        used: styles that are in it.
+        splits: contents of each.
+        labels: different ones of the contents.
+        notes: one line for each thing a user should know of.
+        problems: one line for each thing that was there and could not be read.
+    """
+
+    output: str
+    rows: int
+    contents: int
+    styles: int
+    used: int
+    splits: dict[str, int]
+    labels: int
+    notes: list[str]
+    problems: list[str]
+
+
+def build(
+    content: str,
+    style: str,
+    output: str,
+    pairing: Pairing,
+    *,
+    content_root: str | None = None,
+    unpack: str | None = None,
+    observer: Observer,
+) -> Built:
+    """Pair a source of contents with a source of styles and write the manifest, whole or not at all.
+
+    Args:
+        content: folder, list, COCO annotations or archives; see `collect`.
+        style: the same.
+        output: path or URI of the manifest; what lies below its folder is named relative to it.
+        pairing: which styles each content gets.
+        content_root: what the relative paths of a list of contents start from; the list's folder by default.
+        unpack: folder or URI that archives are extracted to.
+        observer: hears of progress.
+
+    Raises:
+        UsageError: a source, an option or their combination cannot be used; nothing was written.
+        JobFailedError: archives could not be unpacked to the end; repeating the call goes on.
+    """
+    alpha = _checked(pairing)
+    if not output.endswith(".parquet"):
+        raise UsageError(f"-o {output}: a manifest's name ends in .parquet")
+    unpacked = Root(unpack) if unpack else None
+    with tempfile.TemporaryDirectory(prefix="stylize-batch-build-", ignore_cleanup_errors=True) as folder:
+        listed = collect(style, "style", Path(folder), unpacked=unpacked, observer=observer)
+        styles = _load_styles(listed)
+        contents = collect(
+            content, "content", Path(folder), root=content_root, unpacked=unpacked, observer=observer
+        )
+        mapped = _load_map(pairing.style_map, styles, style) if pairing.style_map else None
+        most = _most_styles(pairing, len(styles.keys), mapped)
+        names = style_names(styles.keys) if most > 1 else None
+        room = MARK + (1 + max(len(name.encode()) for name in names) if names else 0)
+        survey = _survey(contents, room, mapped)
+        choose = _chooser(pairing, styles, survey.groups, mapped)
+        rows = _Rows(
+            parent(absolute(output)), pairing.seed, alpha, pairing.preserve_color, styles, names, room
+        )
+        tables = rows.tables(contents, survey.taken, choose, max(1, ROW_GROUP // most))
+        observer.phase("Pairing", contents.items, 0, lambda: 0)
+        _put(tables, output, lambda: observer.advance(rows.contents, 0))
+    splits: Counter[str] = Counter()
+    for group, count in survey.groups.items():
+        if group.split is not None:
+            splits[str(group.split)] += count
+    return Built(
+        output=absolute(output),
+        rows=rows.pairs,
+        contents=contents.items,
+        styles=len(styles.keys),
+        used=int(rows.used.sum()),
+        splits=dict(splits),
+        labels=len({group.label for group in survey.groups} - {None}),
+        notes=contents.notes,
+        problems=listed.problems + contents.problems,
+    )
+
+
+def _checked(pairing: Pairing) -> tuple[float, float] | None:
+    """Refuse what contradicts itself; returns the range of α."""
+    ways = {
+        "--styles-per-content": pairing.styles_per_content is not None,
+        "--all-pairs": pairing.all_pairs,
+        "--style-map": pairing.style_map is not None,
+    }
+    given = [name for name, present in ways.items() if present]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other")
+    if pairing.styles_per_content is not None and pairing.styles_per_content < 1:
+        raise UsageError("--styles-per-content must be at least 1")
+    for name, present in (
+        ("--style-by-label", pairing.by_label),
+        ("--separate-splits", pairing.separate_splits),
+    ):
+        if present and pairing.style_map is not None:
+            raise UsageError(f"{name} has no meaning with --style-map, which names the styles")
+    if pairing.alpha is None:
+        return None
+    low, dots, high = pairing.alpha.partition("..")
+    try:
+        bounds = float(low), float(high if dots else low)
+    except ValueError:
+        raise UsageError(f"--alpha {pairing.alpha}: give a number (0.8) or a range (0.5..1)") from None
+    if not all(0 <= bound <= 1 for bound in bounds):
+        raise UsageError(f"--alpha {pairing.alpha}: it must lie between 0 and 1")
+    if bounds[0] > bounds[1]:
+        raise UsageError(f"--alpha {pairing.alpha} is reversed; write {high}..{low}")
+    return bounds
+
+
+class _Styles(NamedTuple):
+    """All styles, sorted by key, so that their numbers do not depend on the listing's order."""
+
+    keys: list[str]
+    uris: list[str]
+    groups: list[Group]
+
+
+def _load_styles(found: Collected) -> _Styles:
+    rows: list[tuple[str, str, Group]] = []
+    for table in found.tables():
+        columns = [table[KEY].to_pylist(), table[URI].to_pylist(), _groups(table)]
+        rows += zip(*columns, strict=True)
+    rows.sort(key=lambda row: row[0])
+    for one, other in pairwise(rows):
+        if one[0] == other[0]:
+            raise UsageError(f"{found.source} names the style {one[0]!r} twice; remove one")
+    return _Styles([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+
+
+def _groups(table: pa.Table) -> list[Group]:
+    empty = [None] * len(table)
+    split, label = (
+        table[name].to_pylist() if name in table.column_names else empty for name in ("split", "label")
+    )
+    return [Group(_hashable(one), _hashable(other)) for one, other in zip(split, label, strict=True)]
+
+
+def _hashable(value: Any) -> Any:
+    return str(value) if isinstance(value, list | dict) else value
+
+
+Map = dict[str, list[int]]
+Choose = Callable[[list[str], list[Group], Hashes], tuple[Integers, Integers]]
+"""(keys, groups, hashes) of contents → for each pair, the number of its content among them and of its style."""
+
+
+def _load_map(uri: str, styles: _Styles, source: str) -> Map:
+    """Read which styles each content gets: rows of `content` and `style`, or a JSON object."""
+    numbers = {key: number for number, key in enumerate(styles.keys)}
+    found: Map = {}
+    for row, (content, names) in enumerate(read_map(uri)):
+        given = found.setdefault(content, [])
+        for name in names:
+            number = numbers.get(name)
+            if number is None:
+                raise UsageError(
+                    f"{uri}, row {row}: the style {name!r} is not in {source}; names there are like {styles.keys[0]!r}"
+                )
+            if number in given:
+                raise UsageError(f"{uri}, row {row}: {content!r} gets the style {name!r} twice; remove one")
+            given.append(number)
+    if not any(found.values()):
+        raise UsageError(f"{uri} names no styles")
+    return found
+
+
+def _most_styles(pairing: Pairing, styles: int, mapped: Map | None) -> int:
+    if mapped is not None:
+        return max(map(len, mapped.values()))
+    return styles if pairing.all_pairs else pairing.styles_per_content or 1
+
+
+class _Survey(NamedTuple):
+    """What must be known of all contents before the first is paired.
+
+    Attributes:
+        groups: contents by split and label.
+        taken: hashes of picture names that more than one content would have.
+    """
+
+    groups: Counter[Group]
+    taken: frozenset[int]
+
+
+def _survey(contents: Collected, room: int, mapped: Map | None) -> _Survey:
+    groups: Counter[Group] = Counter()
+    keys: list[Hashes] = []
+    claimed: list[Hashes] = []
+    missing: list[str] = []
+    for table in contents.tables():
+        batch: list[str] = table[KEY].to_pylist()
+        groups.update(_groups(table))
+        keys.append(hashes(batch))
+        claimed.append(hashes(name for key in batch for name in claims(*picture_stem(safe_key(key, room)))))
+        if mapped is not None:
+            missing += [key for key in batch if not mapped.get(key)]
+    twice = _repeated(keys)
+    if len(twice):
+        seen: set[str] = set()
+        for key in (key for table in contents.tables() for key in table[KEY].to_pylist()):
+            if key in seen:
+                raise UsageError(f"{contents.source} names {key!r} twice; keep one row for each image")
+            if hashes([key])[0] in twice:
+                seen.add(key)
+    if missing:
+        raise UsageError(f"the style map has no styles for {len(missing)} contents, such as {missing[0]!r}")
+    if mapped is not None and len(mapped) > contents.items:
+        for table in contents.tables():
+            for key in table[KEY].to_pylist():
+                mapped.pop(key)
+        raise UsageError(
+            f"the style map names {len(mapped)} contents that are not in {contents.source}, such as {next(iter(mapped))!r}"
+        )
+    return _Survey(groups, frozenset(map(int, _repeated(claimed))))
+
+
+def _repeated(batches: list[Hashes]) -> Hashes:
+    joined = np.sort(np.concatenate(batches))
+    return np.unique(joined[1:][joined[1:] == joined[:-1]])
+
+
+def _chooser(pairing: Pairing, styles: _Styles, groups: Counter[Group], mapped: Map | None) -> Choose:
+    if mapped is not None:
+
+        def look_up(keys: list[str], _groups: list[Group], _hashes: Hashes) -> tuple[Integers, Integers]:
+            counts = [len(mapped[key]) for key in keys]
+            return np.repeat(np.arange(len(keys)), counts), np.concatenate([mapped[key] for key in keys])
+
+        return look_up
+    if pairing.by_label:
+        for who, found in (("contents", groups), ("styles", styles.groups)):
+            if all(group.label is None for group in found):
+                raise UsageError(
+                    f"--style-by-label: the {who} have no labels; put them in folders by class, or give a list with "
+                    "a column 'label'"
+                )
+    if pairing.separate_splits and all(group.split is None for group in groups):
+        raise UsageError(
+            "--separate-splits: the contents have no splits; put them in folders such as train/ and val/, or give a "
+            "list with a column 'split'"
+        )
+    count = None if pairing.all_pairs else pairing.styles_per_content or 1
+    pools = make_pools(
+        groups,
+        styles.groups,
+        seeded(pairing.seed, styles.keys),
+        count or 1,
+        by_label=pairing.by_label,
+        separate_splits=pairing.separate_splits,
+    )
+
+    def from_pools(keys: list[str], members: list[Group], contents: Hashes) -> tuple[Integers, Integers]:
+        places: defaultdict[Group, list[int]] = defaultdict(list)
+        for place, group in enumerate(members):
+            places[group].append(place)
+        rows: list[Integers] = []
+        chosen: list[Integers] = []
+        for group, each in places.items():
+            pool, at = pools[group], np.array(each)
+            if count is None:
+                numbers = np.tile(pool, len(at))
+            else:
+                numbers = pool[draw(contents[at], len(pool), count)].ravel()
+            rows.append(np.repeat(at, len(numbers) // len(at)))
+            chosen.append(numbers)
+        order = np.argsort(np.concatenate(rows), kind="stable")
+        return np.concatenate(rows)[order], np.concatenate(chosen)[order]
+
+    return from_pools
+
+
+class _Rows:
+    """Makes the manifest's rows, and counts them."""
+
+    def __init__(
+        self,
+        base: str,
+        seed: int,
+        alpha: tuple[float, float] | None,
+        preserve_color: bool,
+        styles: _Styles,
+        names: list[str] | None,
+        room: int,
+    ) -> None:
+        self.contents = 0
+        self.pairs = 0
+        self.used = np.zeros(len(styles.keys), bool)
+        self._base, self._seed, self._alpha, self._preserve_color = (
+            base.rstrip("/") + "/",
+            seed,
+            alpha,
+            preserve_color,
+        )
+        self._names, self._room = names, room
+        self._style_uris = pa.array([self._relative(uri) for uri in styles.uris], pa.string())
+        labels = [None if group.label is None else str(group.label) for group in styles.groups]
+        self._style_labels = pa.array(labels, pa.string()) if any(labels) else None
+
+    def tables(
+        self, contents: Collected, taken: frozenset[int], choose: Choose, step: int
+    ) -> Iterator[pa.Table]:
+        """Yield the rows of so many contents at once."""
+        for table in contents.tables():
+            for start in range(0, len(table), step):
+                yield self._table(table.slice(start, step), taken, choose)
+
+    def _table(self, items: pa.Table, taken: frozenset[int], choose: Choose) -> pa.Table:
+        keys: list[str] = items[KEY].to_pylist()
+        contents = seeded(self._seed, keys)
+        rows, styles = choose(keys, _groups(items), contents)
+        uris = pa.array([self._relative(uri) for uri in items[URI].to_pylist()], pa.string())
+        columns: dict[str, Any] = {
+            "content": uris.take(pa.array(rows)),
+            "style": self._style_uris.take(pa.array(styles)),
+        }
+        if self._alpha is not None:
+            ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
+            columns["alpha"] = pa.array(draw_alpha(contents[rows], ranks, *self._alpha))
+        if self._preserve_color:
+            columns["preserve_color"] = pa.array(np.ones(len(rows), bool))
+        columns["output"] = pa.array(self._outputs(keys, taken, rows, styles), pa.string())
+        if self._style_labels is not None:
+            columns["style_label"] = self._style_labels.take(pa.array(styles))
+        for name in items.column_names:
+            if name not in (KEY, URI):
+                columns[name] = items[name].take(pa.array(rows))
+        self.contents += len(keys)
+        self.pairs += len(rows)
+        self.used[styles] = True
+        return pa.table(columns)
+
+    def _outputs(self, keys: list[str], taken: frozenset[int], rows: Integers, styles: Integers) -> list[str]:
+        pictures: list[tuple[str, str]] = []
+        for key in keys:
+            stem, suffix = picture_stem(safe_key(key, self._room))
+            if taken and not taken.isdisjoint(hashes(claims(stem, suffix)).tolist()):
+                stem = marked(stem, "", key)
+            pictures.append((stem, suffix))
+        if self._names is None:
+            return [stem + suffix for stem, suffix in (pictures[row] for row in rows.tolist())]
+        names = self._names
+        return [
+            f"{pictures[row][0]}-{names[style]}{pictures[row][1]}"
+            for row, style in zip(rows.tolist(), styles.tolist(), strict=True)
+        ]
+
+    def _relative(self, uri: str) -> str:
+        return uri.removeprefix(self._base)
+
+
+def _put(tables: Iterator[pa.Table], output: str, advanced: Callable[[], None]) -> None:
+    """Write a Parquet file row group by row group, and put it in place when it is whole."""
+    uri = absolute(output)
+    fs, path = filesystem(uri)
+    local = isinstance(fs, LocalFileSystem)
+    first = next(tables)
+    check_schema(first.schema, output)
+    folder = Path(path).parent if local else Path(tempfile.mkdtemp(prefix="stylize-batch-build-"))
+    temporary = folder / f".{Path(path).name}.{uuid.uuid4().hex}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer:
+            for table in chain([first], tables):
+                writer.write_table(table, row_group_size=ROW_GROUP)
+                advanced()
+        if local:
+            temporary.replace(path)
+        else:
+            fs.put_file(str(temporary), path)
+    except (UsageError, pa.ArrowException):
+        raise
+    except Exception as error:
+        raise UsageError(f"cannot write the manifest {output}: {' '.join(str(error).split())}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+        if not local:
+            folder.rmdir()

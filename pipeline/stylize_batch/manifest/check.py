@@ -1,0 +1,170 @@
+"""Checking a manifest before a run: all that planning would refuse, and whether its images can be decoded."""
+
+# pyarrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from stylize_batch.errors import RowError
+from stylize_batch.images.decode import decode
+from stylize_batch.manifest.naming import hashes
+from stylize_batch.manifest.plan import Partition, check_and_partition, temporary_folder
+from stylize_batch.manifest.schema import string_lists
+from stylize_batch.manifest.source import locate
+from stylize_batch.model.architecture import MIN_SIDE
+from stylize_batch.storage import absolute, read_bytes
+
+if TYPE_CHECKING:
+    from stylize_batch.progress import Observer
+
+EXAMPLES = 3
+"""Failures of one kind that are quoted."""
+
+THREADS = 8
+WINDOW = 256
+"""Images in threads at once."""
+
+
+@dataclass
+class Failures:
+    """Images that a run could not use, for one reason: how many, and the first of them."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CheckReport:
+    """What a manifest holds, and what is wrong with its images.
+
+    Attributes:
+        rows: pairs.
+        contents: distinct ones.
+        styles: distinct ones.
+        pairs_per_content: fewest, mean and most.
+        splits: rows of each value of the column `split`, if there is one.
+        labels: rows of each value of the column `label`, if there is one.
+        checked: images read and decoded.
+        failures: by kind, as in the results' `error` column.
+    """
+
+    rows: int
+    contents: int
+    styles: int
+    pairs_per_content: tuple[int, float, int]
+    splits: dict[str, int]
+    labels: dict[str, int]
+    checked: int = 0
+    failures: dict[str, Failures] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object `--json` prints."""
+        return asdict(self)
+
+
+def check(manifest: str, sample: int | None, observer: Observer) -> CheckReport:
+    """Check every row of a manifest, and images of it.
+
+    Args:
+        manifest: Parquet file, folder or glob; path or URI.
+        sample: contents, styles and masks to decode, each so many; None decodes all. The same manifest has the same
+            sample.
+        observer: hears of progress.
+
+    Raises:
+        ManifestError: `run` would refuse the manifest, for the same reason.
+    """
+    source = locate(manifest, f"{absolute(manifest)}-stylized")
+    observer.phase("Checking rows", None, 0, lambda: 0)
+    with temporary_folder() as folder:
+        partition = check_and_partition(source, Path(folder), "jpeg", None)
+        report, styles, masks = _survey(partition)
+        contents = _contents(partition)
+        total = report.contents + len(styles) + len(masks)
+        if sample is not None:
+            contents = _sampled(contents, sample)
+            styles, masks = _sampled(styles, sample), _sampled(masks, sample)
+            total = min(report.contents, sample) + len(styles) + len(masks)
+        observer.phase("Decoding images", total, 0, lambda: 0)
+        failed = 0
+        for images, min_side in ((contents, MIN_SIDE), (styles, 1), (masks, 1)):
+            for error in _decoded(images, source.base, min_side):
+                report.checked += 1
+                if error is not None:
+                    failed += 1
+                    failures = report.failures.setdefault(error.kind, Failures())
+                    failures.count += 1
+                    if len(failures.examples) < EXAMPLES:
+                        failures.examples.append(error.message)
+                observer.advance(report.checked, failed)
+    return report
+
+
+def _survey(partition: Partition) -> tuple[CheckReport, list[str], list[str]]:
+    """Count what the rows hold; returns the distinct styles and masks, too."""
+    values: dict[str, Counter[str]] = {"split": Counter(), "label": Counter()}
+    images: dict[str, set[str]] = {"style": set(), "mask": set()}
+    rows = contents = most = 0
+    fewest = partition.pairs
+    for table in partition.buckets():
+        if not len(table):
+            continue
+        counts = pc.value_counts(table["content"].combine_chunks()).field("counts")
+        rows, contents = rows + len(table), contents + len(counts)
+        fewest, most = min(fewest, pc.min(counts).as_py()), max(most, pc.max(counts).as_py())
+        for name, found in images.items():
+            if name in table.column_names:
+                for chunk in table[name].chunks:
+                    found.update(uri for each in string_lists(chunk) for uri in each or () if uri)
+        for name, counter in values.items():
+            if name in table.column_names:
+                counter.update(str(value) for value in table[name].to_pylist() if value is not None)
+    report = CheckReport(
+        rows=rows,
+        contents=contents,
+        styles=len(images["style"]),
+        pairs_per_content=(fewest, round(rows / contents, 3), most),
+        splits=dict(values["split"].most_common()),
+        labels=dict(values["label"].most_common()),
+    )
+    return report, sorted(images["style"]), sorted(images["mask"])
+
+
+def _contents(partition: Partition) -> Iterator[str]:
+    for table in partition.buckets():
+        yield from pc.unique(table["content"]).to_pylist()
+
+
+def _sampled(images: Iterable[str], sample: int) -> list[str]:
+    """Choose images by their hash: the same ones from any listing of them."""
+    return heapq.nsmallest(sample, images, key=lambda image: int(hashes([image])[0]))
+
+
+def _decoded(images: Iterable[str], base: str, min_side: int) -> Iterator[RowError | None]:
+    def attempt(image: str) -> RowError | None:
+        try:
+            uri = absolute(image, base)
+            data = read_bytes(uri)
+        except RowError as error:
+            return error
+        try:
+            decode(data, min_side=min_side)
+        except RowError as error:
+            return RowError(error.kind, f"{uri}: {error.message}")
+        return None
+
+    waiting = iter(images)
+    with ThreadPoolExecutor(THREADS) as threads:
+        while window := list(islice(waiting, WINDOW)):
+            yield from threads.map(attempt, window)

@@ -1,0 +1,421 @@
+"""Archives of images (WebDataset tar, Parquet with embedded images) become files under a folder of their own.
+
+Each archive's index is written last, so an archive is done when its index exists: a repeated command goes on with
+the next one. Members are written by `Root.put` under safe names; nothing is ever extracted by path.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from stylize_batch import parquet
+from stylize_batch.errors import JobFailedError, RowError, UsageError
+from stylize_batch.images.decode import SUFFIXES
+from stylize_batch.manifest.naming import MARK, digest, folded, marked, safe_key, shortened
+from stylize_batch.storage import Root, filesystem, fingerprint, join
+
+if TYPE_CHECKING:
+    from stylize_batch.progress import Observer
+
+KEY, URI = "stylize_batch.key", "stylize_batch.uri"
+"""Columns of an item: its path below its source, and where it is."""
+
+MARK_KEY = "unpacked.json"
+"""Says that a folder is ours to write to."""
+
+MAX_ARCHIVE_NAME = 64
+"""Bytes of an archive's name in the folder's name."""
+
+MAX_MEMBER = 256 << 20
+"""Bytes of one member; a larger one is left out."""
+
+SLACK = 64 << 20
+"""Bytes a tar file may hold between two members: headers, or what is left of a damaged member."""
+
+MAX_EXPANSION = 200
+"""A compressed archive may hold so many times its own bytes (and a gigabyte in any case)."""
+
+PUT_THREADS = 16
+PUTS = 64
+"""Images in memory at once."""
+
+_META = b"stylize_batch.archive"
+_EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "GIF": ".gif", "BMP": ".bmp"}
+
+
+class Unpacked(NamedTuple):
+    """Archives that have been unpacked.
+
+    Attributes:
+        root: the folder.
+        indexes: key of each archive's index.
+        prefixes: what each archive's keys begin with.
+        schema: of all the indexes together.
+        notes: one line for each thing a user should know of.
+        problems: one line for each thing that could not be unpacked.
+    """
+
+    root: Root
+    indexes: list[str]
+    prefixes: list[str]
+    schema: pa.Schema
+    notes: list[str]
+    problems: list[str]
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Read the indexes: key, URI and the columns of the archives."""
+        for index, prefix in zip(self.indexes, self.prefixes, strict=True):
+            table = parquet.loads(self.root.read(index))
+            columns = {
+                name: table[name] if name in table.column_names else pa.nulls(len(table))
+                for name in self.schema.names
+            }
+            columns[KEY] = pa.array([prefix + key for key in table[KEY].to_pylist()], pa.string())
+            columns[URI] = pa.array([self.root.uri_of(key) for key in table[URI].to_pylist()], pa.string())
+            yield pa.table(columns).cast(self.schema)
+
+
+def unpack(archives: list[str], base: str, root: Root, role: str, observer: Observer) -> Unpacked:
+    """Extract the images of archives, those that earlier calls have not finished.
+
+    Args:
+        archives: URIs of tar files or of Parquet files with an image column.
+        base: the folder the archives lie in; of several, each one's keys begin with its path below it.
+        root: empty, or filled by an earlier call.
+        role: `content` or `style`: a subfolder, so that both can be unpacked to one root.
+
+    Raises:
+        UsageError: the root is in use for something else, or the archives' columns have no common type.
+        JobFailedError: an archive cannot be read; repeating the call goes on.
+    """
+    try:
+        if not root.exists(MARK_KEY):
+            if not root.empty():
+                raise UsageError(
+                    f"{root.uri} is not empty and holds no {MARK_KEY}; give --unpack an empty folder"
+                )
+            root.put(MARK_KEY, b"{}\n")
+    except OSError as error:
+        raise UsageError(f"cannot unpack to {root.uri}: {' '.join(str(error).split())}") from None
+    observer.phase(f"Unpacking {role} archives", len(archives), 0, lambda: 0)
+    indexes: list[str] = []
+    schemas: list[pa.Schema] = []
+    notes: list[str] = []
+    problems: list[str] = []
+    for done, uri in enumerate(archives, 1):
+        index, found = _unpack_one(uri, root, role)
+        indexes.append(index)
+        schemas.append(found.schema.remove_metadata())
+        notes += found.notes
+        problems += found.problems
+        observer.advance(done, 0)
+    root.clear_temporaries()
+    try:
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"the archives of {base} have a column of different types: {reason}") from None
+    prefixes = [f"{_without_suffix(uri[len(base) :].lstrip('/'))}/" for uri in archives]
+    return Unpacked(root, indexes, prefixes if len(archives) > 1 else [""], schema, notes, problems)
+
+
+def image_column(schema: pa.Schema) -> str | None:
+    """Return the first column that embeds image files: binary, or a struct with binary `bytes`."""
+    for column in schema:
+        kind = column.type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return column.name
+    return None
+
+
+class _Finished(NamedTuple):
+    schema: pa.Schema
+    notes: list[str]
+    problems: list[str]
+
+
+def _unpack_one(uri: str, root: Root, role: str) -> tuple[str, _Finished]:
+    """Unpack an archive unless its index says that this has been done; returns the index's key."""
+    name = f"{shortened(safe_key(_without_suffix(uri.rpartition('/')[2])), MAX_ARCHIVE_NAME)}-{digest(uri)}"
+    index = f"{role}/index/{name}.parquet"
+    try:
+        version = fingerprint(uri)
+        if root.exists(index):
+            schema = pq.read_schema(io.BytesIO(root.read(index)))
+            meta = json.loads((schema.metadata or {}).get(_META, b"{}"))
+            if meta.get("version") == version:
+                return index, _Finished(schema, meta["notes"], meta["problems"])
+        out = _Extraction(root, f"{role}/images/{name}", uri)
+        fs, path = filesystem(uri)
+        with fs.open(path, "rb") as handle:
+            if uri.lower().endswith(".parquet"):
+                columns = _from_parquet(handle, out)
+            else:
+                columns = _from_tar(handle, fs.size(path), uri.lower().endswith("gz"), out)
+        out.put()
+    except RowError as error:
+        raise JobFailedError(f"cannot read the archive {uri}: {error}") from None
+    except pa.ArrowException as error:
+        raise UsageError(f"the archive {uri} is damaged: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise JobFailedError(f"cannot unpack {uri}: {' '.join(str(error).split())}") from None
+    if not out.keys:
+        out.problem("no images in it")
+    if out.beside:
+        out.note(f"{out.beside} images beside others of their sample are left out")
+    table = pa.table({KEY: pa.array(out.keys, pa.string()), URI: pa.array(out.objects, pa.string())})
+    for column in columns.column_names:
+        if column in (KEY, URI):
+            continue
+        table = table.append_column(column, columns[column])
+    meta = {"version": version, "notes": out.notes, "problems": out.problems}
+    table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
+    root.put(index, parquet.dumps(table))
+    return index, _Finished(table.schema, out.notes, out.problems)
+
+
+class _Extraction:
+    """Writes images under distinct safe names, some at a time, and keeps count of them."""
+
+    def __init__(self, root: Root, folder: str, archive: str) -> None:
+        self.keys: list[str] = []
+        self.objects: list[str] = []
+        self.beside = 0
+        self.notes: list[str] = []
+        self.problems: list[str] = []
+        self._root, self._folder, self._archive = root, folder, archive
+        self._seen: set[int] = set()
+        self._pending: list[tuple[str, bytes]] = []
+
+    def note(self, what: str) -> None:
+        """Remember a line for the user."""
+        self.notes.append(f"{self._archive}: {what}")
+
+    def problem(self, what: str) -> None:
+        """Remember what could not be unpacked."""
+        self.problems.append(f"{self._archive}: {what}")
+
+    def add(self, name: str, data: bytes) -> None:
+        """Take an image."""
+        key = safe_key(name, room=MARK)
+        if hash(folded(key)) in self._seen:
+            stem, dot, suffix = key.rpartition(".")
+            key = marked(stem or suffix, dot + suffix if stem else "", f"{name}\0{len(self.keys)}")
+        self._seen.add(hash(folded(key)))
+        self.keys.append(key)
+        self.objects.append(join(self._folder, key))
+        self._pending.append((self.objects[-1], data))
+        if len(self._pending) >= PUTS or sum(len(each) for _, each in self._pending) > SLACK:
+            self.put()
+
+    def put(self) -> None:
+        """Write what has been taken."""
+        with ThreadPoolExecutor(PUT_THREADS) as threads:
+            list(threads.map(self._root.put, *zip(*self._pending, strict=True)))
+        self._pending.clear()
+
+
+def _from_parquet(handle: Any, out: _Extraction) -> pa.Table:
+    """Extract the rows of a Parquet file; returns their other columns, those of bytes left out."""
+    with pq.ParquetFile(handle) as file:
+        schema = file.schema_arrow
+        image = image_column(schema)
+        carried = [name for name in schema.names if image_column(pa.schema([schema.field(name)])) is None]
+        left = [name for name in schema.names if name not in carried and name != image]
+        if left:
+            out.note(f"columns of other images are left out: {', '.join(left)}")
+        kept: list[pa.RecordBatch] = []
+        row = 0
+        for batch in file.iter_batches(batch_size=PUTS):
+            rows: list[int] = []
+            for place, cell in enumerate(batch[image].to_pylist()):
+                data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+                name = _embedded_name(data, path, row + place)
+                if data is None or name is None:
+                    out.problem(f"row {row + place} holds no image")
+                    continue
+                out.add(name, data)
+                rows.append(place)
+            kept.append(batch.select(carried).take(pa.array(rows, pa.int64())))
+            row += len(batch)
+        return pa.Table.from_batches(kept, pa.schema([schema.field(name) for name in carried]))
+
+
+def _embedded_name(data: bytes | None, path: str | None, row: int) -> str | None:
+    if not data:
+        return None
+    if path and path.lower().endswith(SUFFIXES):
+        return path
+    try:
+        with Image.open(io.BytesIO(data), formats=list(_EXTENSIONS)) as image:
+            return f"{path or f'{row:08d}'}{_EXTENSIONS[str(image.format)]}"
+    except Exception:
+        return None
+
+
+def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction) -> pa.Table:
+    """Extract the images of a tar file; returns columns made of the members beside them (WebDataset).
+
+    Members whose names agree up to the first dot are one sample: `.cls` is its label, the fields of `.json` and the
+    text of `.txt` are columns.
+    """
+    rows: list[dict[str, Any]] = []
+    sample = _Sample("")
+    headers = _header_class()
+    total = max(1 << 30, MAX_EXPANSION * (size or 0)) if compressed else None
+    stream: Any = _Bounded(gzip.GzipFile(fileobj=handle) if compressed else handle, total)
+    try:
+        # Damaged headers are skipped and remembered: what follows them is still there.
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=headers, ignore_zeros=True) as archive:
+            while (member := archive.next()) is not None:
+                vars(archive)["members"].clear()  # tarfile keeps all it has seen
+                stream.allow(member.size + SLACK)
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                suffix = suffix.lower()
+                is_image = f".{suffix}".endswith(SUFFIXES)
+                if not stem or member.isdir() or not (is_image or suffix in _SIDECARS):
+                    continue
+                if not member.isfile():
+                    out.problem(f"{member.name} is a link or a device, not a file; left out")
+                    continue
+                if member.size > MAX_MEMBER:
+                    out.problem(f"{member.name} has {member.size} bytes, the limit is {MAX_MEMBER}; left out")
+                    continue
+                file = archive.extractfile(member)
+                assert file is not None
+                data = file.read()
+                if f"{folder}/{stem}" != sample.base:
+                    rows += sample.extract(out)
+                    sample = _Sample(f"{folder}/{stem}")
+                if is_image:
+                    sample.images.append((member.name, data))
+                else:
+                    sample.add_sidecar(member.name, suffix, data, out)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, _TooMuchError) as error:
+        out.problem(f"is damaged ({error or type(error).__name__}); what came before is kept")
+    else:
+        if headers.damaged:
+            out.problem("is damaged inside; what could be read is kept")
+        elif not headers.ended:
+            out.problem("has no end mark and may be cut off; what could be read is kept")
+    rows += sample.extract(out)
+    return _columns(rows)
+
+
+_SIDECARS = ("cls", "json", "txt")
+
+
+class _Sample:
+    """Members of a tar file that belong together."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.images: list[tuple[str, bytes]] = []
+        self._columns: dict[str, Any] = {}
+        self._sidecars = False
+
+    def add_sidecar(self, name: str, suffix: str, data: bytes, out: _Extraction) -> None:
+        """Read what a member says of the images beside it."""
+        self._sidecars = True
+        try:
+            text = data.decode().strip()
+            if suffix == "cls":
+                self._columns["label"] = int(text) if text.isdecimal() else text
+            elif suffix == "txt":
+                self._columns["txt"] = text
+            else:
+                found = json.loads(text)
+                self._columns |= found if isinstance(found, dict) else {"json": found}
+        except ValueError as error:
+            out.problem(f"{name} cannot be read ({error}); its image is kept")
+
+    def extract(self, out: _Extraction) -> list[dict[str, Any]]:
+        """Hand the images over; returns the columns of each."""
+        chosen = self.images
+        if self._sidecars:  # `0001.seg.png` beside `0001.jpg` says something of it, too
+            chosen = [each for each in chosen if each[0].rpartition("/")[2].count(".") == 1] or chosen
+        for name, data in chosen:
+            out.add(name, data)
+        out.beside += len(self.images) - len(chosen)
+        return [self._columns] * len(chosen)
+
+
+def _columns(rows: list[dict[str, Any]]) -> pa.Table:
+    """Make columns of dictionaries; one whose values have no common type becomes JSON text."""
+    columns: dict[str, pa.Array] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            columns[name] = pa.array([None if value is None else json.dumps(value) for value in values])
+    return pa.table(columns)
+
+
+def _header_class() -> Any:
+    class Header(tarfile.TarInfo):
+        """Remembers what tarfile passes over in silence."""
+
+        damaged = False
+        ended = False
+
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Any:
+            try:
+                return super().frombuf(buf, encoding, errors)
+            except tarfile.HeaderError:
+                if buf and not any(buf):
+                    cls.ended = True
+                elif buf and not cls.ended:
+                    cls.damaged = True
+                raise
+
+    return Header
+
+
+class _TooMuchError(Exception):
+    """An archive holds more than it should."""
+
+
+class _Bounded:
+    """A stream that gives no more than has been allowed, so that neither headers nor compression fill the memory."""
+
+    def __init__(self, file: Any, total: int | None) -> None:
+        self._file, self._total, self._left = file, total, SLACK
+
+    def allow(self, size: int) -> None:
+        """Allow so many bytes from here on."""
+        self._left = size
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as a file does."""
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._total is not None:
+            self._total -= len(data)
+        if self._left < 0:
+            raise _TooMuchError("no readable member for a long stretch")
+        if self._total is not None and self._total < 0:
+            raise _TooMuchError("it expands to too many times its size")
+        return data
+
+
+def _without_suffix(name: str) -> str:
+    for suffix in (".tar", ".tar.gz", ".tgz", ".parquet"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name

@@ -1,0 +1,73 @@
+"""Names of pictures: they stay as they are where they can, and never leave the root or meet each other."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stylize_batch.images.encode import EXTENSIONS
+from stylize_batch.manifest.identity import output_key
+from stylize_batch.manifest.naming import MARK, claims, folded, picture_stem, safe_key, style_names
+from stylize_batch.storage import checked_key
+
+parts = st.text(st.sampled_from("aA.-_~/\\ü\u0308\x00jpgt"), min_size=1, max_size=40) | st.text(
+    min_size=1, max_size=300
+)
+
+
+@given(key=parts, room=st.integers(0, 100))
+def test_any_name_becomes_a_valid_key_with_room(key: str, room: int) -> None:
+    safe = safe_key(key, room)
+    checked_key(safe)
+    assert len(safe.rpartition("/")[2].encode()) + room <= 240
+    assert safe_key(safe, room) == safe
+
+
+@pytest.mark.parametrize(
+    "key", ["0001.jpg", "train/dog/0001.JPEG", "val/größe/a b (1).tif", "n01440764/x-1.png"]
+)
+def test_ordinary_names_stay_as_they_are(key: str) -> None:
+    assert safe_key(key, MARK) == key
+
+
+@pytest.mark.parametrize(
+    ("key", "start"),
+    [
+        ("../../etc/passwd.jpg", "_/_/etc/passwd-"),
+        ("~/x.jpg", "_/x-"),
+        ("a\\b.jpg", "a_b-"),
+        ("dir.jpg/x.jpg", "dir_jpg/x-"),
+        ("\udcff.jpg", "_-"),
+        ("k" * 300 + ".jpg", "kkk"),
+    ],
+)
+def test_altered_names_are_marked(key: str, start: str) -> None:
+    safe = safe_key(key)
+    assert safe.startswith(start)
+    assert safe.endswith(".jpg")
+    assert safe_key(key + "x") != safe
+
+
+@given(
+    st.lists(parts, min_size=2, max_size=2, unique_by=lambda key: safe_key(key)),
+    st.sampled_from(list(EXTENSIONS)),
+)
+def test_names_that_a_run_would_make_equal_share_a_claim(keys: list[str], format: str) -> None:
+    pictures = [picture_stem(safe_key(key, MARK)) for key in keys]
+    one, other = (folded(output_key(stem + suffix, "", "", "", format)) for stem, suffix in pictures)  # pyright: ignore[reportArgumentType]
+    if one == other:
+        assert set(claims(*pictures[0])) & set(claims(*pictures[1]))
+
+
+@given(st.lists(parts, unique=True, max_size=20))
+def test_style_names_are_distinct_whatever_the_case(keys: list[str]) -> None:
+    names = style_names(keys)
+    assert len({folded(name) for name in names}) == len(keys)
+    assert not any(set("-./\\") & set(name) for name in names)
+
+
+def test_styles_of_one_stem_are_told_apart() -> None:
+    names = style_names(["monet/1.jpg", "van-gogh/1.jpg", "wave (2).png"])
+    assert names[2] == "wave_2"
+    assert all(name.startswith("1_") for name in names[:2])
