@@ -203,7 +203,8 @@ def evaluate(
     """
     import torch
 
-    from stylize_batch.evaluation.run import Evaluation, Protocol
+    from stylize_batch.evaluation.protocol import Protocol
+    from stylize_batch.evaluation.run import Evaluation
     from stylize_batch.model.container import DEFAULT
     from stylize_batch.progress import TerminalProgress
 

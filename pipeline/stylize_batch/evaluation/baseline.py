@@ -17,7 +17,7 @@ STYLE_WEIGHT = 10.0
 HISTORY = 50
 """Steps L-BFGS remembers."""
 
-RECIPE = f"L-BFGS history {HISTORY}, lr 1, no line search, λ {STYLE_WEIGHT:g}, projected onto 0..1"
+RECIPE = f"L-BFGS history {HISTORY}, rate 1, no line search, λ {STYLE_WEIGHT:g}, projected gradient"
 """What decides the baseline's pictures beside φ and the images."""
 
 
@@ -27,9 +27,12 @@ def optimise(
     """Optimise a picture without end, starting from the content; yields it after each iteration.
 
     The objective is the content distance to φ₄(content) plus λ times the style loss. Every iteration is one
-    evaluation of it and one step of L-BFGS with rate 1, without a line search. The pixels are projected onto 0..1
-    after each step: where the style is stark a free picture leaves that range, and clamping it only at the end undoes
-    much of what was gained, which would flatter whatever the baseline is compared with.
+    evaluation of it and one step of L-BFGS with rate 1, without a line search.
+
+    The optimisation is projected: pixels are clamped to 0..1 after each step, and at a limit the part of the gradient
+    that points out of the range is dropped. A free picture leaves the range where the style is stark, and clamping it
+    only at the end undoes much of what was gained, which would flatter whatever the baseline is compared with;
+    clamping alone, with the whole gradient, misleads L-BFGS until it stands still.
 
     One picture at a time: L-BFGS takes all it is given for one vector, so pictures of a batch would change each other.
 
@@ -51,6 +54,9 @@ def optimise(
         taps = phi.taps(image.contiguous(memory_format=torch.channels_last))
         loss = (feature_distance(taps[-1], features) + STYLE_WEIGHT * style_loss(taps, targets)).sum()
         loss.backward()
+        gradient = image.grad
+        assert gradient is not None
+        gradient[(image <= 0) & (gradient > 0) | (image >= 1) & (gradient < 0)] = 0
         return loss
 
     while True:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stylize_batch import parquet
-from stylize_batch.errors import JobFailedError, RowError, UsageError
+from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.evaluation import summary
 from stylize_batch.evaluation.methods import (
     Content,
@@ -29,21 +28,22 @@ from stylize_batch.evaluation.methods import (
     encode_style,
     measure,
 )
-from stylize_batch.images.decode import SUFFIXES, Array, decode
+from stylize_batch.evaluation.protocol import Picture, Protocol, digest
+from stylize_batch.images.decode import Array, decode
 from stylize_batch.images.encode import encode
 from stylize_batch.images.sheet import contact_sheet
-from stylize_batch.model import checkpoint, container
+from stylize_batch.model import checkpoint
 from stylize_batch.model.network import Network, loss_network
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.progress import Observer
-from stylize_batch.storage import Root, absolute, list_files, read_bytes, row_error
+from stylize_batch.storage import Root
 from stylize_batch.training.data import to_array
 from stylize_batch.weights import read_model
 
 CELL = 256
 """Longest side a picture is kept at for the contact sheet."""
 
-MARKS = (25, 50, 100, 200, 500)
+MARKS = (10, 25, 50, 100, 200, 500)
 """Iterations after which the baseline's picture is measured, and after its last."""
 
 MAX_SHEET_PAIRS = 12
@@ -78,39 +78,8 @@ class _Row(NamedTuple):
     picture: bytes
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What is compared on what.
-
-    Attributes:
-        contents: folder or URI of photographs.
-        styles: folder or URI of style images.
-        models: shipped names, paths or URIs.
-        size: side of the centre squares compared, pixels.
-        max_contents: contents taken at most, drawn by the seed where there are more.
-        max_styles: as `max_contents`.
-        iterations: of the optimisation baseline; 0 leaves it out.
-        seed: of the draw.
-    """
-
-    contents: str
-    styles: str
-    models: tuple[str, ...] = (container.DEFAULT,)
-    size: int = 256
-    max_contents: int = 50
-    max_styles: int = 10
-    iterations: int = 100
-    seed: int = 0
-
-
-class _Image(NamedTuple):
-    name: str
-    digest: str
-    pixels: Array
-
-
 class _Unit(NamedTuple):
-    content: _Image
+    content: Picture
     style: Style
     method: Method
     key: str
@@ -157,12 +126,12 @@ class Evaluation:
         loaded = {name: checkpoint.loads(read_model(name)) for name in protocol.models}
         phi = loss_network(next(iter(loaded.values())))
         self._phi: Encoder = phi.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._phi_digest = _digest(*(value.cpu().numpy() for value in phi.state_dict().values()))
+        self._phi_digest = digest(*(value.cpu().numpy() for value in phi.state_dict().values()))
         self._models = [Model(name, model.digest, Network(model, device)) for name, model in loaded.items()]
         self._device = torch.device(device)
         self.skipped: dict[str, str] = {}
-        self._contents = self._load(protocol.contents, protocol.max_contents)
-        self._styles = self._load(protocol.styles, protocol.max_styles)
+        self._contents = protocol.load(protocol.contents, protocol.max_contents, self.skipped)
+        self._styles = protocol.load(protocol.styles, protocol.max_styles, self.skipped)
         self.contents = [image.name for image in self._contents]
         self.styles = [image.name for image in self._styles]
         described = {**asdict(protocol), "model_digests": [model.digest for model in loaded.values()]}
@@ -190,38 +159,12 @@ class Evaluation:
             return self._finish(units + slow, parts)
         except OSError as error:
             raise JobFailedError(f"cannot use {self.root.uri}: {error}") from None
+        except torch.OutOfMemoryError:
+            raise JobFailedError(f"the GPU has too little memory for --size {self.protocol.size}") from None
         finally:
             self.root.clear_temporaries()
 
-    def _load(self, folder: str, count: int) -> list[_Image]:
-        """Decode images of a folder, drawn by the seed if there are more than so many, sorted by name."""
-        base = absolute(folder)
-        try:
-            files = list_files(base, SUFFIXES)
-        except Exception as error:
-            raise UsageError(str(row_error(error, base))) from None
-        generator = np.random.default_rng(self.protocol.seed)
-        size = self.protocol.size
-        images: list[_Image] = []
-        for index in generator.permutation(len(files)):
-            if len(images) == count:
-                break
-            uri = files[index]
-            try:
-                pixels = decode(read_bytes(uri), size=size, crop=size)
-            except RowError as error:
-                if error.transient:  # another choice of images would be another evaluation
-                    raise JobFailedError(str(error)) from None
-                self.skipped[uri] = str(error)
-                continue
-            images.append(_Image(uri.removeprefix(base.rstrip("/") + "/"), _digest(pixels), pixels))
-        if not images:
-            raise UsageError(
-                f"no images in {folder} that can be decoded; expected {', '.join(SUFFIXES)} files"
-            )
-        return sorted(images)
-
-    def _upload(self, image: _Image) -> tuple[str, str, Tensor]:
+    def _upload(self, image: Picture) -> tuple[str, str, Tensor]:
         pixels = torch.from_numpy(np.array(image.pixels))[None].to(self._device)
         return image.name, image.digest, pixels.permute(0, 3, 1, 2).float() / 255
 
@@ -233,9 +176,9 @@ class Evaluation:
             for method in methods
         ]
 
-    def _key(self, content: _Image, style: Style, method: Method) -> str:
+    def _key(self, content: Picture, style: Style, method: Method) -> str:
         identity = json.dumps([VERSION, self._phi_digest, content.digest, style.digest, method.identity])
-        return f"parts/{_digest(identity.encode())}.parquet"
+        return f"parts/{digest(identity.encode())}.parquet"
 
     def _read_parts(self, units: list[_Unit]) -> dict[str, pa.Table]:
         def read(key: str) -> pa.Table | None:
@@ -293,9 +236,8 @@ class Evaluation:
 
     def _finish(self, units: list[_Unit], parts: dict[str, pa.Table]) -> Findings:
         """Write what was found."""
-        units = sorted(
-            units, key=lambda unit: (unit.content.name, unit.style.name)
-        )  # stable: methods in order
+        # Pair by pair; sorting is stable, so methods stay in order.
+        units = sorted(units, key=lambda unit: (unit.content.name, unit.style.name))
         table = pa.concat_tables(_named(parts[unit.key].drop_columns("picture"), unit) for unit in units)
         tables = summary.tables(table)
         plots = summary.plots(table)
@@ -341,13 +283,3 @@ def _named(part: pa.Table, unit: _Unit) -> pa.Table:
     for index, (column, name) in enumerate(names.items()):
         part = part.add_column(index, column, pa.array([name] * len(part), pa.string()))
     return part
-
-
-def _digest(*data: Array | bytes) -> str:
-    """Return what identifies arrays or bytes: BLAKE2b-128, hex."""
-    state = hashlib.blake2b(digest_size=16)
-    for each in data:
-        state.update(
-            each if isinstance(each, bytes) else repr((each.dtype.str, each.shape)).encode() + each.tobytes()
-        )
-    return state.hexdigest()

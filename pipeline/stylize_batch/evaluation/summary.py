@@ -15,15 +15,16 @@ from stylize_batch.evaluation.methods import GATYS, UNSTYLIZED
 from stylize_batch.images.plot import Series, line_plot
 
 Row = dict[str, Any]
-Groups = dict[tuple[str, int | None], dict[tuple[str, str], Row]]
-"""Rows by method and iterations, then by content and style."""
+Rows = dict[tuple[str, str], Row]
+"""By content and style."""
 
-PLOTS = ("trade-off.png", "style-loss.png", "content-distance.png")
+Groups = dict[tuple[str, int | None], Rows]
+"""By method and iterations."""
 
 
 def grouped(table: pa.Table) -> Groups:
     """Group an evaluation's table, in its order."""
-    groups: defaultdict[tuple[str, int | None], dict[tuple[str, str], Row]] = defaultdict(dict)
+    groups: defaultdict[tuple[str, int | None], Rows] = defaultdict(dict)
     for row in table.to_pylist():
         groups[row["method"], row["iterations"]][row["content"], row["style"]] = row
     return dict(groups)
@@ -34,9 +35,7 @@ def objective(row: Row) -> float:
     return row["content_distance"] + STYLE_WEIGHT * row["style_loss"]
 
 
-def geometric_mean_ratio(
-    rows: dict[tuple[str, str], Row], others: dict[tuple[str, str], Row], value: Callable[[Row], float]
-) -> float:
+def geometric_mean_ratio(rows: Rows, others: Rows, value: Callable[[Row], float]) -> float:
     """Return the geometric mean over pairs of the ratios of two methods.
 
     Pairs on which either is zero or not finite have no ratio; NaN if none has.
@@ -45,9 +44,7 @@ def geometric_mean_ratio(
     return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
-def _ratios(
-    rows: dict[tuple[str, str], Row], others: dict[tuple[str, str], Row], value: Callable[[Row], float]
-) -> list[float]:
+def _ratios(rows: Rows, others: Rows, value: Callable[[Row], float]) -> list[float]:
     both = [(value(row), value(others[pair])) for pair, row in rows.items()]
     return [one / other for one, other in both if 0 < one < math.inf and 0 < other < math.inf]
 
@@ -55,27 +52,12 @@ def _ratios(
 def tables(table: pa.Table) -> str:
     """Return the means per method, and the models' ratios to the baseline, as Markdown."""
     groups = grouped(table)
-    unstylized = groups[UNSTYLIZED, None]
     lines = [
         "| method | iterations | content distance | style loss | ÷ unstylized (worst) | SSIM | PSNR at α = 0 | seconds |",
         "|---|---|---|---|---|---|---|---|",
+        *(_line(_means(method, iterations, groups)) for method, iterations in groups),
     ]
-    for (method, iterations), rows in groups.items():
-        ratios = _ratios(rows, unstylized, _style_loss)
-        mean = geometric_mean_ratio(rows, unstylized, _style_loss)
-        cells = [
-            method,
-            "" if iterations is None else str(iterations),
-            f"{_mean(rows, 'content_distance'):.2f}",
-            f"{_mean(rows, 'style_loss'):.2f}",
-            "" if method == UNSTYLIZED else f"{mean:.3f} ({max(ratios, default=math.nan):.3f})",
-            f"{_mean(rows, 'ssim'):.3f}",
-            _db(rows),
-            "" if method == UNSTYLIZED else f"{np.median([row['seconds'] for row in rows.values()]):.2f}",
-        ]
-        lines.append(_line(cells))
     marks = [iterations for method, iterations in groups if method == GATYS]
-    models = [method for method, _ in groups if method not in (UNSTYLIZED, GATYS)]
     if marks:
         lines += [
             "",
@@ -85,69 +67,97 @@ def tables(table: pa.Table) -> str:
             "| model | ÷ baseline after | content distance | style loss | objective |",
             "|---|---|---|---|---|",
         ]
-    for model in models:
+    for model in (method for method, _ in groups if method not in (UNSTYLIZED, GATYS)):
         for mark in marks:
-            values = (
+            ratios = (
                 geometric_mean_ratio(groups[model, None], groups[GATYS, mark], value)
                 for value in (_content_distance, _style_loss, objective)
             )
-            lines.append(_line([model, f"{mark} iterations", *(f"{value:.3f}" for value in values)]))
+            lines.append(_line([model, f"{mark} iterations", *(f"{ratio:.3f}" for ratio in ratios)]))
     for (method, iterations), rows in groups.items():
         broken = sum(not math.isfinite(objective(row)) for row in rows.values())
         if broken:
-            lines += ["", f"{method} after {iterations} iterations left {broken} of {len(rows)} pairs without a "
-                      "finite loss; they are in no mean."]  # fmt: skip
+            after = f" after {iterations} iterations" if iterations else ""
+            lines += [
+                "",
+                f"{method}{after}: {broken} of {len(rows)} pairs have no finite loss and are left out.",
+            ]
     return "\n".join(lines) + "\n"
 
 
+def _means(method: str, iterations: int | None, groups: Groups) -> list[str]:
+    rows, unstylized = groups[method, iterations], groups[UNSTYLIZED, None]
+    cells = [
+        method,
+        "" if iterations is None else str(iterations),
+        f"{_mean(rows, _content_distance):.2f}",
+        f"{_mean(rows, _style_loss):.2f}",
+    ]
+    ssim = f"{_mean(rows, lambda row: row['ssim']):.3f}"
+    if method == UNSTYLIZED:
+        return [*cells, "", ssim, "", ""]
+    ratio = geometric_mean_ratio(rows, unstylized, _style_loss)
+    worst = max(_ratios(rows, unstylized, _style_loss), default=math.nan)
+    psnr = {content: row["reconstruction_psnr"] for (content, _), row in rows.items()}
+    known = [value for value in psnr.values() if value is not None]
+    return [
+        *cells,
+        f"{ratio:.3f} ({worst:.3f})",
+        ssim,
+        f"{np.mean(known):.1f} dB" if known else "",
+        f"{np.median([row['seconds'] for row in rows.values()]):.2f}",
+    ]
+
+
 def plots(table: pa.Table) -> dict[str, bytes]:
-    """Draw Fig. 3: losses over iterations, and content distance against style loss. Returns PNGs by name."""
+    """Draw Fig. 3: content distance against style loss, and each over iterations. Returns PNGs by name."""
     groups = grouped(table)
     marks = [iterations for method, iterations in groups if method == GATYS and iterations is not None]
-    last = max(marks, default=1)
-    pairs = len(groups[UNSTYLIZED, None])
-    points = {
-        group: (_mean(rows, "content_distance"), _mean(rows, "style_loss")) for group, rows in groups.items()
-    }
+    pairs = f"mean of {len(groups[UNSTYLIZED, None])} pairs"
+    style = {group: _mean(rows, _style_loss) for group, rows in groups.items()}
+    content = {group: _mean(rows, _content_distance) for group, rows in groups.items()}
     trade_off: dict[str, tuple[list[float], list[float]]] = {}
-    for (method, _), (distance, loss) in points.items():
-        xs, ys = trade_off.setdefault(method, ([], []))
-        xs.append(distance)
-        ys.append(loss)
-    over: list[Series] = []
-    for index in (0, 1):  # the content is where the optimisation starts
-        start = points[UNSTYLIZED, None][index]
-        series = {
-            method: ([0, last], [values[index]] * 2)
-            for (method, iterations), values in points.items()
-            if iterations is None and (method != UNSTYLIZED or index == 1)
-        }
-        if marks:
-            series[GATYS] = ([0, *marks], [start, *(points[GATYS, mark][index] for mark in marks)])
-        over.append(series)
+    for group in groups:
+        xs, ys = trade_off.setdefault(group[0], ([], []))
+        xs.append(content[group])
+        ys.append(style[group])
     return {
         "trade-off.png": line_plot(
             trade_off,
             x_label="content distance",
             y_label="style loss",
-            title=f"Content distance against style loss, means of {pairs} pairs",
+            title=f"Content distance against style loss, {pairs}",
             log_y=True,
             notes={GATYS: marks},
         ),
-        "content-distance.png": line_plot(
-            over[0],
-            x_label="iterations",
-            y_label="content distance",
-            title=f"Content distance, mean of {pairs} pairs",
-        ),
         "style-loss.png": line_plot(
-            over[1],
+            _over_iterations(style),
             x_label="iterations",
             y_label="style loss",
-            title=f"Style loss, mean of {pairs} pairs",
+            title=f"Style loss, {pairs}",
             log_y=True,
         ),
+        "content-distance.png": line_plot(
+            _over_iterations(content),
+            x_label="iterations",
+            y_label="content distance",
+            title=f"Content distance, {pairs}",
+        ),
     }
+
+
+def _over_iterations(values: dict[tuple[str, int | None], float]) -> Series:
+    """Make the baseline a curve, which starts from the unstylized content, and everything else a level line."""
+    curve = {iterations: value for (method, iterations), value in values.items() if method == GATYS}
+    marks = [iterations for iterations in curve if iterations is not None]
+    series: dict[str, tuple[list[float], list[float]]] = {
+        method: ([0, marks[-1] if marks else 1], [value, value])
+        for (method, iterations), value in values.items()
+        if iterations is None
+    }
+    if marks:
+        series[GATYS] = ([0, *marks], [values[UNSTYLIZED, None], *curve.values()])
+    return series
 
 
 def _style_loss(row: Row) -> float:
@@ -158,15 +168,9 @@ def _content_distance(row: Row) -> float:
     return row["content_distance"]
 
 
-def _mean(rows: dict[tuple[str, str], Row], key: str) -> float:
-    values = [row[key] for row in rows.values() if math.isfinite(objective(row))]
+def _mean(rows: Rows, value: Callable[[Row], float]) -> float:
+    values = [value(row) for row in rows.values() if math.isfinite(objective(row))]
     return float(np.mean(values)) if values else math.nan
-
-
-def _db(rows: dict[tuple[str, str], Row]) -> str:
-    values = {content: row["reconstruction_psnr"] for (content, _), row in rows.items()}
-    known = [value for value in values.values() if value is not None]
-    return f"{np.mean(known):.1f} dB" if known else ""
 
 
 def _line(cells: Iterable[str]) -> str:
