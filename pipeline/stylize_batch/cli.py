@@ -182,7 +182,7 @@ def evaluate(
         list[str] | None, typer.Option(help="Shipped model, or path or URI of one; can be repeated.")
     ] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="As the paper's Fig. 3: --size 512 --iterations 500.")
+        bool, typer.Option("--paper", help="As Fig. 3, 50 contents × 10 styles: --size 512 --iterations 500.")
     ] = False,
     size: Annotated[
         int | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -113,23 +113,21 @@ class Model:
 
     steps = 1
 
-    def __init__(self, name: str, digest: str, network: Network) -> None:
+    def __init__(self, name: str, digest: str, network: Network, styles: Sequence[Style]) -> None:
         self.name = name
         self.identity = f"model {digest}"
         self._network = network
-        self._vectors: dict[str, Tensor] = {}
+        self._vectors = {style.digest: network.encode_styles(style.image) for style in styles}
         self._psnr: dict[str, float] = {}
 
     def pictures(self, content: Content, style: Style) -> Iterator[tuple[int | None, Tensor]]:
         """Yield the content in the style, α = 1."""
-        if style.digest not in self._vectors:
-            self._vectors[style.digest] = self._network.encode_styles(style.image)
         yield None, self._stylize(content, self._vectors[style.digest], 1.0)
 
     def reconstruction_psnr(self, content: Content) -> float:
         """Return how well the network gives the content back; the style plays no part in it."""
         if content.digest not in self._psnr:
-            same = self._stylize(content, self._network.encode_styles(content.image), 0.0)
+            same = self._stylize(content, next(iter(self._vectors.values())), 0.0)
             self._psnr[content.digest] = peak_signal_noise_ratio(same, content.image, data_range=1.0).item()
         return self._psnr[content.digest]
 

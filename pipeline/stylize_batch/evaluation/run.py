@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import NamedTuple
@@ -127,7 +127,7 @@ class Evaluation:
         phi = loss_network(next(iter(loaded.values())))
         self._phi: Encoder = phi.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._phi_digest = digest(*(value.cpu().numpy() for value in phi.state_dict().values()))
-        self._models = [Model(name, model.digest, Network(model, device)) for name, model in loaded.items()]
+        self._networks = {name: (model.digest, Network(model, device)) for name, model in loaded.items()}
         self._device = torch.device(device)
         self.skipped: dict[str, str] = {}
         self._contents = protocol.load(protocol.contents, protocol.max_contents, self.skipped)
@@ -146,12 +146,12 @@ class Evaluation:
         Raises:
             JobFailedError: storage failed.
         """
-        methods: list[Method] = [Unstylized(), *self._models]
-        iterative: list[Method] = [Gatys(self._phi, n) for n in (self.protocol.iterations,) if n]
         styles = [encode_style(self._phi, *self._upload(image)) for image in self._styles]
+        models = [Model(name, *network, styles) for name, network in self._networks.items()]
+        iterations = self.protocol.iterations
         try:
-            units = self._units(methods, styles)
-            slow = self._units(iterative, styles)
+            units = self._units([Unstylized(), *models], styles)
+            slow = self._units([Gatys(self._phi, iterations)] if iterations else [], styles)
             parts = self._read_parts(units + slow)
             self._make("pictures", units, parts, observer)
             if slow:
@@ -168,7 +168,7 @@ class Evaluation:
         pixels = torch.from_numpy(np.array(image.pixels))[None].to(self._device)
         return image.name, image.digest, pixels.permute(0, 3, 1, 2).float() / 255
 
-    def _units(self, methods: list[Method], styles: list[Style]) -> list[_Unit]:
+    def _units(self, methods: Sequence[Method], styles: list[Style]) -> list[_Unit]:
         return [
             _Unit(content, style, method, self._key(content, style, method))
             for content in self._contents
