@@ -181,6 +181,70 @@ def train(
         _say(f"stopped at iteration {trainer.iteration} of {trainer.iterations}; repeat the command to go on")
 
 
+@app.command()
+def evaluate(
+    contents: Annotated[str, typer.Argument(help="Folder or URI of photographs.")],
+    styles: Annotated[str, typer.Argument(help="Folder or URI of style images.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Folder or URI for table, summary, plots and contact sheet.")
+    ] = "evaluation",
+    model: Annotated[
+        list[str] | None, typer.Option(help="Shipped model, or path or URI of one; can be repeated.")
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="As Fig. 3, 50 contents × 10 styles: --size 512 --iterations 500.")
+    ] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(min=16, max=4096, help="Side of the centre squares compared; 256 by default."),
+    ] = None,
+    max_contents: Annotated[int, typer.Option(min=1, help="Drawn by --seed where there are more.")] = 50,
+    max_styles: Annotated[int, typer.Option(min=1, help="Drawn by --seed where there are more.")] = 10,
+    iterations: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the optimisation baseline; 0 leaves it out; 100 by default."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of contents and styles.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Compare models with each other and with optimisation (Gatys et al.): Fig. 3 of the paper.
+
+    Running the same command again continues; with another model, only its pictures are made.
+    """
+    import torch
+
+    from stylize_batch.evaluation.protocol import Protocol
+    from stylize_batch.evaluation.run import Evaluation
+    from stylize_batch.model.container import DEFAULT
+    from stylize_batch.progress import TerminalProgress
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    protocol = Protocol(
+        contents,
+        styles,
+        models=tuple(dict.fromkeys(model or [DEFAULT])),
+        size=size or (512 if paper else 256),
+        max_contents=max_contents,
+        max_styles=max_styles,
+        iterations=(500 if paper else 100) if iterations is None else iterations,
+        seed=seed,
+    )
+    evaluation = Evaluation(protocol, output, device)
+    for uri, reason in evaluation.skipped.items():
+        _say(f"skipped: {uri}: {reason}")
+    _say(
+        f"{len(evaluation.contents)} contents × {len(evaluation.styles)} styles at {protocol.size}×{protocol.size}, "
+        f"on {device}"
+        + (f"; {len(evaluation.skipped)} unreadable images skipped" if evaluation.skipped else "")
+    )
+    with TerminalProgress() as progress:
+        findings = evaluation.run(progress)
+    print(findings.tables)
+    for name in ("summary.md", "results.parquet", "sheet.jpg"):
+        _say(evaluation.root.uri_of(name))
+
+
 @model_app.command("show")
 def model_show(
     model: Annotated[str, typer.Argument(help="Shipped model, or path or URI of one.")] = "adain-vgg16",

@@ -45,3 +45,12 @@ def test_contact_sheet_places_every_picture_and_leaves_gaps_white() -> None:
     assert sheet.shape == (38, 38, 3)
     assert (sheet[2:18, 20:36] == 255).all()
     assert np.array_equal(sheet[2:18, 2:18], RED_BLUE)
+
+
+def test_titles_stand_above_the_columns_whatever_their_length() -> None:
+    plain = contact_sheet([[RED_BLUE, RED_BLUE]], cell=16, gap=2)
+    titled = contact_sheet([[RED_BLUE, RED_BLUE]], cell=16, gap=2, titles=["a", "a title far too long"])
+    assert np.array_equal(titled[-16:], plain[-16:])
+    above = titled[: len(titled) - len(plain)]
+    assert (above < 128).any()
+    assert (above[:, 17:19] > 250).all(), "a title has run into its neighbour"

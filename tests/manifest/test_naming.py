@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylize_batch.images.encode import EXTENSIONS
-from stylize_batch.manifest.identity import output_key
+from stylize_batch.images.encode import EXTENSIONS, Format
+from stylize_batch.manifest.identity import output_keys
 from stylize_batch.manifest.naming import MARK, claims, folded, picture_stem, safe_key, style_names
 from stylize_batch.storage import checked_key
 
@@ -53,9 +54,10 @@ def test_altered_names_are_marked(key: str, start: str) -> None:
     st.lists(parts, min_size=2, max_size=2, unique_by=lambda key: safe_key(key)),
     st.sampled_from(list(EXTENSIONS)),
 )
-def test_names_that_a_run_would_make_equal_share_a_claim(keys: list[str], format: str) -> None:
+def test_names_that_a_run_would_make_equal_share_a_claim(keys: list[str], format: Format) -> None:
     pictures = [picture_stem(safe_key(key, MARK)) for key in keys]
-    one, other = (folded(output_key(stem + suffix, "", "", "", format)) for stem, suffix in pictures)  # pyright: ignore[reportArgumentType]
+    given = pa.array([stem + suffix for stem, suffix in pictures])
+    one, other = map(folded, output_keys(given, given, given, given, format).to_pylist())
     if one == other:
         assert set(claims(*pictures[0])) & set(claims(*pictures[1]))
 

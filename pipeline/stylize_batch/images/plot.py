@@ -36,7 +36,13 @@ def line_plot(
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for name, (xs, ys) in series.items():
-        (line,) = axes.plot(xs, ys, marker="o" if len(xs) <= MAX_MARKERS else "", label=name)
+        (line,) = axes.plot(
+            xs,
+            ys,
+            marker="o" if len(xs) <= MAX_MARKERS else "",
+            linestyle="-" if len(xs) > 1 else "",
+            label=name,
+        )
         for x, y, note in zip(xs, ys, (notes or {}).get(name, ()), strict=False):
             axes.annotate(
                 str(note), (x, y), xytext=(5, 5), textcoords="offset points", color=line.get_color()
