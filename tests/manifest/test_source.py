@@ -119,6 +119,9 @@ def hostile_tables() -> dict[str, tuple[pa.Table, str]]:
         "weights of one row null inside": (
             pa.table({**good, "style_weights": [[1.0], [None]]}), "row 1: style_weights must be numbers",
         ),
+        "weights that only float64 holds": (
+            pa.table({**good, "style_weights": [[1.0], [1e300]]}), "row 1: style_weights must be numbers",
+        ),
         "the same column twice": (
             pa.Table.from_arrays([pa.array(["c"])] * 2 + [pa.array(["s"])], ["content", "content", "style"]),
             "has the column 'content' twice",

@@ -34,6 +34,7 @@ from stylize_batch.manifest.schema import (
     check_row,
     list_column,
     number_column,
+    number_lists,
     plain_strings,
     remarkable_rows,
 )
@@ -236,7 +237,7 @@ def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format, allo
         names = batch.schema.names
         contents = plain_strings(batch["content"])
         styles = list_column(batch["style"])
-        weights = batch["style_weights"] if "style_weights" in names else None
+        weights = number_lists(batch["style_weights"]) if "style_weights" in names else None
         alphas = number_column(batch["alpha"]) if "alpha" in names else None
         colors = batch["preserve_color"] if "preserve_color" in names else None
         masks = batch["mask"] if "mask" in names else None

@@ -107,9 +107,18 @@ def list_column(column: pa.Array) -> pa.Array:
     """Return a string or list-of-strings column as list<string>; a single string is a list of one."""
     if _is_string(column.type):
         return pa.ListArray.from_arrays(np.arange(len(column) + 1, dtype=np.int32), plain_strings(column))
-    if "view" in str(column.type):  # pyarrow 26 loses rows when it casts a list_view
-        return pa.array(column.to_pylist(), pa.list_(pa.string()))
-    return column.cast(pa.list_(pa.string()))
+    return _cast_lists(column, pa.string())
+
+
+def number_lists(column: pa.Array) -> pa.Array:
+    """Return a column of lists of any integers or floats as list<float32>; what is too large becomes infinite."""
+    return _cast_lists(column, pa.float32())
+
+
+def _cast_lists(column: pa.Array, of: pa.DataType) -> pa.Array:
+    if "list_view" in str(column.type):  # pyarrow 26 loses rows when it casts one
+        column = pa.array(column.to_pylist(), pa.list_(column.type.value_type))
+    return column.cast(pa.list_(of), safe=False)
 
 
 # Outputs that `checked_key` lets pass, if they are short: plain names, none beginning with a dot.
