@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,6 +124,50 @@ def test_images_that_kill_their_process_fail_their_own_rows_and_no_others(
     for row in check_complete(tmp_path / "out", len(rows)):
         poisoned = "poison" in row["content"] or "poison" in row["style"][0]
         assert row["status"] == ("failed" if poisoned else "ok"), row
+
+
+def listening_port(pid: int) -> int | None:
+    """Return a TCP port that a process listens at."""
+    inodes = {os.readlink(path).strip("socket:[]") for path in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [
+        *Path("/proc/net/tcp").read_text().splitlines()[1:],
+        *Path("/proc/net/tcp6").read_text().splitlines()[1:],
+    ]
+    fields = [line.split() for line in lines]
+    return next((int(f[1].rpartition(":")[2], 16) for f in fields if f[3] == "0A" and f[9] in inodes), None)
+
+
+def test_the_ray_that_a_run_starts_refuses_who_has_no_token(
+    manifest: Path, start: Start, marked_env: dict[str, str], tmp_path: Path
+) -> None:
+    process = start(manifest, "-o", "out", "--size", 128, "--style-size", 48, "--actors", 1)
+    wait_for_parts(tmp_path / "out", 1)
+    (server,) = [pid for pid, line in processes(marked_env[MARK]).items() if "gcs_server " in f"{line} "]
+    program = """
+import sys
+from ray._raylet import GcsClient
+try:
+    GcsClient(address=f"127.0.0.1:{sys.argv[1]}").internal_kv_keys(b"", b"")
+except Exception as error:
+    sys.exit(str(error))
+"""
+    answers: list[subprocess.CompletedProcess[str]] = []
+    for token in ("wrong", (Path.home() / ".ray" / "auth_token").read_text().strip()):
+        env = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token,
+            "RAY_gcs_rpc_server_connect_timeout_s": "1",
+        }
+        command = [sys.executable, "-c", program, str(listening_port(server))]
+        answers.append(
+            subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        )
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    refused, allowed = answers
+    assert refused.returncode != 0
+    assert allowed.returncode == 0, allowed.stderr
 
 
 def test_an_actor_that_is_killed_loses_nothing(
