@@ -115,6 +115,8 @@ def collect(
     """
     try:
         found = _open(source, role, root, unpacked, observer)
+        if root is not None and found.skip is not None:
+            raise UsageError(f"--content-root is for lists, whose paths it completes; {source} is none")
         return _spill(source, role, found, folder / f"{role}.arrow", observer)
     except (UsageError, JobFailedError):
         raise
@@ -146,7 +148,8 @@ def _spill(source: str, role: str, found: _Source, path: Path, observer: Observe
         if writer is not None:
             writer.close()
     if not count:
-        raise UsageError(f"no images in {source}; expected {', '.join(SUFFIXES)} files, or a list of them")
+        found_instead = "".join(f"; {problem}" for problem in found.problems[:1])
+        raise UsageError(f"no images in {source}; expected {', '.join(SUFFIXES)} files{found_instead}")
     columns = _folder_columns(folders, found.skip or 0)
     return Collected(source, count, path, columns, found.notes, found.problems)
 

@@ -1,0 +1,393 @@
+"""Building manifests: what a dataset says is kept, names stay distinct, and mistakes are one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stylize_batch.errors import UsageError
+from stylize_batch.images.encode import EXTENSIONS
+from stylize_batch.manifest.build import Built, Pairing, build
+from stylize_batch.manifest.plan import check_and_partition
+from stylize_batch.manifest.source import locate
+from stylize_batch.progress import Silent
+from tests.conftest import SAMPLE, Cli, Row, read_results
+
+
+def tree(root: Path, *names: str) -> Path:
+    """Make empty files: building a manifest lists images and reads none."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def built(content: object, style: object, output: Path, **options: Any) -> list[Row]:
+    made(content, style, output, **options)
+    return pq.read_table(output).to_pylist()
+
+
+def made(content: object, style: object, output: Path, **options: Any) -> Built:
+    sources = {name: options.pop(name) for name in ("content_root", "unpack") if name in options}
+    return build(str(content), str(style), str(output), Pairing(**options), observer=Silent(), **sources)
+
+
+def refused(content: object, style: object, folder: Path, **options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        made(content, style, folder / "refused.parquet", **options)
+    assert "\n" not in str(caught.value)
+    assert not list(folder.glob("*refused*"))
+    return str(caught.value)
+
+
+@pytest.fixture
+def styles(tmp_path: Path) -> Path:
+    return tree(tmp_path / "styles", "monet/a.jpg", "monet/b.png", "ukiyo-e/c.jpg", "ukiyo-e/d.webp")
+
+
+def test_an_image_folder_keeps_its_tree_its_names_and_its_labels(tmp_path: Path, styles: Path) -> None:
+    photos = tree(
+        tmp_path / "photos", "train/dog/1.jpg", "train/cat/2.JPEG", "val/dog/sub/3.png", "train/dog/notes.txt",
+        "train/.cache/x.jpg", "train/dog/._1.jpg",
+    )  # fmt: skip
+    rows = built(photos, styles, tmp_path / "pairs.parquet")
+    assert [{key: row[key] for key in ("content", "output", "split", "label")} for row in rows] == [
+        {"content": f"photos/{key}", "output": key, "split": key.split("/")[0], "label": key.split("/")[1]}
+        for key in ("train/cat/2.JPEG", "train/dog/1.jpg", "val/dog/sub/3.png")
+    ]
+    assert all(row["style"] == f"styles/{row['style_label']}/{Path(row['style']).name}" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (["1.jpg", "2.jpg"], []),
+        (["dog/1.jpg", "cat/2.jpg"], ["label"]),
+        (["train/1.jpg", "test/2.jpg"], ["split"]),
+        (["train/1.jpg", "bus/2.jpg"], ["label"]),  # a class of vehicles
+        (["Train/dog/1.jpg", "Val/2.jpg", "3.jpg"], ["split", "label"]),
+    ],
+)
+def test_folders_are_splits_only_where_all_of_them_are(
+    tmp_path: Path, styles: Path, names: list[str], columns: list[str]
+) -> None:
+    rows = built(tree(tmp_path / "photos", *names), styles / "monet", tmp_path / "pairs.parquet")
+    assert [name for name in rows[0] if name in ("split", "label", "style_label")] == columns
+
+
+def test_paths_are_relative_below_the_manifest_and_absolute_elsewhere(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "data" / "photos", "1.jpg")
+    (row,) = built(photos, styles, tmp_path / "data" / "pairs.parquet")
+    assert row["content"] == "photos/1.jpg"
+    assert row["style"].startswith(f"{styles}/")
+
+
+def test_sources_and_manifest_may_be_on_object_storage(tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    for name in ("photos/dog/1.jpg", "photos/cat/2.jpg", "styles/a.jpg"):
+        fs.pipe_file(f"/build-{tmp_path.name}/{name}", b"")
+    bucket = f"memory://build-{tmp_path.name}"
+    output = f"{bucket}/lists/pairs.parquet"
+    assert build(f"{bucket}/photos", f"{bucket}/styles", output, Pairing(), observer=Silent()).rows == 2
+    rows = pq.read_table(fs.open(f"/build-{tmp_path.name}/lists/pairs.parquet")).to_pylist()
+    assert [(row["content"], row["label"]) for row in rows] == [
+        (f"{bucket}/photos/cat/2.jpg", "cat"),
+        (f"{bucket}/photos/dog/1.jpg", "dog"),
+    ]
+
+
+keys = st.lists(st.text("abcAB1.-_ü/", min_size=1, max_size=12), min_size=1, max_size=25, unique=True)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    contents=keys,
+    styles=st.lists(st.text("abcAB1-_/", min_size=1, max_size=6), min_size=1, max_size=8, unique=True),
+    count=st.integers(1, 8),
+    ending=st.sampled_from([".jpg", ".tif", ".png.gif", ""]),
+    order=st.randoms(),
+)
+def test_pairs_depend_on_seed_and_keys_alone_and_never_share_a_picture(
+    tmp_path: Path, contents: list[str], styles: list[str], count: int, ending: str, order: Any
+) -> None:
+    (tmp_path / "first").touch()
+
+    def pairs(name: str, contents: Sequence[str]) -> set[tuple[str, str, float, str]]:
+        for role, listed in (("content", ["first", *contents]), ("style", ["first", *styles])):
+            listed = [
+                f"{role}://{each}" if number else str(tmp_path / each) for number, each in enumerate(listed)
+            ]
+            pq.write_table(pa.table({role: listed}), tmp_path / f"{role}.parquet")
+        output = tmp_path / f"{name}.parquet"
+        rows = built(
+            tmp_path / "content.parquet", tmp_path / "style.parquet", output,
+            styles_per_content=min(count, len(styles) + 1), alpha="0..1",
+        )  # fmt: skip
+        return {(row["content"], row["style"], row["alpha"], row["output"]) for row in rows}
+
+    contents = [each + ending for each in contents]
+    first = pairs("one", contents)
+    assert len(first) == (len(contents) + 1) * min(count, len(styles) + 1)
+    shuffled = list(contents)
+    order.shuffle(shuffled)
+    order.shuffle(styles)
+    assert pairs("two", shuffled) == first
+    for format in EXTENSIONS:  # planning refuses two rows with one key, whatever the format
+        folder = tmp_path / "spill"
+        folder.mkdir(exist_ok=True)
+        check_and_partition(locate(str(tmp_path / "one.parquet"), "/x"), folder, format, None)
+    lowered = [(output.lower(), output) for *_, output in first]
+    assert len({low for low, _ in lowered}) == len(lowered)
+
+
+def test_several_styles_are_named_in_the_picture(tmp_path: Path, styles: Path) -> None:
+    rows = built(tree(tmp_path / "photos", "dog/1.jpg"), styles, tmp_path / "p.parquet", all_pairs=True)
+    assert [row["output"] for row in rows] == ["dog/1-a.jpg", "dog/1-b.jpg", "dog/1-c.jpg", "dog/1-d.jpg"]
+
+
+def test_names_that_differ_in_case_or_format_alone_get_pictures_of_their_own(
+    tmp_path: Path, styles: Path
+) -> None:
+    photos = tree(
+        tmp_path / "photos", "a/X.jpg", "a/x.jpg", "A/y.jpg", "a/y.tif", "a/z.gif", "a/ü.jpg", "a/u\u0308.jpg"
+    )
+    rows = built(photos, styles, tmp_path / "p.parquet")
+    outputs = {row["content"].removeprefix("photos/"): row["output"] for row in rows}
+    assert outputs["a/z.gif"] == "a/z"
+    marked = {key for key, output in outputs.items() if len(output) >= 20}
+    assert marked == set(outputs) - {"a/z.gif"}
+    assert len({output.lower() for output in outputs.values()}) == len(outputs)
+
+
+def test_a_list_carries_its_columns_unchanged(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path / "photos", "1.jpg")
+    listed = tmp_path / "list.csv"
+    listed.write_text('path,label,caption,split,width\n1.jpg,3,"a\nb",val,640\n/abs/2.jpg,4,,train,480\n')
+    output = tmp_path / "p.parquet"
+    made_ = made(listed, styles, output, content_root=str(tmp_path / "photos"))
+    rows = pq.read_table(output).to_pylist()
+    assert [(row["content"], row["label"], row["caption"], row["split"]) for row in rows] == [
+        ("photos/1.jpg", 3, "a\nb", "val"),
+        ("/abs/2.jpg", 4, "", "train"),
+    ]
+    assert [row["output"] for row in rows] == ["1.jpg", "abs/2.jpg"]
+    assert [row["source_width"] for row in rows] == [640, 480]
+    assert "carried as 'source_width'" in made_.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_json_and_parquet_lists_carry_nested_columns(tmp_path: Path, styles: Path, kind: str) -> None:
+    tree(tmp_path, "1.jpg", "2.jpg")
+    rows = [{"file_name": f"{n}.jpg", "boxes": [[1.5, 2.0, 3.0, float(n)]], "label": f"l{n}"} for n in (1, 2)]
+    listed = tmp_path / f"list.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), listed)
+    else:
+        listed.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    found = built(listed, styles, tmp_path / "p.parquet")
+    assert [
+        {"file_name": row["content"], **{key: row[key] for key in ("boxes", "label")}} for row in found
+    ] == rows
+
+
+def test_coco_boxes_categories_and_ids_are_carried(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path / "val2017", "1.jpg", "2.jpg")
+    coco = {
+        "images": [
+            {"id": 7, "file_name": "1.jpg", "height": 480, "width": 640},
+            {"id": 8, "file_name": "2.jpg", "height": 10, "width": 20},
+        ],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 18, "bbox": [473.07, 395.93, 38.65, 28.67], "iscrowd": 0,
+             "segmentation": [[1, 2, 3, 4]]},
+            {"id": 2, "image_id": 7, "category_id": 17, "bbox": [0, 1, 2, 3], "iscrowd": 1},
+        ],
+    }  # fmt: skip
+    (tmp_path / "instances.json").write_text(json.dumps(coco))
+    first, second = built(
+        tmp_path / "instances.json", styles, tmp_path / "p.parquet", content_root=str(tmp_path / "val2017")
+    )
+    assert first["content"] == "val2017/1.jpg"
+    assert first["boxes"] == [[473.07, 395.93, 38.65, 28.67], [0, 1, 2, 3]]
+    assert (first["categories"], first["category_ids"]) == (["dog", "cat"], [18, 17])
+    assert (first["annotation_ids"], first["iscrowd"], first["image_id"]) == ([1, 2], [0, 1], 7)
+    assert (first["source_height"], first["source_width"]) == (480, 640)
+    assert second["boxes"] == []
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
+def test_a_style_map_is_followed(tmp_path: Path, styles: Path, kind: str) -> None:
+    photos = tree(tmp_path / "photos", "dog/1.jpg", "2.jpg")
+    wanted = {"dog/1.jpg": ["monet/b.png", "ukiyo-e/c.jpg"], "2.jpg": ["monet/a.jpg"]}
+    path = tmp_path / f"map.{kind}"
+    flat = [{"content": content, "style": style} for content, styles in wanted.items() for style in styles]
+    if kind == "csv":
+        path.write_text("content,style\n" + "".join(f"{row['content']},{row['style']}\n" for row in flat))
+    elif kind == "json":
+        path.write_text(json.dumps({**wanted, "2.jpg": "monet/a.jpg"}))
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, flat)))
+    else:
+        pq.write_table(pa.table({"content": list(wanted), "style": list(wanted.values())}), path)
+    rows = built(photos, styles, tmp_path / "p.parquet", style_map=str(path))
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row["content"].removeprefix("photos/"), []).append(
+            row["style"].removeprefix("styles/")
+        )
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("content,style\n1.jpg,waves.jpg\n", "row 0: the style 'waves.jpg' is not in"),
+        (
+            "content,style\n1.jpg,monet/a.jpg\n1.jpg,monet/a.jpg\n",
+            "row 1: '1.jpg' gets the style 'monet/a.jpg' twice",
+        ),
+        ("content,style\n1.jpg,monet/a.jpg\n", "no styles for 1 contents, such as '2.jpg'"),
+        ("content,style\n1.jpg,monet/a.jpg\n2.jpg,monet/a.jpg\n3.jpg,monet/a.jpg\n", "such as '3.jpg'"),
+        ("content\n1.jpg\n", "has no column 'style'"),
+        ("content,style\n", "names no styles"),
+    ],
+)
+def test_a_style_map_that_does_not_fit_is_refused(
+    tmp_path: Path, styles: Path, text: str, message: str
+) -> None:
+    (tmp_path / "map.csv").write_text(text)
+    photos = tree(tmp_path / "photos", "1.jpg", "2.jpg")
+    assert message in refused(photos, styles, tmp_path, style_map=str(tmp_path / "map.csv"))
+
+
+def test_styles_follow_labels_and_splits_where_asked(tmp_path: Path, styles: Path) -> None:
+    photos = tree(
+        tmp_path / "photos",
+        *(f"{s}/{c}/{n}.jpg" for s in ("train", "val") for c in ("monet", "x") for n in range(9)),
+    )
+    rows = built(photos, styles, tmp_path / "p.parquet", by_label=True, separate_splits=True)
+    assert {(row["label"], row["style_label"]) for row in rows} == {("monet", "monet"), ("x", "ukiyo-e")}
+    used = {split: {row["style"] for row in rows if row["split"] == split} for split in ("train", "val")}
+    assert not used["train"] & used["val"]
+
+
+def test_controls_become_columns(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", *(f"{n}.jpg" for n in range(50)))
+    rows = built(photos, styles, tmp_path / "p.parquet", alpha="0.5..1", preserve_color=True)
+    assert all(0.5 <= row["alpha"] <= 1 and row["preserve_color"] for row in rows)
+    assert len({row["alpha"] for row in rows}) == 50
+    assert {row["alpha"] for row in built(photos, styles, tmp_path / "q.parquet", alpha="0.25")} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": "1..0.5"}, "is reversed; write 0.5..1"),
+        ({"alpha": "0.5..2"}, "between 0 and 1"),
+        ({"alpha": "nan"}, "between 0 and 1"),
+        ({"alpha": "strong"}, "give a number (0.8) or a range"),
+        ({"styles_per_content": 5}, "5 styles per content are asked for, but there are only 4;"),
+        ({"styles_per_content": 0}, "at least 1"),
+        ({"styles_per_content": 1, "all_pairs": True}, "exclude each other"),
+        ({"style_map": "absent.csv"}, "cannot read the style map"),
+        ({"by_label": True}, "the contents have no labels"),
+        ({"separate_splits": True}, "the contents have no splits"),
+        ({"content_root": "/nowhere"}, "--content-root is for lists"),
+    ],
+)
+def test_wrong_options_are_refused(
+    tmp_path: Path, styles: Path, options: dict[str, Any], message: str | None
+) -> None:
+    photos = tree(tmp_path / "photos", "1.jpg")
+    assert message in refused(photos, styles, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("absent", None, "there is no content source"),
+        ("list.txt", b"1.jpg\n", "is no content source; give a folder"),
+        ("list.csv", b"", "Empty CSV file"),
+        ("list.csv", b"name\n1.jpg\n", "has no column of paths; name it 'content' or 'path' (found: name)"),
+        ("list.csv", b"path\nnowhere.jpg\n", "does not exist; say where its paths start: --content-root"),
+        ("list.csv", b"path\n1.jpg\n1.jpg\n", "names '1.jpg' twice"),
+        ("list.csv", b"path,label\n1.jpg,a\n,b\n", "row 1: 'path' is empty"),
+        ("list.csv", b"path,label\n1.jpg\n", "Expected 2 columns"),
+        ("list.jsonl", b'{"path": \n', "JSON parse error"),
+        ("list.json", b'{"path": "1.jpg"}', "is neither COCO annotations nor a list"),
+        ("list.json", b"{", "Expecting property name"),
+        ("list.parquet", b"PAR1", "cannot read"),
+    ],
+)  # fmt: skip
+def test_unusable_sources_are_refused_in_one_line(
+    tmp_path: Path, styles: Path, name: str, data: bytes | None, message: str
+) -> None:
+    tree(tmp_path, "1.jpg")
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    assert message in refused(tmp_path / name, styles, tmp_path)
+
+
+def test_an_empty_folder_and_a_wrong_name_are_refused(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", "notes.txt")
+    assert "no images in" in refused(photos, styles, tmp_path)
+    with pytest.raises(UsageError, match=r"ends in \.parquet"):
+        made(styles, styles, tmp_path / "pairs.csv")
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", "ok.jpg", "bad\udcff.jpg")
+    assert "which is not UTF-8; rename it" in refused(photos, styles, tmp_path)
+
+
+def test_links_are_followed_and_one_that_leads_back_is_walked_once(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", "dog/1.jpg")
+    tree(tmp_path / "elsewhere", "2.jpg")
+    (photos / "cat").symlink_to(tmp_path / "elsewhere")
+    (photos / "dog" / "up").symlink_to(photos)
+    assert [row["output"] for row in built(photos, styles, tmp_path / "p.parquet")] == [
+        "cat/2.jpg",
+        "dog/1.jpg",
+    ]
+
+
+def test_a_manifest_beside_its_images_can_be_built_again(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", "1.jpg")
+    first = built(photos, styles, photos / "pairs.parquet")
+    assert built(photos, styles, photos / "pairs.parquet") == first
+
+
+def test_an_image_folder_is_built_checked_and_run(tmp_path: Path, pictures: Path, cli: Cli) -> None:
+    for number, path in enumerate(sorted((pictures / "content").iterdir())):
+        target = tmp_path / "photos" / ("train", "val")[number % 2] / path.stem[0] / path.name
+        target.parent.mkdir(parents=True)
+        target.write_bytes(path.read_bytes())
+    done = cli("manifest", "build", "photos", pictures / "style", "-o", "pairs.parquet", "--seed", 3)
+    assert done.returncode == 0, done.stderr
+    assert "6 rows: 6 contents with" in done.stderr
+    done = cli("manifest", "check", "pairs.parquet", "--all", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["splits"] == {"train": 3, "val": 3}
+    done = cli("run", "pairs.parquet", "-o", "out", "--in-process", "--device", "cpu", "--style-size", "48")
+    assert done.returncode == 0, done.stderr
+    made = {
+        path.relative_to(tmp_path / "out" / "images") for path in (tmp_path / "out" / "images").rglob("*.*")
+    }
+    assert made == {path.relative_to(tmp_path / "photos") for path in (tmp_path / "photos").rglob("*.*")}
+    for row in read_results(tmp_path / "out"):
+        assert row["content"].split("/")[1:3] == [row["split"], row["label"]]
+
+
+def test_the_samples_of_the_repository_are_a_dataset(tmp_path: Path) -> None:
+    rows = built(SAMPLE / "content", SAMPLE / "style", tmp_path / "p.parquet", all_pairs=True)
+    assert len(rows) == 30

@@ -1,0 +1,83 @@
+"""Checking a manifest: what a run would refuse is refused, images that would fail are named, the rest is counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stylize_batch.manifest.check import check
+from stylize_batch.manifest.schema import ManifestError
+from stylize_batch.progress import Silent
+from tests.conftest import Cli, MakeManifest, Row
+
+
+def test_a_sound_manifest_is_summed_up(make_manifest: MakeManifest, pairs: list[Row]) -> None:
+    rows = [
+        {**row, "split": "train" if index else "val", "label": index % 3} for index, row in enumerate(pairs)
+    ]
+    report = check(str(make_manifest(rows[:-1])), None, Silent())
+    assert (report.rows, report.contents, report.styles, report.checked) == (11, 6, 2, 8)
+    assert report.pairs_per_content == (1, 1.833, 2)
+    assert report.splits == {"train": 10, "val": 1}
+    assert report.labels == {"0": 4, "1": 4, "2": 3}
+    assert report.failures == {}
+
+
+def test_images_that_a_run_could_not_use_are_named_by_kind(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "half.jpg").write_bytes(Path(pairs[0]["content"]).read_bytes()[:1500])
+    rows: list[Row] = [
+        pairs[0],
+        {"content": "empty.jpg", "style": pairs[0]["style"]},
+        {"content": "half.jpg", "style": ["absent-1.jpg", "absent-2.jpg"]},
+    ]
+    report = check(str(make_manifest(rows)), None, Silent())
+    assert {kind: failures.count for kind, failures in report.failures.items()} == {
+        "Undecodable": 2,
+        "NotFound": 2,
+    }
+    assert sorted(report.failures["Undecodable"].examples)[0].startswith(f"{tmp_path}/empty.jpg: ")
+    assert all(str(tmp_path) in example for example in report.failures["NotFound"].examples)
+
+
+def test_masks_are_checked_too(make_manifest: MakeManifest, pairs: list[Row]) -> None:
+    row = {**pairs[0], "style": [pairs[0]["style"][0], pairs[1]["style"][0]], "mask": ["absent-mask.png"]}
+    report = check(str(make_manifest([row])), None, Silent())
+    assert "absent-mask.png" in report.failures["NotFound"].examples[0]
+
+
+def test_a_sample_is_bounded_and_the_same_every_time(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    rows = [{"content": f"absent-{number}.jpg", "style": styles} for number in range(40)]
+    manifest = str(make_manifest(rows))
+    first, second = check(manifest, 3, Silent()), check(manifest, 3, Silent())
+    assert first.checked == 6
+    assert first.failures["NotFound"].count == 3
+    assert first == second
+    shuffled = check(str(make_manifest(rows[::-1], "other.parquet")), 3, Silent())
+    assert shuffled.failures == first.failures
+
+
+def test_what_planning_refuses_is_refused(make_manifest: MakeManifest, pairs: list[Row]) -> None:
+    with pytest.raises(ManifestError, match=r"row 1: alpha is 7"):
+        check(str(make_manifest([pairs[0], {**pairs[1], "alpha": 7.0}])), 1, Silent())
+    with pytest.raises(ManifestError, match="rows 0 and 1 are identical"):
+        check(str(make_manifest([pairs[0], pairs[0]])), 1, Silent())
+
+
+def test_the_command_exits_0_2_or_3(make_manifest: MakeManifest, pairs: list[Row], cli: Cli) -> None:
+    done = cli("manifest", "check", make_manifest(pairs), "--sample", "2")
+    assert done.returncode == 0, done.stderr
+    assert "12 rows: 6 contents, 2 styles" in done.stderr
+    assert "4 images decoded, 0 failed" in done.stderr
+    assert cli("manifest", "check", "absent.parquet").returncode == 2
+    done = cli("manifest", "check", make_manifest([{**pairs[0], "content": "absent.jpg"}]), "--all", "--json")
+    assert done.returncode == 3
+    report = json.loads(done.stdout)
+    assert report["failures"]["NotFound"]["count"] == 1
+    assert "failed: 1 × NotFound" in done.stderr

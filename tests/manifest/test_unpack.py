@@ -1,0 +1,274 @@
+"""Unpacking: images come out whole under safe names, what is damaged is named, and nothing else is lost."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stylize_batch.errors import JobFailedError, UsageError
+from stylize_batch.manifest import unpack as module
+from stylize_batch.manifest.build import Built, Pairing, build
+from stylize_batch.progress import Silent
+from tests.conftest import Cli, Row
+
+Members = Iterable[tuple[str, bytes]]
+
+
+def tar(path: Path, members: Members) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def unpacked(source: object, folder: Path) -> tuple[Built, list[Row]]:
+    """Build a manifest from archives; every content's bytes are added to its row."""
+    style = folder / "style.jpg"
+    style.touch()
+    output = folder / "pairs.parquet"
+    built = build(
+        str(source), str(style), str(output), Pairing(), unpack=str(folder / "unpacked"), observer=Silent()
+    )
+    rows = pq.read_table(output).to_pylist()
+    return built, [{**row, "data": (folder / row["content"]).read_bytes()} for row in rows]
+
+
+def test_a_webdataset_becomes_files_with_labels_and_fields(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        members = [
+            ("000.jpg", b"%d-0" % shard), ("000.cls", b"7"), ("000.json", b'{"caption": "a dog", "width": 3}'),
+            ("000.seg.png", b"mask"), ("001.cls", b"8\n"), ("001.jpg", b"%d-1" % shard), ("001.npy", b"?"),
+        ]  # fmt: skip
+        tar(tmp_path / "shards" / f"train-{shard:04d}.tar", members)
+    built, rows = unpacked(tmp_path / "shards", tmp_path)
+    assert [
+        (row["output"], row["data"], row["label"], row["caption"], row["source_width"]) for row in rows
+    ] == [
+        ("train-0000/000.jpg", b"0-0", 7, "a dog", 3),
+        ("train-0000/001.jpg", b"0-1", 8, None, None),
+        ("train-0001/000.jpg", b"1-0", 7, "a dog", 3),
+        ("train-0001/001.jpg", b"1-1", 8, None, None),
+    ]
+    assert built.problems == []
+    assert any("1 images beside others of their sample are left out" in note for note in built.notes)
+
+
+@pytest.mark.parametrize("name", ["set.tar", "set.tar.gz", "set.tgz"])
+def test_a_tar_of_an_image_folder_keeps_its_tree(tmp_path: Path, name: str) -> None:
+    names = [
+        "./train/dog/1.jpg",
+        "./train/dog/1.b.jpg",
+        "./val/cat/2.JPEG",
+        "./README.md",
+        "./val/cat/._2.JPEG",
+    ]
+    _, rows = unpacked(tar(tmp_path / name, [(each, each.encode()) for each in names]), tmp_path)
+    assert [(row["output"], row["split"], row["label"]) for row in rows] == [
+        ("train/dog/1.jpg", "train", "dog"),
+        ("train/dog/1.b.jpg", "train", "dog"),
+        ("val/cat/2.JPEG", "val", "cat"),
+    ]
+    assert all(row["data"].decode() == f"./{row['output']}" for row in rows)
+
+
+def test_parquet_with_embedded_images_becomes_files_with_its_columns(tmp_path: Path, pictures: Path) -> None:
+    data = (pictures / "content" / "cat.jpg").read_bytes()
+    cells = [
+        {"bytes": data, "path": "dog_1.jpg"},
+        {"bytes": data, "path": None},
+        {"bytes": b"text", "path": None},
+        {"bytes": data, "path": "dog_1.jpg"},
+    ]
+    table = pa.table(
+        {"image": cells, "label": pa.array([0, 1, 2, 3], pa.int8()), "text": ["a", "b", "c", "d"]}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    built, rows = unpacked(tmp_path / "train.parquet", tmp_path)
+    assert [(row["label"], row["text"]) for row in rows] == [(0, "a"), (1, "b"), (3, "d")]
+    assert [row["output"] for row in rows[:2]] == ["dog_1.jpg", "00000001.jpg"]
+    assert all(row["data"] == data for row in rows)
+    assert built.problems == [f"{tmp_path}/train.parquet: row 2 holds no image"]
+
+
+hostile = st.text("ab./\\~\x00A:", min_size=1, max_size=20)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(hostile, min_size=1, max_size=12))
+def test_no_member_leaves_the_folder_and_none_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("unpack")
+    members = [(f"{name.replace(chr(0), '')}x.jpg", b"%d" % number) for number, name in enumerate(names)]
+    kept = [data for name, data in members if not name.rpartition("/")[2].startswith(".")]
+    if not kept:
+        return
+    _, rows = unpacked(tar(folder / "a.tar", members), folder)
+    assert sorted(row["data"] for row in rows) == sorted(kept)
+    outside = {path for path in folder.rglob("*") if path.is_file() and "unpacked" not in path.parts}
+    assert {path.name for path in outside} == {"a.tar", "style.jpg", "pairs.parquet"}
+
+
+@pytest.mark.parametrize("name", ["../../escape.jpg", "/etc/escape.jpg", "~/escape.jpg", "a\\..\\escape.jpg"])
+def test_hostile_names_stay_in_the_folder(tmp_path: Path, name: str) -> None:
+    _, (row,) = unpacked(tar(tmp_path / "a.tar", [(name, b"data")]), tmp_path)
+    found = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"data"]
+    assert found == [tmp_path / row["content"]]
+    assert (tmp_path / "unpacked") in found[0].parents
+
+
+def test_links_are_left_out_by_name_and_never_followed(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [("1.jpg", b"1")])
+    with tarfile.open(path, "a") as archive:
+        for name, kind, target in (
+            ("2.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+            ("3.jpg", tarfile.LNKTYPE, "1.jpg"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            archive.addfile(link)
+    built, rows = unpacked(path, tmp_path)
+    assert [row["data"] for row in rows] == [b"1"]
+    assert [problem.split(": ")[1].split()[0] for problem in built.problems] == ["2.jpg", "3.jpg"]
+
+
+def test_a_damaged_header_loses_its_own_member_alone(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [(f"{number}.jpg", b"%d" % number * 700) for number in range(5)])
+    data = bytearray(path.read_bytes())
+    data[2 * 1536 + 100 : 2 * 1536 + 160] = b"\xff" * 60
+    path.write_bytes(data)
+    built, rows = unpacked(path, tmp_path)
+    assert [row["output"] for row in rows] == ["0.jpg", "1.jpg", "3.jpg", "4.jpg"]
+    assert len(built.problems) == 1
+    assert "is damaged inside" in built.problems[0]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_a_truncated_archive_keeps_what_is_whole_and_says_so(tmp_path: Path, name: str) -> None:
+    noise = random.Random(0).randbytes
+    path = tar(tmp_path / name, [(f"{number}.jpg", noise(5000)) for number in range(9)])
+    path.write_bytes(path.read_bytes()[:-20_000])
+    built, rows = unpacked(path, tmp_path)
+    assert 0 < len(rows) < 9
+    assert len(built.problems) == 1
+    assert "damaged" in built.problems[0]
+
+
+def test_an_archive_cut_between_two_members_is_noticed(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [(f"{number}.jpg", b"x" * 512) for number in range(4)])
+    path.write_bytes(path.read_bytes()[: 2 * 1024])
+    built, rows = unpacked(path, tmp_path)
+    assert len(rows) == 2
+    assert "has no end mark" in built.problems[0]
+
+
+def test_too_large_members_are_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MEMBER", 1000)
+    built, rows = unpacked(tar(tmp_path / "a.tar", [("big.jpg", b"x" * 1001), ("ok.jpg", b"ok")]), tmp_path)
+    assert [row["output"] for row in rows] == ["ok.jpg"]
+    assert "big.jpg has 1001 bytes, the limit is 1000" in built.problems[0]
+
+
+def test_a_header_that_asks_for_memory_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLACK", 1 << 20)
+    bomb = tarfile.TarInfo("bomb")
+    bomb.type, bomb.size = tarfile.XHDTYPE, 1 << 24
+    data = tarfile.TarInfo("1.jpg").tobuf() + bomb.tobuf() + b"\0" * (1 << 24)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(data))
+    built, rows = unpacked(tmp_path / "a.tar.gz", tmp_path)
+    assert [row["output"] for row in rows] == ["1.jpg"]
+    assert "no readable member for a long stretch" in built.problems[0]
+
+
+def test_what_is_done_is_not_unpacked_again(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    paths = [tar(tmp_path / "s" / f"{name}.tar", [("1.jpg", name.encode())]) for name in "ab"]
+    _, first = unpacked(tmp_path / "s", tmp_path)
+    kept = tmp_path / first[0]["content"]
+    kept.write_bytes(b"untouched")
+    tar(paths[1], [("1.jpg", b"new bytes")])
+    built, rows = unpacked(tmp_path / "s", tmp_path)
+    assert [row["data"] for row in rows] == [b"untouched", b"new bytes"]
+    assert [row["content"] for row in rows] == [row["content"] for row in first]
+    assert built.problems == []
+
+
+def test_an_archive_without_its_index_is_unpacked_again(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [("1.jpg", b"1"), ("2.jpg", b"2")])
+    _, rows = unpacked(path, tmp_path)
+    (index,) = (tmp_path / "unpacked").rglob("index/*.parquet")
+    index.unlink()
+    (tmp_path / rows[1]["content"]).unlink()
+    assert unpacked(path, tmp_path)[1] == rows
+    assert not (tmp_path / "unpacked" / ".tmp").exists()
+
+
+def test_problems_are_said_again_by_a_repeated_build(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [("1.jpg", b"1")])
+    path.write_bytes(path.read_bytes()[:1024])
+    assert unpacked(path, tmp_path)[0].problems == unpacked(path, tmp_path)[0].problems != []
+
+
+def test_fields_without_a_common_type_become_text(tmp_path: Path) -> None:
+    fields = [{"tag": 1}, {"tag": "one"}, {"tag": [1]}]
+    members = [
+        (f"{number}.{suffix}", data)
+        for number, each in enumerate(fields)
+        for suffix, data in (("jpg", b"x"), ("json", json.dumps(each).encode()))
+    ]
+    _, rows = unpacked(tar(tmp_path / "a.tar", members), tmp_path)
+    assert [row["tag"] for row in rows] == ["1", '"one"', "[1]"]
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "unpacked").mkdir()
+    (tmp_path / "unpacked" / "mine.txt").touch()
+    with pytest.raises(UsageError, match="is not empty and holds no"):
+        unpacked(tar(tmp_path / "a.tar", [("1.jpg", b"1")]), tmp_path)
+
+
+def test_a_full_disk_stops_with_the_archive_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tar(tmp_path / "a.tar", [("1.jpg", b"1")])
+    real = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if data == b"1":
+            raise OSError(28, "No space left on device")
+        return real(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(JobFailedError, match="No space left"):
+            unpacked(path, tmp_path)
+    assert unpacked(path, tmp_path)[0].rows == 1
+
+
+def test_archives_need_a_folder_and_a_damaged_one_exits_3(tmp_path: Path, cli: Cli) -> None:
+    path = tar(tmp_path / "a.tar", [("1.jpg", b"1")])
+    (tmp_path / "style.jpg").touch()
+    done = cli("manifest", "build", path, "style.jpg", "-o", "p.parquet")
+    assert done.returncode == 2
+    assert "--unpack DIR" in done.stderr
+    path.write_bytes(path.read_bytes()[:1024])
+    done = cli("manifest", "build", path, "style.jpg", "-o", "p.parquet", "--unpack", "files")
+    assert done.returncode == 3, done.stderr
+    assert "may be cut off" in done.stderr
+    assert pq.read_table(tmp_path / "p.parquet").num_rows == 1
