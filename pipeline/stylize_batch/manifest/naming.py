@@ -26,7 +26,8 @@ MARK = 17
 MAX_STYLE_NAME = 64
 """Bytes of a style's name in a picture's."""
 
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\\ud800-\udfff]|(?<=^[A-Za-z]):")
+"""What `checked_key` refuses in a name: controls, separators of lines, backslashes, the colon of a drive."""
 
 
 def hashes(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
