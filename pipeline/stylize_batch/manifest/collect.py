@@ -27,7 +27,7 @@ from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.manifest.schema import RESULT_COLUMNS
 from stylize_batch.manifest.unpack import KEY, URI, image_column, unpack
-from stylize_batch.storage import Root, absolute, filesystem, is_uri, join, parent, row_error
+from stylize_batch.storage import Root, absolute, failure, filesystem, is_uri, join, parent
 
 if TYPE_CHECKING:
     from stylize_batch.progress import Observer
@@ -126,7 +126,7 @@ def collect(
     except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UsageError(f"cannot read {source}: {' '.join(str(error).split())}") from None
     except Exception as error:
-        raise UsageError(f"cannot read {source}: {row_error(error, absolute(source))}") from None
+        raise UsageError(f"cannot read {source}: {failure(error, absolute(source))}") from None
 
 
 def _spill(source: str, role: str, found: _Source, path: Path, observer: Observer) -> Collected:
@@ -318,7 +318,7 @@ def read_map(uri: str) -> Iterator[tuple[str, list[str]]]:
     except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UsageError(f"cannot read the style map {uri}: {' '.join(str(error).split())}") from None
     except Exception as error:
-        raise UsageError(f"cannot read the style map {uri}: {row_error(error, absolute(uri))}") from None
+        raise UsageError(f"cannot read the style map {uri}: {failure(error, absolute(uri))}") from None
 
 
 def _path_column(schema: pa.Schema, role: str, uri: str) -> str:
