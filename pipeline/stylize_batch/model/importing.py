@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 import zipfile
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
@@ -201,7 +202,9 @@ def _read(file: File) -> Mapping[str, Any]:
                 if sum(entry.file_size for entry in archive.infolist()) > len(file.data):
                     raise ValueError
         stream.seek(0)
-        state: object = torch.load(stream, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about unusual files; the answer stays one line
+            state: object = torch.load(stream, map_location="cpu", weights_only=True)
         if isinstance(state, Mapping):
             return state  # pyright: ignore[reportUnknownVariableType]
     except Exception:  # noqa: S110 (whatever damaged or hostile bytes raise, the answer is one)
