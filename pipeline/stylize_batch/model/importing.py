@@ -154,7 +154,7 @@ def normalise(encoder: Encoder, crops: Iterable[Tensor]) -> int:
     """Rescale every filter so that its mean activation over images and positions is 1 (Gatys et al. 2016).
 
     ReLU and pooling commute with positive factors, and the next layer takes them back: each feature map only
-    changes its scale. Filters that never fire stay as they are.
+    changes its scale. Filters that (nearly) never fire are rescaled as their layer is on average.
 
     Args:
         encoder: changed in place.
@@ -178,7 +178,8 @@ def normalise(encoder: Encoder, crops: Iterable[Tensor]) -> int:
         hook.remove()
     before = torch.ones(3, dtype=torch.float64)
     for conv, total in sums.items():
-        mean = torch.where(total > 0, total / count, 1.0)
+        mean = total / count
+        mean = torch.where(mean > mean.mean() / 1000, mean, mean.mean())
         conv.weight.copy_(conv.weight * before[:, None, None] / mean[:, None, None, None])
         assert conv.bias is not None
         conv.bias.copy_(conv.bias / mean)
