@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import safetensors.torch
 import torch
@@ -158,6 +159,14 @@ def test_writing_leaves_the_model_and_nothing_else(
     import_model(str(files / "vgg_normalised.pth"), None, str(target), skipped=fail)
     assert list(target.parent.iterdir()) == [target]
     checkpoint.load_encoder(target.read_bytes())
+
+
+def test_files_come_from_and_go_to_object_storage_too(files: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/published/vgg.pth", (files / "vgg_normalised.pth").read_bytes())
+    made = import_model("memory://published/vgg.pth", None, "memory://models/e.safetensors", skipped=fail)
+    assert made == "memory://models/e.safetensors"
+    checkpoint.load_encoder(fs.cat_file("/models/e.safetensors"))
 
 
 def test_escape_sequences_in_a_model_file_do_not_reach_the_terminal(cli: Cli, tmp_path: Path) -> None:
