@@ -123,7 +123,7 @@ def test_a_bad_row_is_named_and_nothing_is_started(
 def test_model_show_tells_what_the_shipped_model_is(cli: Cli) -> None:
     done = cli("model", "show")
     assert done.returncode == 0
-    for key in ("architecture: vgg16", "encoder_licence: ", "recipe: ", "digest: "):
+    for key in ("architecture: vgg16", "encoder_licence: ", "recipe:\n", "digest: "):
         assert key in done.stdout
 
 

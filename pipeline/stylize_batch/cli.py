@@ -62,7 +62,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-model_app = typer.Typer(help="Models: look at one.", no_args_is_help=True)
+model_app = typer.Typer(help="Models: look at one, make one of published weights.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 manifest_app = typer.Typer(help="Manifests: build one from a dataset, check one.", no_args_is_help=True)
 app.add_typer(manifest_app, name="manifest")
@@ -249,13 +249,48 @@ def evaluate(
 def model_show(
     model: Annotated[str, typer.Argument(help="Shipped model, or path or URI of one.")] = "adain-vgg16",
 ) -> None:
-    """Print what a model file says about itself."""
-    from stylize_batch.model.container import check_model, digest
+    """Print what a model file says about itself, as YAML."""
+    import yaml
+
+    from stylize_batch.model.container import describe
     from stylize_batch.weights import read_model
 
-    data = read_model(model)
-    for key, value in {**check_model(data), "digest": digest(data), "bytes": str(len(data))}.items():
-        print(f"{key}: {value}")
+    print(yaml.safe_dump(describe(read_model(model)), allow_unicode=True, width=100), end="")
+
+
+@model_app.command("import")
+def model_import(
+    vgg: Annotated[
+        str,
+        typer.Argument(help="State dict of a VGG (vgg_normalised.pth, torchvision's), or torchvision:vgg19."),
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="The model's file, .safetensors; path or URI.")
+    ],
+    decoder: Annotated[
+        str | None,
+        typer.Argument(help="State dict of its decoder; without one the file serves to train one."),
+    ] = None,
+    input: Annotated[
+        str | None, typer.Option(help="What a VGG in torchvision's layout takes: imagenet, caffe or unit.")
+    ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(help="Folder of photographs over which every filter's mean activation shall be 1."),
+    ] = None,
+) -> None:
+    """Make a model of published weights: pytorch-AdaIN's checkpoints, or torchvision's VGG to train with."""
+    from stylize_batch.published import import_model
+
+    made = import_model(
+        vgg,
+        decoder,
+        output,
+        input=input,
+        normalise=normalise,
+        skipped=lambda uri: _say(f"skipped, not decodable: {uri}"),
+    )
+    _say(f"model {made}")
 
 
 @manifest_app.command("build")

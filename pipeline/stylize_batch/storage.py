@@ -182,6 +182,27 @@ def _refuse_endless(fs: Any, path: str) -> None:
         raise RowError("Unreadable", f"{path} is a device or a pipe, which may never end")
 
 
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write one file that lies under no root, whole or not at all, replacing what was there.
+
+    Raises:
+        OSError: storage refused or did not answer, after the retries inside.
+    """
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        with _os_errors():
+            fs.pipe_file(path, data)
+        return
+    target = Path(path)
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def fingerprint(uri: str) -> str:
     """Return a file's ETag, or its size and modification time: equal means the bytes are the same.
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+import safetensors.torch
 import torch
 
 from stylize_batch.errors import UsageError
@@ -17,6 +18,10 @@ from stylize_batch.weights import read_model
 @pytest.fixture(scope="module")
 def data() -> bytes:
     return container.builtin_bytes(container.DEFAULT)
+
+
+def dumps(metadata: dict[str, str]) -> bytes:
+    return checkpoint.dumps(*checkpoint.build("compact"), metadata)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -48,7 +53,11 @@ def test_shipped_model_tells_its_licence_and_recipe(data: bytes) -> None:
         (lambda data: b"<html>not found</html>", "not a safetensors file"),
         (lambda data: data[:-100], "cut short"),
         (lambda data: data.replace(b"vgg16", b"vgg99"), "unknown"),
-        (lambda data: data.replace(b"decoder.", b"dekoder."), "no fitting decoder"),
+        (lambda data: data.replace(b"decoder.conv1", b"dekoder.conv1"), "no fitting decoder"),
+        (lambda data: data.replace(b"decoder.", b"dekoder."), "no decoder; train one"),
+        (lambda data: data.replace(b'\\"architecture\\"', b'\\"Architecture\\"'), "'' is unknown"),
+        (lambda data: safetensors.torch.save({}, {container.METADATA: "[]"}), "not a model of stylize-batch"),
+        (lambda data: dumps({"variance": "huge"}), "variance 'huge' is unknown"),
     ],
 )
 def test_damaged_model_files_are_refused_in_one_line(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import CHANNELS, TAPS, VggArchitecture
+from stylize_batch.model.importing import File, load_encoder
 from stylize_batch.model.network import loss_network
-from stylize_batch.model.vgg import Encoder, load_torchvision_features
+from stylize_batch.model.vgg import Encoder
 
 GOLDEN = Path(__file__).parent / "golden.safetensors"
 
@@ -33,8 +34,8 @@ def picture(height: int = 64, width: int = 80) -> Tensor:
 def test_taps_equal_torchvisions_vgg_away_from_the_border(architecture: VggArchitecture) -> None:
     torch.manual_seed(0)
     reference = getattr(tv, architecture)(weights=None).features.eval()
-    state = {f"features.{key}": value for key, value in reference.state_dict().items()}
-    encoder = load_torchvision_features(architecture, state)
+    data = safetensors.torch.save(reference.state_dict())
+    encoder = load_encoder(File("vgg", data), "unit")
     images = torch.rand(1, 3, 160, 160)
     expected: list[Tensor] = []
     x = images

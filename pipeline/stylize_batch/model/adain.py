@@ -33,9 +33,12 @@ class AffineMap(NamedTuple):
         return torch.addcmul(shift, features.float(), scale).to(features.dtype)
 
 
-def statistics(features: Tensor) -> Statistics:
-    """Return μ and σ = √(biased variance + ε) over space of features [N, C, h, w], in float32."""
-    variance, mean = torch.var_mean(features.float(), dim=(2, 3), correction=0)
+def statistics(features: Tensor, correction: int = 0) -> Statistics:
+    """Return μ and σ = √(variance + ε) over space of features [N, C, h, w], in float32.
+
+    The variance divides by n, or by n − 1 with a correction of 1.
+    """
+    variance, mean = torch.var_mean(features.float(), dim=(2, 3), correction=correction)
     return Statistics(mean, torch.sqrt(variance + EPSILON))
 
 

@@ -8,8 +8,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from stylize_batch.errors import UsageError
 from stylize_batch.model import container
-from stylize_batch.model.architecture import Architecture
+from stylize_batch.model.architecture import Architecture, VggArchitecture
 from stylize_batch.model.compact import CompactDecoder, CompactEncoder
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
@@ -24,7 +25,7 @@ class Checkpoint(NamedTuple):
     Attributes:
         encoder: f, in float32, not trainable.
         decoder: g, in float32, not trainable.
-        metadata: strings: `name`, `architecture`, `encoder_licence`, `recipe`, losses, …
+        metadata: strings: `name`, `architecture`, `encoder_licence`, `recipe`, `variance`, losses, …
         digest: BLAKE2b-128 of the file, hex: equal means the same network.
     """
 
@@ -41,11 +42,12 @@ def build(architecture: Architecture) -> tuple[AnyEncoder, AnyDecoder]:
     return Encoder(architecture), Decoder(architecture)
 
 
-def dumps(encoder: AnyEncoder, decoder: AnyDecoder, metadata: dict[str, str]) -> bytes:
-    """Serialise a model in float16; `architecture` is added to the metadata."""
+def dumps(encoder: AnyEncoder, decoder: AnyDecoder | None, metadata: dict[str, str]) -> bytes:
+    """Serialise a model, or an encoder alone, in float16; `architecture` is added to the metadata."""
     tensors = {
         f"{part}.{key}": value.detach().to("cpu", torch.float16).contiguous()
         for part, network in (("encoder", encoder), ("decoder", decoder))
+        if network is not None
         for key, value in network.state_dict().items()
     }
     full = {**metadata, "architecture": encoder.architecture}
@@ -65,6 +67,20 @@ def loads(data: bytes) -> Checkpoint:
         network.load_state_dict(_part(tensors, part))
         network.requires_grad_(False).eval()
     return Checkpoint(encoder, decoder, metadata, container.digest(data))
+
+
+def load_encoder(data: bytes) -> Encoder:
+    """Load the VGG encoder of a model file, with a decoder in it or not; float32, not trainable.
+
+    Raises:
+        UsageError: it is not a model file of this package, or damaged, or of another architecture.
+    """
+    architecture = container.check_encoder(data)["architecture"]
+    if architecture == "compact":
+        raise UsageError("a compact model's encoder knows its own decoder only; name a VGG's")
+    encoder = Encoder(cast("VggArchitecture", architecture))
+    encoder.load_state_dict(_part(safetensors.torch.load(data), "encoder"))
+    return encoder.requires_grad_(False).eval()
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from typing import Any, cast
 
 from stylize_batch.errors import UsageError
-from stylize_batch.model.architecture import ARCHITECTURES, decoder_convolutions, encoder_convolutions
+from stylize_batch.model.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    Convolution,
+    decoder_convolutions,
+    encoder_convolutions,
+)
 
 DEFAULT = "adain-vgg16"
 """The model used unless another is named; its encoder is also the loss network φ."""
@@ -18,6 +27,9 @@ BUILTIN = (DEFAULT,)
 
 METADATA = "stylize_batch"
 """Key of the header's string with a model's metadata, as JSON."""
+
+UNBIASED = "unbiased"
+"""Value of the metadata's `variance` in models whose AdaIN divides by n − 1, as pytorch-AdaIN does; ours has none."""
 
 
 def builtin_bytes(name: str) -> bytes:
@@ -67,23 +79,60 @@ def check_model(data: bytes) -> dict[str, str]:
     Raises:
         UsageError: it does not.
     """
+    metadata = check_encoder(data)
+    header = read_header(data)
+    if not any(name.startswith("decoder.") for name in header):
+        raise UsageError(
+            "the model has no decoder; train one with `stylize-batch train`: a recipe's `encoder` may name this file"
+        )
+    _check_part(header, "decoder", decoder_convolutions(cast("Architecture", metadata["architecture"])))
+    return metadata
+
+
+def check_encoder(data: bytes) -> dict[str, str]:
+    """Check that a file holds an encoder of a known architecture, with a decoder or not; return its metadata.
+
+    Raises:
+        UsageError: it does not.
+    """
     header = read_header(data)
     try:
         metadata = cast("dict[str, str]", json.loads(header["__metadata__"][METADATA]))
-    except (KeyError, ValueError):
+        architecture = metadata.get("architecture", "")
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise UsageError("the safetensors file is not a model of stylize-batch") from None
-    architecture = metadata.get("architecture", "")
     if architecture not in ARCHITECTURES:
         raise UsageError(
             f"the model's architecture {architecture!r} is unknown; known: {', '.join(ARCHITECTURES)}"
         )
-    for part, convolutions in (
-        ("encoder", encoder_convolutions(architecture)),
-        ("decoder", decoder_convolutions(architecture)),
-    ):
-        for conv in convolutions:
-            for kind, shape in (("weight", conv.weight_shape), ("bias", [conv.channels_out])):
-                name = f"{part}.{conv.name}.{kind}"
-                if header.get(name, {}).get("shape") != shape:
-                    raise UsageError(f"the model file has no fitting {name}; it is damaged")
+    if metadata.get("variance", UNBIASED) != UNBIASED:
+        raise UsageError(f"the model's variance {metadata['variance']!r} is unknown to this version")
+    _check_part(header, "encoder", encoder_convolutions(architecture))
     return metadata
+
+
+def describe(data: bytes) -> dict[str, Any]:
+    """Return what a model file says about itself, its digest, and the size of its parts.
+
+    Raises:
+        UsageError: as `check_encoder`.
+    """
+    found: dict[str, Any] = dict(check_encoder(data))
+    for key, value in found.items():
+        with suppress(ValueError):  # most are plain words; recipes and numbers are not
+            found[key] = json.loads(value)
+    found |= {"digest": digest(data), "bytes": len(data)}
+    header = read_header(data)
+    for part in ("encoder", "decoder"):
+        entries = [entry for name, entry in header.items() if name.startswith(f"{part}.")]
+        found[f"{part}_parameters"] = sum(math.prod(entry["shape"]) for entry in entries)
+        found[f"{part}_bytes"] = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries)
+    return found
+
+
+def _check_part(header: dict[str, Any], part: str, convolutions: Sequence[Convolution]) -> None:
+    for conv in convolutions:
+        for kind, shape in (("weight", conv.weight_shape), ("bias", [conv.channels_out])):
+            name = f"{part}.{conv.name}.{kind}"
+            if header.get(name, {}).get("shape") != shape:
+                raise UsageError(f"the model file has no fitting {name}; it is damaged")

@@ -67,7 +67,8 @@ class Network:
     """Encoder, decoder and loss network φ on one device in one precision; statistics are always float32.
 
     A style is one float32 vector: μ and σ of φ's taps (`LOSS_WIDTH` floats), followed by μ and σ of the
-    features the model's AdaIN works on when its encoder is not φ. Vectors blend linearly (Eq. 15).
+    features the model's AdaIN works on when its encoder is not φ or its variance not the biased one. Vectors
+    blend linearly (Eq. 15).
     """
 
     def __init__(self, model: Checkpoint, device: str = "cpu", precision: str = "fp32") -> None:
@@ -77,7 +78,9 @@ class Network:
             # Otherwise cuDNN rounds float32 convolutions to 10 bits (TF32).
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore
         phi = loss_network(model)
-        own = phi is model.encoder
+        # Of AdaIN's variance; losses always take the biased one, so a style needs both statistics then.
+        self._correction = int(model.metadata.get("variance") == container.UNBIASED)
+        own = phi is model.encoder and not self._correction
         self._phi = self._place(phi)
         self._encoder = self._phi if own else self._place(model.encoder)
         self._transfer_channels = () if own else transfer_channels(model.encoder.architecture)
@@ -95,11 +98,11 @@ class Network:
     def encode_styles(self, images: Tensor) -> Tensor:
         """Return the vectors of styles [N, 3, H, W] in 0..1, on the CPU.
 
-        They are float32 [N, 1920], and wider when the model's encoder is not φ.
+        They are float32 [N, 1920], and wider when the model's AdaIN needs other statistics than φ's.
         """
         found = [statistics(tap) for tap in self._phi.taps(images)]
         if self._encoder is not self._phi:
-            found += [statistics(features) for features in self._encoder.features(images)]
+            found += [statistics(features, self._correction) for features in self._encoder.features(images)]
         return torch.cat([value for pair in found for value in pair], 1).cpu()
 
     @torch.inference_mode()
@@ -110,7 +113,8 @@ class Network:
         if metrics:
             loss = transfer[-1] if self._encoder is self._phi else self._phi(images)
         height, width = images.shape[2:]
-        return ContentFeatures(transfer, tuple(map(statistics, transfer)), loss, height, width)
+        found = tuple(statistics(features, self._correction) for features in transfer)
+        return ContentFeatures(transfer, found, loss, height, width)
 
     @torch.inference_mode()
     def stylize(

@@ -41,24 +41,3 @@ class Encoder(nn.Module):
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps AdaIN works on: relu4_1 alone."""
         return (self(images),)
-
-
-def load_torchvision_features(architecture: VggArchitecture, state: dict[str, Tensor]) -> Encoder:
-    """Build an encoder from weights keyed as torchvision's `vgg*().features` (`features.0.weight`, …).
-
-    The weights must already take RGB in 0..1 (the "normalised" encoders do).
-
-    Raises:
-        KeyError: a convolution up to conv4_1 is missing.
-    """
-    encoder = Encoder(architecture)
-    position = 0  # of the convolution in torchvision's list, where ReLUs and pools count too
-    renamed: dict[str, Tensor] = {}
-    for index, conv in enumerate(vgg_encoder(architecture)):
-        if conv.name.endswith("_1") and index:
-            position += 1  # the max-pool between blocks
-        for kind in ("weight", "bias"):
-            renamed[f"{conv.name}.{kind}"] = state[f"features.{position}.{kind}"].float()
-        position += 2
-    encoder.load_state_dict(renamed)
-    return encoder

@@ -382,8 +382,8 @@ def _fingerprint(recipe: Recipe) -> str:
 
 
 def _load_encoder(recipe: Recipe) -> Encoder:
-    encoder = checkpoint.loads(read_model(recipe.encoder)).encoder
-    if not isinstance(encoder, Encoder) or recipe.architecture not in (encoder.architecture, "compact"):
+    encoder = checkpoint.load_encoder(read_model(recipe.encoder))
+    if recipe.architecture not in (encoder.architecture, "compact"):
         raise UsageError(
             f"the encoder of {recipe.encoder} is a {encoder.architecture}, not a {recipe.architecture}"
         )
