@@ -13,18 +13,7 @@ from PIL import Image, ImageCms
 
 from stylize_batch.errors import RowError
 from stylize_batch.images.decode import Array, decode, resized
-
-
-def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def gradient(width: int = 40, height: int = 24) -> Image.Image:
-    y, x = np.mgrid[0:height, 0:width]
-    pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], 2)
-    return Image.fromarray(pixels.astype(np.uint8))
+from tests.images.samples import encoded, gradient
 
 
 def kind_of(data: bytes, **options: Any) -> str:

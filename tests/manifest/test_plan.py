@@ -255,6 +255,14 @@ def test_nothing_is_written_for_a_bad_manifest(make_manifest: MakeManifest, tmp_
     assert not (tmp_path / "x" / "out").exists()
 
 
+def test_a_disk_that_cannot_hold_the_buckets_is_told_of_in_one_line(
+    make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    source = locate(str(make_manifest([GOOD])), str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="set TMPDIR to a disk with room"):
+        check_and_partition(source, tmp_path / "absent", "jpeg", None)
+
+
 def test_identical_rows_are_refused(make_manifest: MakeManifest, tmp_path: Path) -> None:
     rows = [GOOD, {"content": "d", "style": ["s"]}, {**GOOD, "alpha": 1.0}]
     assert "rows 0 and 2 are identical" in refused(make_manifest(rows), tmp_path / "x")

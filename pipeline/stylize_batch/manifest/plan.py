@@ -101,14 +101,19 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
     Raises:
         ManifestError: a row breaks the contract or reaches for what it may not, two rows are identical or two share
             an output key.
+        UsageError: the folder cannot hold the buckets.
     """
     partition = Partition(folder, size_of(source))
-    for rows in _checked(source, format, limit):
-        partition.add(rows)
-    partition.close()
-    if not partition.pairs:
-        raise ManifestError(f"the manifest has no rows ({', '.join(source.files[:3])})")
-    partition.refuse_duplicates()
+    try:
+        for rows in _checked(source, format, limit):
+            partition.add(rows)
+        partition.close()
+        if not partition.pairs:
+            raise ManifestError(f"the manifest has no rows ({', '.join(source.files[:3])})")
+        partition.refuse_duplicates()
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UsageError(f"planning cannot use {folder}: {reason}; set TMPDIR to a disk with room") from None
     return partition
 
 
