@@ -128,7 +128,7 @@ def test_images_that_kill_their_process_fail_their_own_rows_and_no_others(
 
 def listening_port(pid: int) -> int | None:
     """Return a TCP port that a process listens at."""
-    inodes = {os.readlink(path).strip("socket:[]") for path in Path(f"/proc/{pid}/fd").iterdir()}
+    inodes = {str(path.readlink()).strip("socket:[]") for path in Path(f"/proc/{pid}/fd").iterdir()}
     lines = [
         *Path("/proc/net/tcp").read_text().splitlines()[1:],
         *Path("/proc/net/tcp6").read_text().splitlines()[1:],
