@@ -72,6 +72,7 @@ def test_access_key_identifiers_are_left_out() -> None:
         "s3://bucket/photos/sig/design=2/x?versionId=abc is a folder",
         "size was 256 for this output root and is now 512; choose another --output",
         "Signature mismatch in token stream",
+        "RPC error: InvalidAuthToken: Authentication token is missing",
     ],
 )
 def test_other_text_stays_as_it_is(text: str) -> None:

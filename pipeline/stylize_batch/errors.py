@@ -37,7 +37,7 @@ _SECRETS = (
     # presigned queries, Authorization headers, and whatever else names a secret and gives its value
     (
         re.compile(
-            r"((?:x-(?:amz|goog|ms)-)?(?:signature|credential|security-token|access_?token|token|secret(?:_?access)?_?key"
+            r"((?<![A-Za-z])(?:x-(?:amz|goog|ms)-)?(?:signature|credential|security-token|access_?token|token|secret(?:_?access)?_?key"
             r"|secret|password|passwd|pwd|(?:aws_?)?access_?key(?:_?id)?|api_?key|sig)['\"]?\s*[=:]\s*['\"]?)"
             r"[^\s&'\",;<>)]+",
             re.IGNORECASE,

@@ -35,7 +35,7 @@ def cluster(marked_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> str:
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=420)
     assert process.returncode == status, errors
     assert "Traceback" not in errors
     return errors
@@ -106,7 +106,7 @@ def test_a_run_that_was_ended_half_way_is_finished_by_repeating_it(
     done = len(list((tmp_path / "out" / "results").glob("*.parquet")))
     assert 2 <= done < 6
     again = start(*arguments, "--json")
-    out, errors = again.communicate(timeout=240)
+    out, errors = again.communicate(timeout=420)
     assert again.returncode == 0, errors
     assert json.loads(out)["skipped"] >= 10
     check_complete(tmp_path / "out", 30)

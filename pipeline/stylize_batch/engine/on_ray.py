@@ -131,8 +131,6 @@ class RayEngine:
         try:
             if address is None:
                 store = OBJECT_STORE_BYTES + styles * 2 * 8192
-                # Ray listens on all interfaces, and whoever it lets in may run code.
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
                 # `local`, because a plain init would join whatever cluster an old address file names.
                 ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
             else:
