@@ -306,7 +306,7 @@ def test_controls_become_columns(tmp_path: Path, styles: Path) -> None:
     ],
 )
 def test_wrong_options_are_refused(
-    tmp_path: Path, styles: Path, options: dict[str, Any], message: str | None
+    tmp_path: Path, styles: Path, options: dict[str, Any], message: str
 ) -> None:
     photos = tree(tmp_path / "photos", "1.jpg")
     assert message in refused(photos, styles, tmp_path, **options)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 BATCH = 65_536
 """Items in memory at once while a source is read."""
 
-CSV_BLOCK = 1 << 26
-"""Bytes of a CSV file whose rows decide the columns' types, and that are in memory at once."""
+LIST_BLOCK = 1 << 26
+"""Bytes of a list that are read at once; the first of a CSV file decide its columns' types."""
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 """Names of a tree's first folders that are taken for splits, where all first folders have one."""
@@ -360,7 +360,7 @@ def _raw_tables(uri: str, pairs: bool = False) -> Iterator[pa.Table]:
             strings = dict.fromkeys(("content", "style", *PATH_COLUMNS), pa.string())
             reader = csv.open_csv(
                 handle,
-                csv.ReadOptions(block_size=CSV_BLOCK),
+                csv.ReadOptions(block_size=LIST_BLOCK),
                 csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True),
                 csv.ConvertOptions(column_types=strings),
             )
@@ -373,7 +373,12 @@ def _raw_tables(uri: str, pairs: bool = False) -> Iterator[pa.Table]:
         elif suffix not in LISTS:
             raise UsageError(f"{uri} is no list; its name must end in one of {', '.join(LISTS)}")
         else:
-            yield from map(_table, json_lines.read_json(handle).to_batches(max_chunksize=BATCH))
+            yield from map(
+                _table,
+                json_lines.read_json(handle, json_lines.ReadOptions(block_size=LIST_BLOCK)).to_batches(
+                    max_chunksize=BATCH
+                ),
+            )
 
 
 def _table(batch: pa.RecordBatch) -> pa.Table:
