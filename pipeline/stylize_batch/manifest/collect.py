@@ -324,6 +324,9 @@ def read_map(uri: str) -> Iterator[tuple[str, list[str]]]:
 def _path_column(schema: pa.Schema, role: str, uri: str) -> str:
     for name in (role, *PATH_COLUMNS):
         if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+                raise UsageError(f"{uri}: column '{name}' is {kind}, it must be string")
             return name
     raise UsageError(
         f"{uri} has no column of paths; name it '{role}' or '{PATH_COLUMNS[0]}' "
