@@ -338,10 +338,8 @@ def test_unusable_sources_are_refused_in_one_line(
     assert message in refused(tmp_path / name, styles, tmp_path)
 
 
-def test_a_manifest_is_no_list_of_styles(
-    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
-) -> None:
-    manifest = make_manifest(pairs)
+def test_a_manifest_is_no_list_of_styles(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    manifest = make_manifest([{"content": "1.jpg", "style": ["a.jpg"]}])
     assert "column 'style' is list<element: string>, it must be string" in refused(
         manifest, manifest, tmp_path
     )
