@@ -124,7 +124,8 @@ def test_pairs_depend_on_seed_and_keys_alone_and_never_share_a_picture(
     def pairs(name: str, contents: Sequence[str]) -> set[tuple[str, str, float, str]]:
         for role, listed in (("content", ["first", *contents]), ("style", ["first", *styles])):
             listed = [
-                f"{role}://{each}" if number else str(tmp_path / each) for number, each in enumerate(listed)
+                f"s3://{role}/{each}" if number else str(tmp_path / each)
+                for number, each in enumerate(listed)
             ]
             pq.write_table(pa.table({role: listed}), tmp_path / f"{role}.parquet")
         output = tmp_path / f"{name}.parquet"
