@@ -71,6 +71,8 @@ def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Ro
         (("run", "{manifest}", "--colour", "blue"), "No such option"),
         (("train", "absent.yaml"), "cannot read the recipe"),
         (("model", "show", "picasso"), "unknown model"),
+        (("manifest", "build", ".", ".", "-o", "pairs.csv"), "a manifest's name ends in .parquet"),
+        (("manifest", "check", "absent.parquet"), "there is no manifest absent.parquet"),
     ],
 )
 def test_mistakes_exit_2_with_one_line_and_no_traceback(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,25 @@ def test_a_wrong_secret_is_refused_in_one_line(server: S3Server, manifest: str, 
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert "the credentials for s3://" in done.stderr
+
+
+def test_a_manifest_is_built_and_checked_on_object_storage(
+    server: S3Server, manifest: str, contents: list[str], cli: Cli, tmp_path: Path
+) -> None:
+    fs = client(server)
+    base = manifest.removesuffix("/in/pairs.parquet")
+    output = f"{base}/in/built.parquet"
+    done = cli("manifest", "build", f"{base}/in/content", f"{base}/in/style", "-o", output, env=server.env())
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(output.removeprefix("s3://"), filesystem=fs).to_pylist()
+    assert [row["content"] for row in rows] == [f"content/{Path(path).name}" for path in contents[:3]]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(contents[0], "dog/1.jpg")
+    fs.put_file(tmp_path / "a.tar", f"{base.removeprefix('s3://')}/a.tar")
+    unpacked = f"{base}/unpacked"
+    sources = (f"{base}/a.tar", f"{base}/in/style", "--unpack", unpacked)
+    done = cli("manifest", "build", *sources, "-o", output, env=server.env())
+    assert done.returncode == 0, done.stderr
+    done = cli("manifest", "check", output, "--json", env=server.env())
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["labels"] == {"dog": 1}

@@ -20,7 +20,7 @@ from stylize_batch.manifest.build import Built, Pairing, build
 from stylize_batch.manifest.plan import check_and_partition
 from stylize_batch.manifest.source import locate
 from stylize_batch.progress import Silent
-from tests.conftest import SAMPLE, Cli, Row, read_results
+from tests.conftest import SAMPLE, Cli, MakeManifest, Row, read_results
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -124,7 +124,8 @@ def test_pairs_depend_on_seed_and_keys_alone_and_never_share_a_picture(
     def pairs(name: str, contents: Sequence[str]) -> set[tuple[str, str, float, str]]:
         for role, listed in (("content", ["first", *contents]), ("style", ["first", *styles])):
             listed = [
-                f"memory://{each}" if number else str(tmp_path / each) for number, each in enumerate(listed)
+                f"s3://{role}/{each}" if number else str(tmp_path / each)
+                for number, each in enumerate(listed)
             ]
             pq.write_table(pa.table({role: listed}), tmp_path / f"{role}.parquet")
         output = tmp_path / f"{name}.parquet"
@@ -338,6 +339,13 @@ def test_unusable_sources_are_refused_in_one_line(
     assert message in refused(tmp_path / name, styles, tmp_path)
 
 
+def test_a_manifest_is_no_list_of_styles(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    manifest = make_manifest([{"content": "1.jpg", "style": ["a.jpg"]}])
+    assert "column 'style' is list<element: string>, it must be string" in refused(
+        manifest, manifest, tmp_path
+    )
+
+
 def test_an_empty_folder_and_a_wrong_name_are_refused(tmp_path: Path, styles: Path) -> None:
     photos = tree(tmp_path / "photos", "notes.txt")
     assert "no images in" in refused(photos, styles, tmp_path)
@@ -388,6 +396,13 @@ def test_an_image_folder_is_built_checked_and_run(tmp_path: Path, pictures: Path
         assert row["content"].split("/")[1:3] == [row["split"], row["label"]]
 
 
-def test_the_samples_of_the_repository_are_a_dataset(tmp_path: Path) -> None:
-    rows = built(SAMPLE / "content", SAMPLE / "style", tmp_path / "p.parquet", all_pairs=True)
-    assert len(rows) == 30
+def test_a_seed_pairs_the_samples_so_on_every_machine(tmp_path: Path) -> None:
+    rows = built(SAMPLE / "content", SAMPLE / "style", tmp_path / "p.parquet", seed=7)
+    assert {row["output"].removesuffix(".jpg"): Path(row["style"]).stem for row in rows} == {
+        "brandenburg-gate": "morisot-daffodils",
+        "cat": "van-gogh-painter-on-the-road",
+        "colosseum": "van-gogh-church-at-auvers",
+        "machu-picchu": "morisot-daffodils",
+        "neuschwanstein-castle": "van-gogh-cafe-terrace",
+        "scarlet-macaw": "van-gogh-church-at-auvers",
+    }

@@ -1,1 +1,1 @@
-"""Manifests: what the columns mean, who a pair is, and how pairs are cut into shards (pyarrow only)."""
+"""Manifests: building and checking them, what the columns mean, who a pair is, and how pairs are cut into shards."""

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 BATCH = 65_536
 """Items in memory at once while a source is read."""
 
-CSV_BLOCK = 1 << 26
-"""Bytes of a CSV file whose rows decide the columns' types, and that are in memory at once."""
+LIST_BLOCK = 1 << 26
+"""Bytes of a list that are read at once; the first of a CSV file decide its columns' types."""
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 """Names of a tree's first folders that are taken for splits, where all first folders have one."""
@@ -324,6 +324,9 @@ def read_map(uri: str) -> Iterator[tuple[str, list[str]]]:
 def _path_column(schema: pa.Schema, role: str, uri: str) -> str:
     for name in (role, *PATH_COLUMNS):
         if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+                raise UsageError(f"{uri}: column '{name}' is {kind}, it must be string")
             return name
     raise UsageError(
         f"{uri} has no column of paths; name it '{role}' or '{PATH_COLUMNS[0]}' "
@@ -360,7 +363,7 @@ def _raw_tables(uri: str, pairs: bool = False) -> Iterator[pa.Table]:
             strings = dict.fromkeys(("content", "style", *PATH_COLUMNS), pa.string())
             reader = csv.open_csv(
                 handle,
-                csv.ReadOptions(block_size=CSV_BLOCK),
+                csv.ReadOptions(block_size=LIST_BLOCK),
                 csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True),
                 csv.ConvertOptions(column_types=strings),
             )
@@ -373,7 +376,12 @@ def _raw_tables(uri: str, pairs: bool = False) -> Iterator[pa.Table]:
         elif suffix not in LISTS:
             raise UsageError(f"{uri} is no list; its name must end in one of {', '.join(LISTS)}")
         else:
-            yield from map(_table, json_lines.read_json(handle).to_batches(max_chunksize=BATCH))
+            yield from map(
+                _table,
+                json_lines.read_json(handle, json_lines.ReadOptions(block_size=LIST_BLOCK)).to_batches(
+                    max_chunksize=BATCH
+                ),
+            )
 
 
 def _table(batch: pa.RecordBatch) -> pa.Table:

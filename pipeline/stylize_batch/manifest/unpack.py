@@ -153,11 +153,9 @@ def _unpack_one(uri: str, root: Root, role: str) -> tuple[str, _Finished]:
     index = f"{role}/index/{name}.parquet"
     try:
         version = fingerprint(uri)
-        if root.exists(index):
-            schema = pq.read_schema(io.BytesIO(root.read(index)))
-            meta = json.loads((schema.metadata or {}).get(_META, b"{}"))
-            if meta.get("version") == version:
-                return index, _Finished(schema, meta["notes"], meta["problems"])
+        finished = _read_finished(root, index, version)
+        if finished is not None:
+            return index, finished
         out = _Extraction(root, f"{role}/images/{name}", uri)
         fs, path = filesystem(uri)
         with fs.open(path, "rb") as handle:
@@ -166,25 +164,33 @@ def _unpack_one(uri: str, root: Root, role: str) -> tuple[str, _Finished]:
             else:
                 columns = _from_tar(handle, fs.size(path), uri.lower().endswith("gz"), out)
         out.put()
+        if not out.keys:
+            out.problem("no images in it")
+        if out.beside:
+            out.note(f"{out.beside} images beside others of their sample are left out")
+        table = pa.table({KEY: pa.array(out.keys, pa.string()), URI: pa.array(out.objects, pa.string())})
+        for column in columns.column_names:
+            if column not in (KEY, URI):
+                table = table.append_column(column, columns[column])
+        meta = {"version": version, "notes": out.notes, "problems": out.problems}
+        table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
+        root.put(index, parquet.dumps(table))
     except RowError as error:
         raise JobFailedError(f"cannot read the archive {uri}: {error}") from None
     except pa.ArrowException as error:
         raise UsageError(f"the archive {uri} is damaged: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise JobFailedError(f"cannot unpack {uri}: {' '.join(str(error).split())}") from None
-    if not out.keys:
-        out.problem("no images in it")
-    if out.beside:
-        out.note(f"{out.beside} images beside others of their sample are left out")
-    table = pa.table({KEY: pa.array(out.keys, pa.string()), URI: pa.array(out.objects, pa.string())})
-    for column in columns.column_names:
-        if column in (KEY, URI):
-            continue
-        table = table.append_column(column, columns[column])
-    meta = {"version": version, "notes": out.notes, "problems": out.problems}
-    table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
-    root.put(index, parquet.dumps(table))
     return index, _Finished(table.schema, out.notes, out.problems)
+
+
+def _read_finished(root: Root, index: str, version: str) -> _Finished | None:
+    try:
+        schema = pq.read_schema(io.BytesIO(root.read(index)))
+    except (FileNotFoundError, pa.ArrowException):  # a power cut may leave an index empty
+        return None
+    meta = json.loads(schema.metadata[_META])
+    return _Finished(schema, meta["notes"], meta["problems"]) if meta["version"] == version else None
 
 
 class _Extraction:
