@@ -66,22 +66,6 @@ def test_bad_images_fail_their_own_rows_with_the_reason(
     assert sum(summary.kinds.values()) == 9
 
 
-def test_controls_that_are_not_supported_yet_fail_their_row(
-    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
-) -> None:
-    rows = [
-        {"content": contents[0], "style": styles[:1], "preserve_color": True},
-        {"content": contents[0], "style": styles[:2], "mask": [contents[1]]},
-        {"content": contents[0], "style": styles[:1]},
-    ]
-    _, results = run(make_manifest(rows), tmp_path / "out")
-    assert sorted(row["error"] or "" for row in results) == [
-        "",
-        "Unsupported: masks are not supported yet",
-        "Unsupported: preserve_color is not supported yet",
-    ]
-
-
 def test_every_picture_has_the_resized_contents_size_and_the_recorded_one(
     make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
 ) -> None:
@@ -131,11 +115,11 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(
     sizes: list[int] = []
     real = Network.stylize
 
-    def small_memory(self: Network, content: ContentFeatures, *rest: Any) -> Any:
-        sizes.append(len(content.transfer))
-        if len(content.transfer) > 1:
+    def small_memory(self: Network, content: ContentFeatures, *rest: Any, **options: Any) -> Any:
+        sizes.append(content.contents)
+        if content.contents > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, content, *rest)
+        return real(self, content, *rest, **options)
 
     monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)
     monkeypatch.setattr(Network, "stylize", small_memory)

@@ -42,7 +42,7 @@ BUCKET_ROWS = 262_144
 """Rows of a bucket, about: what planning holds in memory."""
 
 STYLES_KEY = "plan/styles.parquet"
-"""The distinct style URIs of all rows."""
+"""The distinct style URIs of all rows that take a style as it is."""
 
 ROW = "stylize_batch.row"
 """Column with a row's number in the manifest, for as long as planning lasts."""
@@ -212,7 +212,8 @@ class Partition:
             identities.append(identity)
             keys.append(output_key(output, content, style[0], identity, format))
             buckets[index] = zlib.crc32(content.encode("utf-8", "surrogatepass")) % len(self._paths)
-            self.styles.update(style)
+            if not color:  # else the style is re-coloured, and encoded, for this pair alone
+                self.styles.update(style)
         self._identities.append(np.array([_hash64(value) for value in identities], np.uint64))
         self._keys.append(np.array([_hash64(value) for value in keys], np.uint64))
         parents = {str(parent) for key in keys if "/" in key for parent in PurePosixPath(key).parents}
