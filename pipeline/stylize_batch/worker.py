@@ -432,7 +432,7 @@ class Worker:
         try:
             return read_bytes(absolute(uri, self._settings.base))
         except RowError as error:
-            return named(error, "mask", uri)
+            return error
 
     def _decode(self, content: Content, fetched: Fetched) -> Loaded:
         """Decode a content, and its masks to its size.
