@@ -181,7 +181,7 @@ def test_outputs_that_cannot_be_written_fail_no_row_and_end_the_job(
     assert summary.ok == len(results) == len(pairs)
 
 
-def save_mask(path: Path, *columns: int, size: int = 100) -> str:
+def save_mask(path: Path, *columns: int, size: int = 96) -> str:
     """A mask that is white in some eighths of its width."""
     mask = np.zeros((size, size), np.uint8)
     for column in columns:
