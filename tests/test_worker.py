@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 import stylize_batch
-from stylize_batch.errors import JobFailedError
+from stylize_batch import storage, worker
+from stylize_batch.errors import JobFailedError, RowError
 from stylize_batch.images.decode import decode
 from stylize_batch.model.network import ContentFeatures, Network
 from stylize_batch.worker import Worker
@@ -66,22 +68,6 @@ def test_bad_images_fail_their_own_rows_with_the_reason(
     assert sum(summary.kinds.values()) == 9
 
 
-def test_controls_that_are_not_supported_yet_fail_their_row(
-    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
-) -> None:
-    rows = [
-        {"content": contents[0], "style": styles[:1], "preserve_color": True},
-        {"content": contents[0], "style": styles[:2], "mask": [contents[1]]},
-        {"content": contents[0], "style": styles[:1]},
-    ]
-    _, results = run(make_manifest(rows), tmp_path / "out")
-    assert sorted(row["error"] or "" for row in results) == [
-        "",
-        "Unsupported: masks are not supported yet",
-        "Unsupported: preserve_color is not supported yet",
-    ]
-
-
 def test_every_picture_has_the_resized_contents_size_and_the_recorded_one(
     make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
 ) -> None:
@@ -131,11 +117,11 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(
     sizes: list[int] = []
     real = Network.stylize
 
-    def small_memory(self: Network, content: ContentFeatures, *rest: Any) -> Any:
-        sizes.append(len(content.transfer))
-        if len(content.transfer) > 1:
+    def small_memory(self: Network, content: ContentFeatures, *rest: Any, **options: Any) -> Any:
+        sizes.append(content.contents)
+        if content.contents > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, content, *rest)
+        return real(self, content, *rest, **options)
 
     monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)
     monkeypatch.setattr(Network, "stylize", small_memory)
@@ -193,3 +179,193 @@ def test_outputs_that_cannot_be_written_fail_no_row_and_end_the_job(
     (output / "images").unlink()
     summary, results = run(make_manifest(pairs), output)
     assert summary.ok == len(results) == len(pairs)
+
+
+def save_mask(path: Path, *columns: int, size: int = 96) -> str:
+    """A mask that is white in some eighths of its width."""
+    mask = np.zeros((size, size), np.uint8)
+    for column in columns:
+        mask[:, column * size // 8 : (column + 1) * size // 8] = 255
+    Image.fromarray(mask).save(path)
+    return str(path)
+
+
+def controlled_rows(content: str, styles: list[str], folder: Path) -> list[Row]:
+    """One row for each control and for each combination of them."""
+    left, right = save_mask(folder / "left.png", 0, 1, 2, 3), save_mask(folder / "right.png", 4, 5, 6, 7)
+    white = save_mask(folder / "white.png", *range(8))
+    variants: dict[str, Row] = {
+        "plain": {"style": styles[:1]},
+        "full-mask": {"style": styles[:1], "mask": [white]},
+        "three-equal": {"style": [styles[0]] * 3},
+        "two-white-masks": {"style": [styles[0]] * 2, "mask": [white, white]},
+        "masks": {"style": styles[:2], "mask": [left, right]},
+        "complement": {"style": styles[:2], "mask": [left]},
+        "masks-alpha": {"style": styles[:2], "mask": [left, right], "alpha": 0.5},
+        "colour": {"style": styles[:1], "preserve_color": True},
+        "colour-weight-one": {"style": styles[:2], "style_weights": [1.0, 0.0], "preserve_color": True},
+        "colour-full-mask": {"style": styles[:1], "mask": [white], "preserve_color": True},
+        "colour-masks-alpha": {"style": styles[:2], "mask": [left], "preserve_color": True, "alpha": 0.7},
+        "colour-blend": {"style": styles[:3], "preserve_color": True},
+    }
+    empty = {"style_weights": None, "alpha": None, "preserve_color": None, "mask": None}
+    return [{"content": content, "output": name, **empty, **row} for name, row in variants.items()]
+
+
+def by_name(results: list[Row]) -> tuple[dict[str, Row], dict[str, Any]]:
+    rows = {Path(row["output"]).stem: row for row in results if row["output"]}
+    return rows, {name: decode(Path(row["output"]).read_bytes()).astype(int) for name, row in rows.items()}
+
+
+def test_every_control_works_in_one_shard_with_every_other(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    rows = controlled_rows(contents[0], styles, tmp_path)
+    summary, results = run(make_manifest(rows), tmp_path / "out", format="png", shard_pairs=100)
+    assert summary.ok == len(rows)
+    found, pixels = by_name(results)
+    for name, same in [
+        ("full-mask", "plain"),
+        ("three-equal", "plain"),
+        ("two-white-masks", "plain"),
+        ("complement", "masks"),
+        ("colour-weight-one", "colour"),
+        ("colour-full-mask", "colour"),
+    ]:
+        assert np.abs(pixels[name] - pixels[same]).max() <= 1, (name, same)
+        for loss in ("content_loss", "style_loss", "content_distance"):
+            assert found[name][loss] == pytest.approx(found[same][loss], rel=0.01), (name, loss)
+    distinct = ["plain", "masks", "masks-alpha", "colour", "colour-masks-alpha", "colour-blend"]
+    for index, name in enumerate(distinct):
+        for other in distinct[:index]:
+            assert np.abs(pixels[name] - pixels[other]).mean() > 1, (name, other)
+    content = decode(Path(contents[0]).read_bytes()).astype(int)
+
+    def color_shift(name: str) -> float:
+        return float(np.abs(pixels[name].mean((0, 1)) - content.mean((0, 1))).max())
+
+    assert color_shift("colour") < color_shift("plain")
+
+
+def test_batches_make_the_pictures_that_single_pairs_make_with_controls_too(
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = make_manifest(controlled_rows(contents[0], styles, tmp_path))
+    _, singles = run(manifest, tmp_path / "singles", format="png", shard_pairs=100)
+    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)  # what a GPU does
+    _, batches = run(manifest, tmp_path / "batches", format="png", shard_pairs=100)
+    _, one = by_name(singles)
+    _, other = by_name(batches)
+    assert one.keys() == other.keys()
+    for name, pixels in one.items():
+        assert np.abs(pixels - other[name]).max() <= 1, name
+
+
+def test_a_mask_covers_the_same_part_of_a_cropped_content(
+    make_manifest: MakeManifest, styles: list[str], tmp_path: Path
+) -> None:
+    content = tmp_path / "wide.png"
+    noise = np.random.default_rng(1).integers(0, 256, (64, 256, 3), np.uint8)
+    Image.fromarray(noise).save(content)
+    inside, outside = save_mask(tmp_path / "in.png", 3), save_mask(tmp_path / "out.png", 0, 1, 2, 5, 6, 7)
+    rows = [
+        {"content": str(content), "style": styles[:1], "mask": [inside], "output": "inside"},
+        {"content": str(content), "style": styles[:1], "mask": [outside], "output": "outside"},
+        {"content": str(content), "style": styles[:1], "alpha": 0.0, "output": "unstylized"},
+    ]
+    _, results = run(make_manifest(rows), tmp_path / "run", format="png", size=64, crop=64)
+    _, pixels = by_name(results)
+    change = np.abs(pixels["inside"] - pixels["unstylized"]).mean((0, 2))
+    # The eighth from 96 to 128 of 256 columns is the left half of the 64 in the middle; decoding spreads it.
+    assert change[:32].mean() > 10 * change[56:].mean()
+    failed = [row["error"] for row in results if row["error"]]
+    assert failed == ["BadMask: a mask is black all over the picture; its style would go nowhere"]
+
+
+def test_masks_and_recoloured_styles_that_cannot_be_read_fail_their_rows(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.png"
+    page.write_text("<html>")
+    white = save_mask(tmp_path / "white.png", *range(8))
+    plain = {"content": contents[0], "style": styles[:1], "mask": None, "preserve_color": None}
+    rows = [
+        plain,
+        {**plain, "mask": [str(page)]},
+        {**plain, "mask": [str(tmp_path / "absent.png")]},
+        {**plain, "style": styles[:2], "mask": [white]},
+        {**plain, "style": [str(page)], "preserve_color": True},
+        {**plain, "style": [styles[0], str(tmp_path / "absent.png")], "preserve_color": True},
+    ]
+    summary, results = run(make_manifest(rows), tmp_path / "out", shard_pairs=100)
+    assert summary.ok == 1
+    errors = [row["error"] for row in results]
+    assert errors[0] is None
+    for error, expected in zip(
+        errors[1:],
+        [
+            f"Undecodable: mask {page}: not an image in a known format",
+            f"NotFound: mask {tmp_path / 'absent.png'} does not exist",
+            "BadMask: the mask is white all over the picture; the second style would go nowhere",
+            f"Undecodable: style {page}: not an image in a known format",
+            f"NotFound: style {tmp_path / 'absent.png'} does not exist",
+        ],
+        strict=True,
+    ):
+        assert error == expected
+
+
+def test_styles_that_are_only_recoloured_are_not_encoded_for_the_bank(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    rows = [
+        {"content": contents[0], "style": styles[:1], "preserve_color": False},
+        {"content": contents[0], "style": styles[1:2], "preserve_color": True},
+    ]
+    summary, _ = run(make_manifest(rows), tmp_path / "out")
+    assert summary.ok == 2
+    assert pq.read_table(tmp_path / "out" / "styles")["style"].to_pylist() == styles[:1]
+
+
+def test_gray_and_tiny_images_can_be_recoloured_and_masked(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    gray, teal, dot = (str(tmp_path / name) for name in ("gray.png", "teal.png", "dot.png"))
+    with Image.open(contents[0]) as image:
+        image.convert("L").save(gray)
+    Image.new("RGB", (20, 20), "teal").save(teal)
+    Image.new("1", (1, 1), 1).save(dot)
+    rows = [
+        {"content": content, "style": [style], "preserve_color": True, "mask": [dot]}
+        for content, style in [(gray, styles[0]), (contents[0], teal), (teal, gray)]
+    ]
+    summary, results = run(make_manifest(rows), tmp_path / "out")
+    assert summary.ok == 3
+    assert np.isfinite([row["style_loss"] for row in results]).all()
+
+
+def test_a_storage_that_answers_for_no_row_fails_none(
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mask = save_mask(tmp_path / "mask.png", 1)
+
+    def no_masks(uri: str) -> bytes:
+        if uri == mask:
+            raise RowError("StorageError", f"reading {uri} failed", transient=True)
+        return storage.read_bytes(uri)
+
+    monkeypatch.setattr(worker, "read_bytes", no_masks)
+    rows = [{"content": content, "style": styles[:1], "mask": [mask]} for content in contents[:2]]
+    with pytest.raises(JobFailedError, match="storage does not answer"):
+        run(make_manifest(rows), tmp_path / "out")
+    monkeypatch.undo()
+    summary, _ = run(make_manifest(rows), tmp_path / "out")
+    assert summary.ok == 2

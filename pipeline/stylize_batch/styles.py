@@ -66,22 +66,38 @@ class StyleBank:
     def __reduce__(self) -> tuple[object, ...]:
         return (StyleBank, (self.uris, self.matrix, self.failures))
 
-    def blend(self, styles: Sequence[str], weights: Sequence[float] | None) -> Vectors:
-        """Return the vector of one style, or the weighted mean of several (Eq. 15; equal without weights).
+    def vectors(self, styles: Sequence[str]) -> Vectors:
+        """Return the vectors of some styles, [K, width].
 
         Raises:
             RowError: of the first style that could not be encoded, naming it.
         """
         for style in styles:
             if style in self.failures:
-                error = self.failures[style]
-                message = error.message if style in error.message else f"{style}: {error.message}"
-                raise RowError(error.kind, f"style {message}")
-        rows = self.matrix[[self._rows[style] for style in styles]]
-        if len(rows) == 1:
-            return rows[0]
-        shares = np.full(len(rows), 1 / len(rows)) if weights is None else np.asarray(weights, np.float64)
-        return (shares / shares.sum() @ rows).astype(np.float32)
+                raise named(self.failures[style], "style", style)
+        return self.matrix[[self._rows[style] for style in styles]]
+
+    def blend(self, styles: Sequence[str], weights: Sequence[float] | None) -> Vectors:
+        """Return the vector of one style, or the weighted mean of several (Eq. 15; equal without weights).
+
+        Raises:
+            RowError: of the first style that could not be encoded, naming it.
+        """
+        return blend(self.vectors(styles), weights)
+
+
+def named(error: RowError, role: str, uri: str) -> RowError:
+    """Say of an error which of a row's images it is about, and as what."""
+    message = error.message if uri in error.message else f"{uri}: {error.message}"
+    return RowError(error.kind, f"{role} {message}", transient=error.transient)
+
+
+def blend(vectors: Vectors, weights: Sequence[float] | None) -> Vectors:
+    """Return the weighted mean of vectors [K, width] (Eq. 15; equal without weights)."""
+    if len(vectors) == 1:
+        return vectors[0]
+    shares = np.full(len(vectors), 1.0) if weights is None else np.asarray(weights, np.float64)
+    return (shares / shares.sum() @ vectors).astype(np.float32)
 
 
 def bank_of(vectors: Iterable[StyleVector], failures: dict[str, RowError]) -> StyleBank:

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import RowError, UsageError
 from stylize_batch.images.decode import to_srgb
+from stylize_batch.images.mask import check_regions, fit_mask, stack_regions
+from stylize_batch.manifest.schema import check_masks
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import MIN_SIDE
+from stylize_batch.model.color import colors, recoloring
 from stylize_batch.model.network import Network
 from stylize_batch.settings import Precision
 from stylize_batch.weights import read_model
@@ -42,6 +45,8 @@ class Stylizer:
         *,
         alpha: float = 1.0,
         weights: Sequence[float] | None = None,
+        preserve_color: bool = False,
+        mask: Picture | Sequence[Picture] | None = None,
     ) -> _Picture:
         """Return the content in the style, of the content's size and type.
 
@@ -50,9 +55,13 @@ class Stylizer:
             style: one image or tensor [3, H, W], or several to interpolate between (Eq. 15).
             alpha: content-style trade-off (Eq. 14), 0..1.
             weights: one per style, ≥ 0, normalised to sum 1; equal by default.
+            preserve_color: re-colour the styles to each content's colours first (§7.3).
+            mask: where each style goes (§7.3): one mask per style, white is this style here; for two styles one
+                is enough, the other is its complement. PIL images or tensors [H, W] in 0..1, of any size.
 
         Raises:
-            UsageError: a tensor is no image, a side is under 9 pixels, or alpha or the weights are out of range.
+            UsageError: a tensor is no image, a side is under 9 pixels, alpha or the weights are out of range, the
+                masks do not fit the styles, or one is black all over.
         """
         styles = [style] if isinstance(style, Tensor | Image.Image) else list(style)
         shares = np.full(len(styles), 1.0) if weights is None else np.asarray(weights, np.float64)
@@ -62,14 +71,20 @@ class Stylizer:
             raise UsageError("weights must be one number ≥ 0 per style, with a sum above 0")
         if not 0 <= alpha <= 1:
             raise UsageError(f"alpha is {alpha}, it must be between 0 and 1")
-        vectors = torch.cat([self._encode_style(picture) for picture in styles])
-        blended = torch.from_numpy(shares / shares.sum()).float() @ vectors
         images = self._batch(content)
-        count = len(images)
+        masks = None if mask is None else self._regions(mask, weights, len(styles), images)
+        encoded = [self._style(picture) for picture in styles]
+        if preserve_color:
+            vectors = [self._recolored(encoded, image) for image in images]
+        else:
+            plain = torch.cat([self._network.encode_styles(style) for style in encoded])
+            vectors = [plain] * len(images)
+        per_content = torch.stack(vectors)  # [N, K, width]
+        if masks is None:
+            per_content = torch.from_numpy(shares / shares.sum()).float() @ per_content
         features = self._network.encode_contents(images, metrics=False)
-        output, _ = self._network.stylize(
-            features, blended.expand(count, -1), torch.full((count,), float(alpha))
-        )
+        strength = torch.full((len(images),), float(alpha))
+        output, _ = self._network.stylize(features, per_content, strength, masks)
         if isinstance(content, Image.Image):
             pixels = (output[0].float() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             return Image.fromarray(pixels)
@@ -90,8 +105,37 @@ class Stylizer:
             raise UsageError(f"images need at least {MIN_SIDE} pixels on each side")
         return images
 
-    def _encode_style(self, picture: Picture) -> Tensor:
+    def _style(self, picture: Picture) -> Tensor:
         images = self._batch(picture)
         if len(images) != 1:
             raise UsageError("a style is one image; give several as a list")
-        return self._network.encode_styles(images)
+        return images
+
+    def _recolored(self, styles: Sequence[Tensor], content: Tensor) -> Tensor:
+        wanted = colors(content)
+        maps = [recoloring(colors(style[0]), wanted) for style in styles]
+        vectors = [self._network.encode_styles(*each) for each in zip(styles, maps, strict=True)]
+        return torch.cat(vectors)
+
+    def _regions(
+        self, mask: Picture | Sequence[Picture], weights: Sequence[float] | None, styles: int, images: Tensor
+    ) -> Tensor:
+        given = [mask] if isinstance(mask, Tensor | Image.Image) else list(mask)
+        check_masks(len(given), styles, weighted=weights is not None)
+        height, width = images.shape[-2:]
+        fitted = [fit_mask(_as_image(each), width, height) for each in given]
+        try:
+            check_regions(fitted, styles)
+        except RowError as error:
+            raise UsageError(error.message) from None
+        return torch.from_numpy(stack_regions(fitted, styles)).expand(len(images), -1, -1, -1)
+
+
+def _as_image(mask: Picture) -> Image.Image:
+    if isinstance(mask, Image.Image):
+        return mask
+    if mask.ndim != 2 or not mask.is_floating_point():
+        raise UsageError(
+            f"masks are floating-point tensors [H, W] in 0..1, not {mask.dtype} {list(mask.shape)}"
+        )
+    return Image.fromarray((mask.clamp(0, 1) * 255).round().byte().cpu().numpy())

@@ -1,7 +1,8 @@
 """One worker: styles in, vectors out; a shard in, pictures and a results part out.
 
 Inside a shard: threads fetch and decode ahead → same-sized contents form batches → each content is encoded once
-and stylized with all its styles → threads encode and put. Batches depend on the shard's order alone, never on
+and stylized with all its styles → threads encode and put. Pictures too large for one pass are decoded and stylized
+one at a time. Batches depend on the shard's order alone, never on
 timing, so a rerun makes the same pixels.
 """
 
@@ -10,10 +11,11 @@ from __future__ import annotations
 import resource
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -21,19 +23,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
+from torch import Tensor
 
 from stylize_batch.errors import DeviceError, RowError, SystemicError
-from stylize_batch.images.decode import Array, decode
+from stylize_batch.images.decode import Array, decode, decoded_size
 from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
+from stylize_batch.images.mask import check_regions, fit_mask, stack_regions, visible_part
 from stylize_batch.manifest.plan import read_shard
 from stylize_batch.manifest.schema import string_lists
 from stylize_batch.model import checkpoint
 from stylize_batch.model.architecture import MIN_SIDE
+from stylize_batch.model.color import ColorMap, Colors, colors, recoloring
 from stylize_batch.model.network import ContentFeatures, Network
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
-from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors
+from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors, blend, named
 
 LOOKAHEAD = 16
 """Contents fetched and decoded ahead of the one being stylized."""
@@ -44,6 +49,12 @@ WINDOW = 32
 FETCH_THREADS = 8
 WRITE_THREADS = 4
 MAX_PENDING_WRITES = 32
+
+STYLES_AHEAD = 16
+"""Style images fetched and decoded ahead of the re-coloured pair being prepared."""
+
+STYLES_KEPT = 32
+"""Style images kept for other re-coloured pairs of the shard."""
 
 GPU_BATCH_PIXELS = 32 * 256 * 256
 """Pixels of an automatic batch on a GPU."""
@@ -57,7 +68,13 @@ class Pair(NamedTuple):
     alpha: float
     styles: list[str]
     weights: list[float] | None
-    unsupported: str | None
+    masks: list[str]
+    preserve_color: bool
+
+    @property
+    def needs_files(self) -> bool:
+        """Whether it needs images beside the content and the bank."""
+        return bool(self.masks) or self.preserve_color
 
 
 class Content(NamedTuple):
@@ -67,11 +84,34 @@ class Content(NamedTuple):
     pairs: list[Pair]
 
 
+class Fetched(NamedTuple):
+    """A content's file and those of its pairs' masks, by URI."""
+
+    data: bytes
+    masks: dict[str, bytes | RowError]
+
+
+class Loaded(NamedTuple):
+    """A decoded content, its colours if a pair preserves them, and its pairs' masks, of its size, by URI."""
+
+    image: Array
+    colors: Colors | None
+    masks: dict[str, Array | RowError]
+
+
+class StyleImage(NamedTuple):
+    """A style that is to be re-coloured, and its colours."""
+
+    image: Array
+    colors: Colors
+
+
 class Job(NamedTuple):
-    """A pair that can be stylized, and its style vector, blended if there are several styles."""
+    """A pair that can be stylized: one style vector, blended if there are several styles, or one per mask."""
 
     pair: Pair
-    vector: Vectors
+    vectors: Vectors
+    masks: list[Array]
 
 
 class Prepared(NamedTuple):
@@ -111,6 +151,37 @@ class Stopwatch:
         with self._lock:
             seconds, self._seconds = dict(self._seconds), defaultdict(float)
         return seconds
+
+
+class StyleImages:
+    """The style images that a shard's re-coloured pairs need: loaded ahead in the rows' order, kept while recent."""
+
+    def __init__(self, order: list[str], load: Callable[[str], Future[StyleImage]]) -> None:
+        self._order = order
+        self._load = load
+        self._ahead = 0
+        self._taken = 0
+        self._recent: OrderedDict[str, Future[StyleImage]] = OrderedDict()
+
+    def take(self, uri: str) -> StyleImage:
+        """Return the next image.
+
+        Raises:
+            RowError: it cannot be loaded.
+        """
+        self._taken += 1
+        while self._ahead < min(self._taken + STYLES_AHEAD, len(self._order)):
+            self._begin(self._order[self._ahead])
+            self._ahead += 1
+        return self._begin(uri).result()
+
+    def _begin(self, uri: str) -> Future[StyleImage]:
+        if uri not in self._recent:
+            self._recent[uri] = self._load(uri)
+        self._recent.move_to_end(uri)
+        if len(self._recent) > STYLES_KEPT:
+            self._recent.popitem(last=False)
+        return self._recent[uri]
 
 
 class Worker:
@@ -167,7 +238,7 @@ class Worker:
                 loaded = load.result()
                 if loaded is not None:
                     version, image = loaded
-                    vectors.append(StyleVector(uri, version, self._encode_style(image)))
+                    vectors.append(StyleVector(uri, version, self._encode_style(np.array(image))))
             except RowError as error:
                 failures[uri] = error
         if not alone:
@@ -181,12 +252,19 @@ class Worker:
             return None
         return version, decode(read_bytes(path), size=self._settings.style_size, min_side=MIN_SIDE)
 
-    def _encode_style(self, image: Array) -> Vectors:
+    def _encode_style(self, image: Array, recoloring: ColorMap | None = None) -> Vectors:
         try:
-            images = self._network.upload(torch.from_numpy(np.array(image))[None])
-            return self._network.encode_styles(images)[0].numpy()
+            return self._network.encode_styles(_tensor(image)[None], recoloring)[0].numpy()
         except (RuntimeError, MemoryError) as error:
             raise self._network_error(error, image.shape) from None
+
+    def _load_style_image(self, uri: str) -> StyleImage:
+        try:
+            data = read_bytes(absolute(uri, self._settings.base))
+            image = np.array(decode(data, size=self._settings.style_size, min_side=MIN_SIDE))
+        except RowError as error:
+            raise named(error, "style", uri) from None
+        return StyleImage(image, colors(_tensor(image)))
 
     # Shards
 
@@ -251,61 +329,139 @@ class Worker:
     ) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
         """Yield, for each row, its failure or the write that will finish it."""
         buckets: dict[tuple[int, ...], list[Prepared]] = {}
-        failures: list[RowError] = []
+        unread: list[RowError] = []  # of rows whose own images could not be had
+        rows = sum(len(content.pairs) for content in contents)
+        order = [
+            style
+            for content in contents
+            for pair in content.pairs
+            if pair.preserve_color
+            for style in pair.styles
+        ]
+        images = StyleImages(order, lambda uri: self._fetchers.submit(self._load_style_image, uri))
         for content, loaded in self._load_ahead(contents):
-            if isinstance(loaded, RowError):
-                failures.append(loaded)
-                if not alone:
-                    _refuse_total_outage(failures, len(contents))
-                for pair in content.pairs:
-                    yield pair.row, Outcome(error=str(loaded))
-                continue
             jobs: list[Job] = []
             for pair in content.pairs:
                 try:
-                    if pair.unsupported:
-                        raise RowError("Unsupported", pair.unsupported)
-                    jobs.append(Job(pair, bank.blend(pair.styles, pair.weights)))
+                    if isinstance(loaded, RowError):
+                        raise loaded
+                    jobs.append(self._job(pair, loaded, bank, images))
                 except RowError as error:
+                    if isinstance(loaded, RowError) or pair.needs_files:
+                        unread.append(error)
+                        if not alone:
+                            _refuse_total_outage(unread, rows)
                     yield pair.row, Outcome(error=str(error))
-            if not jobs:
+            if isinstance(loaded, RowError) or not jobs:
                 continue
-            bucket = buckets.setdefault(loaded.shape, [])
-            bucket.append(Prepared(loaded, jobs))
-            if sum(len(each.jobs) for each in bucket) >= self._batch_size(loaded.shape):
-                yield from self._stylize_bucket(buckets.pop(loaded.shape))
+            shape = loaded.image.shape
+            bucket = buckets.setdefault(shape, [])
+            bucket.append(Prepared(loaded.image, jobs))
+            if sum(len(each.jobs) for each in bucket) >= self._batch_size(shape):
+                yield from self._stylize_bucket(buckets.pop(shape))
             elif sum(map(len, buckets.values())) >= WINDOW:
                 oldest = next(iter(buckets))
                 yield from self._stylize_bucket(buckets.pop(oldest))
         for bucket in buckets.values():
             yield from self._stylize_bucket(bucket)
 
-    def _load_ahead(self, contents: list[Content]) -> Iterator[tuple[Content, Array | RowError]]:
-        ahead: deque[tuple[Content, Future[Array | RowError]]] = deque()
+    def _job(self, pair: Pair, loaded: Loaded, bank: StyleBank, images: StyleImages) -> Job:
+        """Find what a pair needs.
+
+        Raises:
+            RowError: a style or a mask cannot be had, or a region is empty.
+        """
+        masks: list[Array] = []
+        for uri in pair.masks:
+            mask = loaded.masks[uri]
+            if isinstance(mask, RowError):
+                raise mask
+            masks.append(mask)
+        if masks:
+            check_regions(masks, len(pair.styles))
+        if pair.preserve_color:
+            assert loaded.colors
+            with self._clock("wait"):
+                taken = [images.take(style) for style in pair.styles]
+            with self._clock("encode"):
+                maps = [recoloring(style.colors, loaded.colors) for style in taken]
+                encoded = [self._encode_style(style.image, to) for style, to in zip(taken, maps, strict=True)]
+                vectors = np.stack(encoded)
+        else:
+            vectors = bank.vectors(pair.styles)
+        return Job(pair, vectors if masks else blend(vectors, pair.weights)[None], masks)
+
+    def _load_ahead(self, contents: list[Content]) -> Iterator[tuple[Content, Loaded | RowError]]:
+        ahead: deque[tuple[Content, Future[Loaded | Fetched | RowError]]] = deque()
         for content in contents:
-            ahead.append((content, self._fetchers.submit(self._load_content, content.uri)))
+            ahead.append((content, self._fetchers.submit(self._load_content, content)))
             if len(ahead) > LOOKAHEAD:
                 yield self._loaded(*ahead.popleft())
         while ahead:
             yield self._loaded(*ahead.popleft())
 
-    def _loaded(self, content: Content, load: Future[Array | RowError]) -> tuple[Content, Array | RowError]:
+    def _loaded(
+        self, content: Content, load: Future[Loaded | Fetched | RowError]
+    ) -> tuple[Content, Loaded | RowError]:
         with self._clock("wait"):
-            return content, load.result()
+            loaded = load.result()
+        if isinstance(loaded, Fetched):
+            try:
+                loaded = self._decode(content, loaded)
+            except RowError as error:
+                loaded = error
+        return content, loaded
 
-    def _load_content(self, uri: str) -> Array | RowError:
-        path = absolute(uri, self._settings.base)
+    def _load_content(self, content: Content) -> Loaded | Fetched | RowError:
+        """Load a content with its masks. Of a large one only the files: decoded ones would fill the memory."""
         try:
             with self._clock("fetch"):
-                data = read_bytes(path)
-            with self._clock("decode"):
-                return decode(data, size=self._settings.size, crop=self._settings.crop, min_side=MIN_SIDE)
+                data = read_bytes(absolute(content.uri, self._settings.base))
+                masks = {uri: self._fetch_mask(uri) for pair in content.pairs for uri in pair.masks}
+            fetched = Fetched(data, masks)
+            width, height = decoded_size(data, self._settings.size)
+            if self._settings.crop is not None:
+                width = height = self._settings.crop
+            if self._large((height, width)):
+                return fetched
+            return self._decode(content, fetched)
         except RowError as error:
             return error
 
+    def _fetch_mask(self, uri: str) -> bytes | RowError:
+        try:
+            return read_bytes(absolute(uri, self._settings.base))
+        except RowError as error:
+            return error
+
+    def _decode(self, content: Content, fetched: Fetched) -> Loaded:
+        """Decode a content, and its masks to its size.
+
+        Raises:
+            RowError: the content cannot be decoded.
+        """
+        size, crop = self._settings.size, self._settings.crop
+        with self._clock("decode"):
+            image = np.array(decode(fetched.data, size=size, crop=crop, min_side=MIN_SIDE))
+            part = visible_part(*decoded_size(fetched.data, size), crop)
+            masks: dict[str, Array | RowError] = {}
+            for uri, data in fetched.masks.items():
+                try:
+                    if isinstance(data, RowError):
+                        raise data
+                    mask = Image.fromarray(decode(data))
+                    masks[uri] = fit_mask(mask, image.shape[1], image.shape[0], part)
+                except RowError as error:
+                    masks[uri] = named(error, "mask", uri)
+            preserved = any(pair.preserve_color for pair in content.pairs)
+            return Loaded(image, colors(_tensor(image)) if preserved else None, masks)
+
+    def _large(self, shape: tuple[int, ...]) -> bool:
+        return shape[0] * shape[1] > self._network.pass_pixels
+
     def _batch_size(self, shape: tuple[int, ...]) -> int:
-        if self._network.device.type == "cpu":
-            # Larger batches are no faster there, and the kernel chosen for them may round differently.
+        if self._network.device.type == "cpu" or self._large(shape):
+            # Larger batches are no faster on a CPU, and the kernel chosen for them may round differently.
             return 1
         if self._settings.batch_size is not None:
             return self._settings.batch_size
@@ -324,13 +480,16 @@ class Worker:
             return
         jobs = [(index, job) for index, prepared in enumerate(bucket) for job in prepared.jobs]
         batch_size = self._batch_size(bucket[0].image.shape)
-        for start in range(0, len(jobs), batch_size):
-            yield from self._stylize_batch(features, jobs[start : start + batch_size])
+        for _, group in groupby(sorted(jobs, key=_regions), key=_regions):
+            alike = list(group)
+            for start in range(0, len(alike), batch_size):
+                yield from self._stylize_batch(features, alike[start : start + batch_size])
 
     def _encode_contents(self, bucket: list[Prepared]) -> ContentFeatures | RowError:
         try:
             with self._clock("encode"):
-                images = self._network.upload(torch.from_numpy(np.stack([each.image for each in bucket])))
+                arrays = [each.image for each in bucket]
+                images = torch.stack([_tensor(array) for array in arrays])
                 return self._network.encode_contents(images, metrics=self._settings.metrics)
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, bucket[0].image.shape)
@@ -349,11 +508,13 @@ class Worker:
             yield from self._stylize_batch(features, batch[half:])
             return
         for (_, job), picture in zip(batch, made, strict=True):
-            if picture.finite:
-                yield job.pair.row, self._writers.submit(self._write, job.pair.output, picture)
-            else:
+            if not picture.finite:
                 error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
                 yield job.pair.row, Outcome(error=str(error))
+            elif self._large(picture.pixels.shape):  # several that wait to be written would fill the memory
+                yield job.pair.row, self._write(job.pair.output, picture)
+            else:
+                yield job.pair.row, self._writers.submit(self._write, job.pair.output, picture)
 
     def _run_network(
         self, features: ContentFeatures, batch: list[tuple[int, Job]]
@@ -362,17 +523,29 @@ class Worker:
         try:
             with self._clock("stylize"):
                 index = torch.tensor([index for index, _ in batch], device=self._network.device)
-                vectors = torch.from_numpy(np.stack([job.vector for _, job in batch]))
+                vectors = torch.from_numpy(np.stack([job.vectors for _, job in batch]))
                 alpha = torch.tensor([job.pair.alpha for _, job in batch])
-                images, losses = self._network.stylize(features.select(index), vectors, alpha)
-                finite = images.isfinite().flatten(1).all(1).tolist()
-                pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                masks = None
+                if batch[0][1].masks:
+                    regions = [stack_regions(job.masks, len(job.pair.styles)) for _, job in batch]
+                    masks = torch.from_numpy(np.stack(regions))
+                finite = torch.ones(len(batch), dtype=torch.bool)
+
+                def to_pixels(images: Tensor) -> Tensor:
+                    nonlocal finite
+                    finite &= images.isfinite().flatten(1).all(1).cpu()
+                    return (images.float() * 255).round().byte().cpu()
+
+                images, losses = self._network.stylize(
+                    features.select(index), vectors, alpha, masks, finish=to_pixels
+                )
+                pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
                 measured = [(None, None, None)] * len(batch)
                 if losses is not None:
                     measured = torch.stack(losses, 1).tolist()
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, (features.height, features.width))
-        return [Picture(*each) for each in zip(pixels, finite, measured, strict=True)]
+        return [Picture(*each) for each in zip(pixels, finite.tolist(), measured, strict=True)]
 
     def _network_error(self, error: RuntimeError | MemoryError, shape: tuple[int, ...]) -> RowError:
         """Translate what torch raised; an error of a GPU other than lack of memory outlives the batch.
@@ -415,15 +588,20 @@ def contents_of(plan: pa.Table) -> list[Content]:
     contents: list[Content] = []
     rows = zip(*columns, weights, masks, colors, strict=True)
     for row, (content, output, alpha, styles, weight, mask, color) in enumerate(rows):
-        unsupported = None
-        if mask:
-            unsupported = "masks are not supported yet"
-        elif color:
-            unsupported = "preserve_color is not supported yet"
         if not contents or contents[-1].uri != content:
             contents.append(Content(content, []))
-        contents[-1].pairs.append(Pair(row, output, alpha, styles, weight, unsupported))
+        contents[-1].pairs.append(Pair(row, output, alpha, styles, weight, mask or [], bool(color)))
     return contents
+
+
+def _regions(job: tuple[int, Job]) -> int:
+    """Return how many regions its masks make; pairs with as many can share a batch."""
+    return len(job[1].vectors) if job[1].masks else 0
+
+
+def _tensor(image: Array) -> Tensor:
+    """Return an image [H, W, 3] as [3, H, W], in the same memory."""
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def peak_memory() -> int:

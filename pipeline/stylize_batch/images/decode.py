@@ -55,6 +55,22 @@ def resized(width: int, height: int, size: int) -> tuple[int, int]:
     return (size, scaled) if width <= height else (scaled, size)
 
 
+def decoded_size(data: bytes, size: int | None = None) -> tuple[int, int]:
+    """Return the upright width and height `decode` gives an image before it crops, from the file's head alone.
+
+    Raises:
+        RowError: `Undecodable`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # stored on its side
+                width, height = height, width
+    except Exception as error:
+        raise _undecodable(data, error) from None
+    return (width, height) if size is None else resized(width, height, size)
+
+
 def decode(
     data: bytes,
     *,

@@ -55,7 +55,7 @@ MAX_SUSPECTS = 1000
 """Repeated hashes whose rows are looked up; one pair of rows is reported."""
 
 STYLES_KEY = "plan/styles.parquet"
-"""The distinct style URIs of all rows."""
+"""The distinct style URIs of all rows that take a style as it is."""
 
 ROW = "stylize_batch.row"
 """Column with a row's number in the manifest, for as long as planning lasts."""
@@ -159,7 +159,7 @@ class Partition:
     def add(self, rows: pa.Table) -> None:
         """Spill checked rows."""
         count = len(rows)
-        self.styles.update(pc.unique(rows["style"].chunk(0).flatten()).to_pylist())
+        self.styles.update(pc.unique(_shared_styles(rows).flatten()).to_pylist())
         self._identities.add(rows["pair_id"].to_pylist())
         keys = rows["output"].to_pylist()
         self._keys.add(keys)
@@ -336,6 +336,14 @@ def _settings(
         empty if masks is None else list_column(masks).to_pylist(),
     )
     return pa.array([controls(*row) for row in zip(*columns, strict=True)], pa.string())
+
+
+def _shared_styles(rows: pa.Table) -> pa.Array:
+    """Return the styles of rows that take them as they are; re-coloured ones are encoded for their pair alone."""
+    styles = rows["style"].chunk(0)
+    if "preserve_color" not in rows.column_names:
+        return styles
+    return styles.filter(pc.invert(rows["preserve_color"].chunk(0).fill_null(False)))
 
 
 def _folders(keys: Iterable[str]) -> set[str]:

@@ -188,12 +188,7 @@ def check_row(
     if masks:
         if not all(masks):
             raise ManifestError("'mask' is empty")
-        if weights is not None:
-            raise ManifestError("masks and style_weights cannot be combined")
-        if len(masks) != len(styles) and not (len(masks) == 1 and len(styles) == 2):
-            raise ManifestError(
-                f"{len(masks)} masks for {len(styles)} styles; give one per style, or one mask for two styles"
-            )
+        check_masks(len(masks), len(styles), weighted=weights is not None)
     if output is not None:
         checked_key(output)
 
@@ -201,3 +196,17 @@ def check_row(
 def number_column(column: pa.Array) -> pa.Array:
     """Return a column of any integer or float width as float32."""
     return pc.cast(column, pa.float32(), safe=False)
+
+
+def check_masks(masks: int, styles: int, *, weighted: bool) -> None:
+    """Check that so many masks fit so many styles.
+
+    Raises:
+        ManifestError: without the row's place, which the caller adds.
+    """
+    if weighted:
+        raise ManifestError("masks and style weights cannot be combined")
+    if masks != styles and not (masks == 1 and styles == 2):
+        raise ManifestError(
+            f"{masks} masks for {styles} styles; give one per style, or one mask for two styles"
+        )

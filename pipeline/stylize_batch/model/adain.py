@@ -1,7 +1,8 @@
-"""Adaptive instance normalization: channel statistics and the affine map they define (paper §5, Eq. 8)."""
+"""Adaptive instance normalization: channel statistics and the affine map they define (paper §5, Eq. 8; §7.3)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,59 @@ class Statistics(NamedTuple):
     std: Tensor
 
 
+class Moments(NamedTuple):
+    """What statistics are made of; those of two parts of a picture merge into those of both, in float64.
+
+    Attributes:
+        weight: positions seen, or the sum of their weights, [N, 1].
+        mean: [N, C].
+        variance: biased, [N, C].
+    """
+
+    weight: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both parts together (Chan et al. 1979)."""
+        weight = self.weight + other.weight
+        share = other.weight / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        step = other.mean - self.mean
+        variance = self.variance + share * (other.variance - self.variance) + share * (1 - share) * step**2
+        return Moments(weight, self.mean + share * step, variance)
+
+    def statistics(self, correction: int = 0) -> Statistics:
+        """Return μ and σ = √(variance + ε); the variance divides by n, or by n − 1 with a correction of 1."""
+        variance = self.variance * (self.weight / (self.weight - correction).clamp(min=1))
+        return Statistics(self.mean.float(), torch.sqrt(variance + EPSILON).float())
+
+
+def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
+    """Return the moments over space of features [N, C, h, w], each position counting `weights`, [N, 1, h, w]."""
+    x = features.float()
+    if weights is None:
+        variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+        weight = torch.full_like(mean[:, :1], x[0, 0].numel())
+    else:
+        weight = weights.sum((2, 3))
+        shares = weights / weight.clamp(min=torch.finfo(weight.dtype).tiny)[:, :, None, None]
+        mean = (x * shares).sum((2, 3))
+        variance = ((x - mean[:, :, None, None]).square() * shares).sum((2, 3))
+    return Moments(weight.double(), mean.double(), variance.double())
+
+
+def merged(before: Sequence[Moments], more: Sequence[Moments]) -> list[Moments]:
+    """Merge the moments of each layer with those of another part of the picture; nothing before is no part."""
+    return [one.merge(other) for one, other in zip(before, more, strict=True)] if before else list(more)
+
+
+def statistics(features: Tensor, correction: int = 0) -> Statistics:
+    """Return μ and σ over space of features [N, C, h, w], in float32; see `Moments.statistics`."""
+    return moments(features).statistics(correction)
+
+
 class AffineMap(NamedTuple):
-    """The per-channel map t = scale ∘ f(c) + shift; each float32, [N, C]."""
+    """The map t = scale ∘ f(c) + shift; each float32, [N, C, 1, 1], or [N, C, h, w] where places differ."""
 
     scale: Tensor
     shift: Tensor
@@ -29,17 +81,7 @@ class AffineMap(NamedTuple):
 
         Computed in float32: on flat contents scale and shift are in the thousands and nearly cancel.
         """
-        scale, shift = self.scale[:, :, None, None], self.shift[:, :, None, None]
-        return torch.addcmul(shift, features.float(), scale).to(features.dtype)
-
-
-def statistics(features: Tensor, correction: int = 0) -> Statistics:
-    """Return μ and σ = √(variance + ε) over space of features [N, C, h, w], in float32.
-
-    The variance divides by n, or by n − 1 with a correction of 1.
-    """
-    variance, mean = torch.var_mean(features.float(), dim=(2, 3), correction=correction)
-    return Statistics(mean, torch.sqrt(variance + EPSILON))
+        return torch.addcmul(self.shift, features.float(), self.scale).to(features.dtype)
 
 
 def adain(content: Statistics, style: Statistics, alpha: Tensor | float = 1.0) -> AffineMap:
@@ -55,4 +97,24 @@ def adain(content: Statistics, style: Statistics, alpha: Tensor | float = 1.0) -
     """
     a = torch.as_tensor(alpha, dtype=torch.float32, device=style.mean.device).reshape(-1, 1)
     ratio = style.std / content.std
-    return AffineMap(scale=a * ratio + (1 - a), shift=a * (style.mean - content.mean * ratio))
+    scale, shift = a * ratio + (1 - a), a * (style.mean - content.mean * ratio)
+    return AffineMap(scale[:, :, None, None], shift[:, :, None, None])
+
+
+def over_regions(maps: Sequence[AffineMap], weights: Sequence[Tensor | None]) -> AffineMap:
+    """Return Σ w_k·map_k + (1 − Σ w_k)·identity: each region gets its own map, and the rest stays (§7.3).
+
+    Args:
+        maps: one per region.
+        weights: of each region, [N, 1, h, w], in 0..1, with a sum of at most 1; None is everywhere.
+    """
+    scale: Tensor | float = 1.0
+    shift: Tensor | float = 0.0
+    for each, weight in zip(maps, weights, strict=True):
+        if weight is None:
+            return each
+        scale = scale + weight * (each.scale - 1)
+        shift = shift + weight * each.shift
+    assert isinstance(scale, Tensor)
+    assert isinstance(shift, Tensor)
+    return AffineMap(scale, shift)

@@ -21,6 +21,9 @@ CHANNELS = (64, 128, 256, 512)
 TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 """The layers of the style loss (§6.2); the last is the one AdaIN works on in a VGG model."""
 
+TAP_STRIDES = (1, 2, 4, 8)
+"""Image pixels of a cell, a side, at each tap."""
+
 COMPACT_CHANNELS = (32, 64, 96)
 """Channels of the compact encoder at 1/2, 1/4 and 1/8 of the size; AdaIN works on all three."""
 
@@ -29,6 +32,10 @@ COMPACT_DECODER_BLOCKS = 4
 
 MIN_SIDE = 9
 """Shortest image side: below it features at 1/8 are one cell wide, which reflection padding cannot extend."""
+
+
+ENCODER_HALO = 32
+"""Pixels around a tile beyond which no encoder's features of it depend; whole cells at 1/8."""
 
 
 class Convolution(NamedTuple):
@@ -106,3 +113,13 @@ def decoder_convolutions(architecture: Architecture) -> list[Convolution]:
 def transfer_channels(architecture: Architecture) -> tuple[int, ...]:
     """Return the channels of each feature map AdaIN works on."""
     return COMPACT_CHANNELS if architecture == "compact" else CHANNELS[-1:]
+
+
+def transfer_strides(architecture: Architecture) -> tuple[int, ...]:
+    """Return the image pixels of a cell, a side, of each feature map AdaIN works on."""
+    return (2, 4, 8) if architecture == "compact" else (8,)
+
+
+def decoder_halo(architecture: Architecture) -> int:
+    """Return the pixels around a tile beyond which its decoded picture depends on no features."""
+    return 72 if architecture == "compact" else 32

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.adain import Statistics, adain, statistics
-from stylize_batch.model.architecture import CHANNELS, transfer_channels
+from stylize_batch.model.adain import Moments, Statistics, adain, merged, moments, over_regions
+from stylize_batch.model.architecture import (
+    CHANNELS,
+    ENCODER_HALO,
+    TAP_STRIDES,
+    decoder_halo,
+    transfer_channels,
+    transfer_strides,
+)
 from stylize_batch.model.checkpoint import Checkpoint
-from stylize_batch.model.losses import feature_distance, style_loss
+from stylize_batch.model.color import ColorMap
+from stylize_batch.model.losses import Losses, LossMeter
+from stylize_batch.model.tiling import PASS_PIXELS, STRIDE, Box, Regions, tiles
 from stylize_batch.model.vgg import Encoder
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
@@ -29,38 +38,41 @@ LOSS_WIDTH = 2 * sum(CHANNELS)
 
 
 class ContentFeatures(NamedTuple):
-    """Encoded contents.
+    """Encoded contents; of one that is larger than a pass, what it takes to encode it tile by tile.
 
     Attributes:
-        transfer: f(c), the feature maps AdaIN works on, each [N, C, h, w]; of a VGG model relu4_1 alone.
-        statistics: μ and σ of each.
-        loss: φ₄(c); the same tensor as `transfer[-1]` when the model's encoder is φ; None without metrics.
         height: of the images, pixels.
         width: of the images, pixels.
+        tiles: what the network takes one after the other; a single one is the whole picture.
+        images: uint8 or in 0..1, [N, 3, H, W]; None when the features are kept.
+        maps: f(c), the feature maps AdaIN works on, each [N, C, h, w] (of a VGG model relu4_1 alone), and φ₄(c)
+            last, where it is not one of them and losses are wanted; None when there are several tiles.
+        statistics: μ and σ of each map.
+        metrics: whether losses are wanted.
     """
 
-    transfer: tuple[Tensor, ...]
-    statistics: tuple[Statistics, ...]
-    loss: Tensor | None
     height: int
     width: int
+    tiles: list[Box]
+    images: Tensor | None
+    maps: tuple[Tensor, ...] | None
+    statistics: tuple[Statistics, ...]
+    metrics: bool
+
+    @property
+    def contents(self) -> int:
+        """How many these are."""
+        return len(self.statistics[0].mean)
 
     def select(self, index: Tensor) -> ContentFeatures:
         """Return the features of some samples, repeated or left out as `index` says."""
-        transfer = tuple(features[index] for features in self.transfer)
-        loss = self.loss
-        if loss is not None:
-            loss = transfer[-1] if loss is self.transfer[-1] else loss[index]
-        found = tuple(Statistics(mean[index], std[index]) for mean, std in self.statistics)
-        return ContentFeatures(transfer, found, loss, self.height, self.width)
-
-
-class Losses(NamedTuple):
-    """Losses per image on φ, float32 [N] (DESIGN: measured on the clamped output, before the codec)."""
-
-    content_loss: Tensor
-    style_loss: Tensor
-    content_distance: Tensor
+        if self.contents == len(index) == 1:
+            return self
+        return self._replace(
+            images=None if self.images is None else self.images[index.to(self.images.device)],
+            maps=None if self.maps is None else tuple(features[index] for features in self.maps),
+            statistics=tuple(Statistics(mean[index], std[index]) for mean, std in self.statistics),
+        )
 
 
 class Network:
@@ -71,20 +83,33 @@ class Network:
     blend linearly (Eq. 15).
     """
 
-    def __init__(self, model: Checkpoint, device: str = "cpu", precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: Checkpoint,
+        device: str = "cpu",
+        precision: str = "fp32",
+        *,
+        pass_pixels: int = PASS_PIXELS,
+    ) -> None:
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         if self.device.type == "cuda" and precision == "fp32":
             # Otherwise cuDNN rounds float32 convolutions to 10 bits (TF32).
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore
         phi = loss_network(model)
-        # Of AdaIN's variance; losses always take the biased one, so a style needs both statistics then.
-        self._correction = int(model.metadata.get("variance") == container.UNBIASED)
-        own = phi is model.encoder and not self._correction
+        unbiased = model.metadata.get("variance") == container.UNBIASED
+        # Losses always take the biased variance, so a style needs both statistics where AdaIN takes the other.
+        own = phi is model.encoder and not unbiased
         self._phi = self._place(phi)
         self._encoder = self._phi if own else self._place(model.encoder)
-        self._transfer_channels = () if own else transfer_channels(model.encoder.architecture)
         self._decoder = self._place(model.decoder)
+        architecture = model.encoder.architecture
+        self._transfer_channels = () if own else transfer_channels(architecture)
+        self._transfer_strides = transfer_strides(architecture)
+        self._corrections = (int(unbiased),) * len(self._transfer_strides)
+        self._decoder_halo = decoder_halo(architecture)
+        self.pass_pixels = pass_pixels
+        """Pixels taken at once; larger pictures are tiled."""
 
     def _place(self, module: _Module) -> _Module:
         # A copy: `to` would change the caller's own module.
@@ -92,65 +117,177 @@ class Network:
 
     def upload(self, images: Tensor) -> Tensor:
         """Move uint8 images [N, H, W, 3] to the device as [N, 3, H, W] in 0..1, channels last."""
-        return images.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 255
+        return self._upload(images.permute(0, 3, 1, 2))
+
+    def _upload(self, images: Tensor) -> Tensor:
+        placed = images.to(self.device)
+        return placed.to(self.dtype) / 255 if images.dtype == torch.uint8 else placed.to(self.dtype)
 
     @torch.inference_mode()
-    def encode_styles(self, images: Tensor) -> Tensor:
-        """Return the vectors of styles [N, 3, H, W] in 0..1, on the CPU.
+    def encode_styles(self, images: Tensor, recoloring: ColorMap | None = None) -> Tensor:
+        """Return the vectors of styles [N, 3, H, W], uint8 or in 0..1, on the CPU.
 
         They are float32 [N, 1920], and wider when the model's AdaIN needs other statistics than φ's.
+
+        Args:
+            images: on any device; large ones are encoded tile by tile.
+            recoloring: of the styles before they are encoded; the result is clamped to 0..1 (§7.3).
         """
-        found = [statistics(tap) for tap in self._phi.taps(images)]
-        if self._encoder is not self._phi:
-            found += [statistics(features, self._correction) for features in self._encoder.features(images)]
-        return torch.cat([value for pair in found for value in pair], 1).cpu()
+        height, width = images.shape[2:]
+        found: list[Moments] = []
+        for tile in tiles(height, width, ENCODER_HALO, self.pass_pixels):
+            outer = tile.grown(ENCODER_HALO, height, width)
+            pixels = self._upload(outer.crop(images, Box(0, 0, height, width)))
+            if recoloring is not None:
+                pixels = recoloring.apply(pixels).clamp(0, 1).to(self.dtype)
+            layers, strides = self._phi.taps(pixels), TAP_STRIDES
+            if self._encoder is not self._phi:
+                layers, strides = layers + self._encoder.features(pixels), strides + self._transfer_strides
+            here = [
+                moments(tile.crop(layer, outer, stride))
+                for layer, stride in zip(layers, strides, strict=True)
+            ]
+            found = merged(found, here)
+        corrections = (*(0 for _ in TAP_STRIDES), *self._corrections)
+        pairs = zip(found, corrections, strict=False)
+        return torch.cat([value for each, less in pairs for value in each.statistics(less)], 1).cpu()
 
     @torch.inference_mode()
     def encode_contents(self, images: Tensor, *, metrics: bool = True) -> ContentFeatures:
-        """Encode contents [N, 3, H, W] in 0..1, once however many styles each will get."""
-        transfer = self._encoder.features(images)
-        loss = None
-        if metrics:
-            loss = transfer[-1] if self._encoder is self._phi else self._phi(images)
+        """Encode contents [N, 3, H, W], uint8 or in 0..1, once however many styles each will get.
+
+        Of images larger than a pass only the statistics are kept, and the images themselves, where they are.
+        """
         height, width = images.shape[2:]
-        found = tuple(statistics(features, self._correction) for features in transfer)
-        return ContentFeatures(transfer, found, loss, height, width)
+        # The decoded tile must reach so much further that φ sees what it needs; without metrics too, or the
+        # pixels would not be the same.
+        halo = ENCODER_HALO + self._decoder_halo + ENCODER_HALO
+        cut = tiles(height, width, halo, self.pass_pixels)
+        content = ContentFeatures(height, width, cut, images, None, (), metrics)
+        if len(cut) == 1:
+            content = content._replace(images=None, maps=self._maps(content, images, cut[0]))
+        (found,) = self._content_statistics(content, Regions(None))
+        return content._replace(statistics=tuple(found))
+
+    def _maps(self, content: ContentFeatures, images: Tensor, box: Box) -> tuple[Tensor, ...]:
+        """Encode a part of the contents, and give it exactly the features it has in the whole."""
+        outer = box.grown(ENCODER_HALO, content.height, content.width)
+        pixels = self._upload(outer.crop(images, Box(0, 0, content.height, content.width)))
+        maps = self._encoder.features(pixels)
+        if content.metrics and self._encoder is not self._phi:
+            maps = (*maps, self._phi(pixels))
+        return tuple(
+            box.crop(features, outer, stride)
+            for features, stride in zip(maps, self._map_strides(content), strict=True)
+        )
+
+    def _map_strides(self, content: ContentFeatures) -> tuple[int, ...]:
+        measured = content.metrics and self._encoder is not self._phi
+        return (*self._transfer_strides, TAP_STRIDES[-1]) if measured else self._transfer_strides
+
+    def _maps_of(self, content: ContentFeatures, box: Box) -> tuple[Tensor, ...]:
+        if content.maps is not None:
+            return content.maps  # the only tile is the whole picture
+        assert content.images is not None
+        return self._maps(content, content.images, box)
+
+    def _content_statistics(self, content: ContentFeatures, regions: Regions) -> list[list[Statistics]]:
+        """Return, for each region, μ and σ of each map of the contents."""
+        found: list[list[Moments]] = [[] for _ in range(regions.count)]
+        for tile in content.tiles:
+            here: list[list[Moments]] = [[] for _ in found]
+            for features, stride in zip(
+                self._maps_of(content, tile), self._map_strides(content), strict=True
+            ):
+                for region, weights in zip(here, regions.weights(tile, stride, features), strict=True):
+                    region.append(moments(features, weights))
+            found = [merged(before, more) for before, more in zip(found, here, strict=True)]
+        corrections = (*self._corrections, 0)  # φ's own come last
+        return [
+            [each.statistics(less) for each, less in zip(region, corrections, strict=False)]
+            for region in found
+        ]
 
     @torch.inference_mode()
     def stylize(
-        self, content: ContentFeatures, styles: Tensor, alpha: Tensor
+        self,
+        content: ContentFeatures,
+        styles: Tensor,
+        alpha: Tensor,
+        masks: Tensor | None = None,
+        *,
+        finish: Callable[[Tensor], Tensor] = lambda images: images,
     ) -> tuple[Tensor, Losses | None]:
         """Stylize one content per style vector.
 
         Args:
             content: N encoded contents.
-            styles: vectors, one per content, as `encode_styles` returns them.
+            styles: vectors, one per content, as `encode_styles` returns them, [N, width]; with masks one per
+                content and region, [N, K, width].
             alpha: content-style trade-off, [N], 0..1.
+            masks: uint8 [N, K, H, W], each region's, of the contents' size: 255 is this style here (§7.3).
+            finish: what becomes of every piece of the pictures, [N, 3, h, w] clamped to 0..1; a picture larger
+                than a pass is collected on the CPU in the type that this returns.
 
         Returns:
-            Images [N, 3, H, W] clamped to 0..1, of exactly the contents' size (the decoder's output is cropped
-            at the bottom and right), and their losses, or None when the contents carry no φ features.
+            Images [N, 3, H, W], finished, of exactly the contents' size (the decoder's output is cropped
+            at the bottom and right), and their losses, or None when the contents were encoded without metrics.
         """
-        style = styles.to(self.device)
+        regions = Regions(masks)
+        vectors = styles.to(self.device).reshape(len(styles), regions.count, -1).unbind(1)
         alpha = alpha.to(self.device)
-        taps_wanted = unpack(style[:, :LOSS_WIDTH], CHANNELS)
-        wanted = unpack(style[:, LOSS_WIDTH:], self._transfer_channels) or taps_wanted[-1:]
-        targets = [
-            adain(found, to, alpha).apply(features)
-            for features, found, to in zip(content.transfer, content.statistics, wanted, strict=True)
+        found = [content.statistics] if masks is None else self._content_statistics(content, regions)
+        wanted_taps = [unpack(vector[:, :LOSS_WIDTH], CHANNELS) for vector in vectors]
+        transfers = [
+            [
+                adain(own, style, alpha)
+                for own, style in zip(statistics, self._wanted(vector, content), strict=True)
+            ]
+            for vector, statistics in zip(vectors, found, strict=True)
         ]
-        images = self._decoder(*targets)[:, :, : content.height, : content.width].clamp(0, 1)
-        if content.loss is None:
-            return images, None
-        target = targets[-1]
-        if content.loss is not content.transfer[-1]:
-            target = adain(statistics(content.loss), taps_wanted[-1], alpha).apply(content.loss)
-        taps = self._phi.taps(images)
-        return images, Losses(
-            feature_distance(taps[-1], target),
-            style_loss(taps, taps_wanted),
-            feature_distance(taps[-1], content.loss),
-        )
+        meter = LossMeter(regions.count)
+        picture = None
+        for tile in content.tiles:
+            shown = tile.grown(ENCODER_HALO, content.height, content.width)  # what φ must see of the result
+            needed = shown.grown(self._decoder_halo, content.height, content.width)
+            maps = self._maps_of(content, needed)
+            targets = [
+                over_regions(each, regions.weights(needed, stride, features)).apply(features)
+                for each, features, stride in zip(
+                    zip(*transfers, strict=True), maps, self._map_strides(content), strict=True
+                )
+            ]
+            decoded = self._decoder(*targets[: len(self._transfer_strides)])
+            images = shown.crop(decoded, needed).clamp(0, 1)
+            piece = finish(tile.crop(images, shown))
+            if len(content.tiles) == 1:
+                picture = piece
+            else:
+                if picture is None:
+                    picture = torch.empty(
+                        (*piece.shape[:2], content.height, content.width),
+                        dtype=piece.dtype,
+                        memory_format=torch.channels_last,
+                    )
+                picture[..., tile.top : tile.bottom, tile.left : tile.right] = piece
+            if content.metrics:
+                taps = self._phi.taps(images)
+                meter.add(
+                    [tile.crop(tap, shown, stride) for tap, stride in zip(taps, TAP_STRIDES, strict=True)],
+                    [regions.weights(tile, stride, images) for stride in TAP_STRIDES],
+                    tile.crop(targets[-1], needed, STRIDE),
+                    tile.crop(maps[-1], needed, STRIDE),
+                )
+        assert picture is not None
+        return picture, meter.losses(wanted_taps) if content.metrics else None
+
+    def _wanted(self, vector: Tensor, content: ContentFeatures) -> list[Statistics]:
+        """Return the style's μ and σ for each of the contents' maps."""
+        taps = unpack(vector[:, :LOSS_WIDTH], CHANNELS)
+        if self._encoder is self._phi:
+            return taps[-1:]
+        transfer = unpack(vector[:, LOSS_WIDTH:], self._transfer_channels)
+        return [*transfer, taps[-1]] if content.metrics else transfer
 
 
 def unpack(styles: Tensor, channels: Sequence[int]) -> list[Statistics]:
