@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stylize_batch.errors import RowError, UsageError
-from stylize_batch.storage import Root, absolute, checked_key, fingerprint, list_files, read_bytes
+from stylize_batch.storage import (
+    Root,
+    absolute,
+    checked_key,
+    fingerprint,
+    join,
+    list_files,
+    parent,
+    read_bytes,
+)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -119,3 +128,20 @@ def test_folders_are_listed_recursively_and_sorted(tmp_path: Path) -> None:
 )
 def test_relative_paths_start_from_the_manifests_folder(path: str, base: str, expected: str) -> None:
     assert absolute(path, base) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "sibling"),
+    [
+        ("/data/x", "/data", "/data/y"),
+        ("/x", "/", "/y"),
+        ("s3://bucket/in/x", "s3://bucket/in", "s3://bucket/in/y"),
+        ("s3://bucket/x", "s3://bucket", "s3://bucket/y"),
+        ("file:///x", "file:///", "file:///y"),
+        ("memory://in/x", "memory://in", "memory://in/y"),
+        ("memory://x", "memory://", "memory:///y"),
+    ],
+)
+def test_the_folder_of_a_file_is_one_of_the_same_storage(uri: str, folder: str, sibling: str) -> None:
+    assert parent(uri) == folder
+    assert join(folder, "y") == absolute("y", folder) == sibling

@@ -59,12 +59,21 @@ def absolute(path: str, base: str | None = None) -> str:
 
 def join(root: str, key: str) -> str:
     """Append a relative key to a root URI or path."""
-    return f"{root.rstrip('/')}/{key}"
+    protocol, path = _split(root)
+    return f"{protocol}{path.rstrip('/')}/{key}"
 
 
 def parent(uri: str) -> str:
     """Return the folder a file lies in."""
-    return uri.rsplit("/", 1)[0] or "/"
+    protocol, path = _split(uri)
+    folder, slash, _ = path.rpartition("/")
+    return protocol + (folder or slash)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """Return `s3://` and the rest; a path has no protocol."""
+    protocol, mark, path = uri.partition("://")
+    return (protocol + mark, path) if mark else ("", uri)
 
 
 def filesystem(uri: str) -> tuple[Any, str]:

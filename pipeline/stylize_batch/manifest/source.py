@@ -55,13 +55,15 @@ def locate(manifest: str, output: str) -> Source:
         raise
     except Exception as error:
         raise ManifestError(f"cannot read the manifest {manifest}: {row_error(error, uri)}") from None
-    below = len(base.rstrip("/")) + 1
-    own = output.rstrip("/") + "/"
+    # Compared as the file system writes them: `file:///x` and `/x`, `memory://x` and `memory:///x` are one.
+    below = len(filesystem(base)[1].rstrip("/")) + 1
+    own_fs, own = filesystem(output)
+    own = own.rstrip("/") + "/"
     files = [
-        file
-        for file in map(full, sorted(kept))
-        if not file.startswith(own)
-        and not any(part.startswith((".", "_")) for part in file[below:].split("/"))
+        full(name)
+        for name in sorted(kept)
+        if not (type(own_fs) is type(fs) and name.startswith(own))
+        and not any(part.startswith((".", "_")) for part in name[below:].split("/"))
     ]
     if not files:
         raise ManifestError(f"no .parquet files in {manifest}")
