@@ -66,6 +66,22 @@ def test_stale_temporaries_of_killed_runs_are_cleared(tmp_path: Path) -> None:
     assert not (tmp_path / ".tmp").exists()
 
 
+def test_the_bytes_of_a_local_put_are_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, synced = tmp_path / "x" / "y", list[tuple[int, bool]]()
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.fstat(descriptor).st_size, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    Root(str(tmp_path)).put("x/y", b"123")
+    assert synced == [(3, False)]
+    assert target.read_bytes() == b"123"
+
+
 @given(st.text(max_size=30))
 def test_keys_never_leave_the_root(key: str) -> None:
     try:

@@ -115,6 +115,11 @@ CREDENTIALS = (
 )  # fmt: skip
 """S3's words for credentials that do not work now: no row's fault, though s3fs calls some a lack of permission."""
 
+BROKEN_OFF = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError")
+"""Names of what HTTP libraries raise when an answer ends before its length."""
+
+READ_ATTEMPTS = 6
+
 PERMANENT_ERRNO = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 RETRIABLE_STATUS = (408, 425, 429)
 
@@ -151,11 +156,21 @@ def read_bytes(uri: str) -> bytes:
         RowError: `NotFound`, `AccessDenied`, or a transient `StorageError` after the retries inside.
     """
     try:
-        fs, path = filesystem(uri)
-        data = fs.cat_file(path)
+        return _read(*filesystem(uri))
     except Exception as error:
         raise row_error(error, uri) from None
-    return bytes(data)
+
+
+def _read(fs: Any, path: str) -> bytes:
+    """Read a whole file. An answer that breaks off half way is asked for again, since storage clients see to that
+    only before the first byte."""
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return bytes(fs.cat_file(path))
+        except Exception as error:
+            if type(error).__name__ not in BROKEN_OFF:
+                raise
+    return bytes(fs.cat_file(path))
 
 
 def fingerprint(uri: str) -> str:
@@ -229,10 +244,10 @@ class Root:
         target = Path(self._path) / key
         temporary = self._temporary / uuid.uuid4().hex
         try:
-            temporary.write_bytes(data)
+            _write_to_disk(temporary, data)
         except FileNotFoundError:
             self._temporary.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
+            _write_to_disk(temporary, data)
         try:
             temporary.replace(target)
         except FileNotFoundError:
@@ -247,7 +262,7 @@ class Root:
             OSError: storage refused or did not answer.
         """
         with _os_errors():
-            return bytes(self._fs.cat_file(join(self._path, key)))
+            return _read(self._fs, join(self._path, key))
 
     def exists(self, key: str) -> bool:
         """Whether an object is under this key."""
@@ -286,6 +301,14 @@ class Root:
         if self._local:
             # An actor that has outlived its driver may still be writing there.
             shutil.rmtree(Path(self._path) / TEMPORARY, ignore_errors=True)
+
+
+def _write_to_disk(path: Path, data: bytes) -> None:
+    # Without the wait, a power cut may leave the name of a file without its bytes.
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

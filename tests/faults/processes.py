@@ -58,6 +58,9 @@ def marked_environment(folder: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "TMPDIR": str(temporary),
         "RAY_TMPDIR": "/tmp",  # the paths of Ray's sockets must be short
+        # Small pictures on a busy machine: threads that wait for each other would take most of the time.
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
 
 
@@ -91,17 +94,17 @@ def processes(env: dict[str, str]) -> dict[int, str]:
     return found
 
 
-def left_over(env: dict[str, str], seconds: float, agents: bool) -> dict[int, str]:
+def left_over(env: dict[str, str], seconds: float, patient: bool = True) -> dict[int, str]:
     """Wait until no process of an environment lives, so many seconds at most; return those that still do.
 
     Args:
         env: as `marked_environment` made it.
         seconds: limit.
-        agents: whether to wait for Ray's agents too, which need a minute.
+        patient: whether to wait for Ray's agents too.
     """
     deadline = time.monotonic() + seconds
     while True:
-        left = {pid: line for pid, line in processes(env).items() if agents or not line.startswith(AGENTS)}
+        left = {pid: line for pid, line in processes(env).items() if patient or not line.startswith(AGENTS)}
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.2)

@@ -25,7 +25,7 @@ def marked_env(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment by which every process of a run, workers included, can be found; none may be left."""
     env = marked_environment(tmp_path)
     yield env
-    left = left_over(env, seconds=30, agents=False)
+    left = left_over(env, seconds=30, patient=False)
     assert not left, f"processes left over: {left}"
 
 

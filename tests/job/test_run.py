@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 import stylize_batch
 from stylize_batch.errors import GaveUpError, UsageError
+from stylize_batch.manifest.plan import temporary_folder
 from stylize_batch.model import container
 from tests.conftest import MakeManifest, Row, read_results
 
@@ -87,6 +89,20 @@ def test_a_run_killed_while_planning_plans_again(manifest: Path, tmp_path: Path)
     (tmp_path / "out" / "run.json").write_text(json.dumps(record))
     assert run(manifest, tmp_path / "out").ok == 12
     assert len(read_results(tmp_path / "out")) == 12
+
+
+def test_what_a_run_killed_while_planning_left_in_the_temporary_folder_goes(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    killed = temporary_folder(str(tmp_path / "out"))
+    killed._finalizer.detach()  # pyright: ignore  # as SIGKILL does
+    other = temporary_folder(str(tmp_path / "other"))
+    (Path(killed.name) / "bucket-00000.arrow").write_bytes(b"half")
+    run(manifest, tmp_path / "out")
+    assert list(folder.iterdir()) == [Path(other.name)]
 
 
 def test_results_of_another_run_do_not_count(manifest: Path, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def _open_root(root: Root) -> RunRecord | None:
 
 def _plan(spec: JobSpec, source: Source, root: Root, model_digest: str, manifest: str) -> RunRecord:
     """Check every row, and only then write: run.json, and the plan in place of whatever was there."""
-    with temporary_folder() as folder:
+    with temporary_folder(root.uri) as folder:
         partition = check_and_partition(source, Path(folder), spec.format, spec.limit)
         shard_pairs = spec.shard_pairs or max(1, min(MAX_SHARD_PAIRS, -(-partition.pairs // MIN_SHARDS)))
         record = RunRecord(

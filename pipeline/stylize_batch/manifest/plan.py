@@ -10,6 +10,7 @@ so that all pairs of one content share a shard and the content is fetched, decod
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -272,6 +273,15 @@ def _content_bounds(contents: pa.ChunkedArray) -> list[int]:
     return [0, *(np.flatnonzero(changed.to_numpy(zero_copy_only=False)) + 1).tolist(), len(values)]
 
 
-def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a local folder for a partition's buckets, removed when its context ends."""
-    return tempfile.TemporaryDirectory(prefix="stylize-batch-plan-", ignore_cleanup_errors=True)
+def temporary_folder(root: str) -> tempfile.TemporaryDirectory[str]:
+    """Return a local folder for a partition's buckets, removed when its context ends.
+
+    Its name tells whose it is, so that what a killed run has left there goes when the command is repeated.
+
+    Args:
+        root: the run's output root.
+    """
+    prefix = f"stylize-batch-plan-{hashlib.blake2b(root.encode(), digest_size=8).hexdigest()}-"
+    for stale in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
