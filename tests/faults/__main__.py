@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.faults.faults import KILLS, OTHERS, Bench, inflict
+from tests.faults.faults import KILLS, PROCESSES, STORAGE, Bench, inflict
 from tests.faults.job import PAIRS, PHASES
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are stopped
     faults = [(fault, max(1, round(share * given.kills))) for fault, share in KILLS.items()]
-    faults += [(fault, given.times) for fault in OTHERS]
+    faults += [(fault, given.times) for fault in PROCESSES + STORAGE]
 
     started = time.monotonic()
     lines = [

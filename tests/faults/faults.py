@@ -34,7 +34,8 @@ SPREAD = {"start": 2.0, "plan": 0.05, "styles": 1.0, "shards": 2.0, "finish": 0.
 STRIKES_PER_RUN = 6
 KILLS_PER_ACTOR = 2  # an actor that dies three times before it can work ends the job, rightly
 SPOILT_SHARE = 0.3
-AGENT_SECONDS = 120.0
+SPOILS: tuple[Spoil, ...] = ("error", "slow down", "reset", "drop", "truncate")
+PROCESS_SECONDS = 120.0
 
 
 class Bench:
@@ -42,6 +43,7 @@ class Bench:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.random = random.Random(seed)
+        self.environments: list[Env] = []
         self._folder = folder
         self._folders = 0
         self._stack = ExitStack()
@@ -63,9 +65,14 @@ class Bench:
     @cached_property
     def pictures(self) -> Pictures:
         """What a run makes that nothing disturbs."""
-        job = self.local_job(marked_environment(self.new_folder()), IN_PROCESS)
+        job = self.local_job(self.new_environment(), IN_PROCESS)
         job.finish(job.start())
         return job.pictures()
+
+    def new_environment(self) -> Env:
+        """Make an environment with a mark of its own."""
+        self.environments.append(marked_environment(self.new_folder()))
+        return self.environments[-1]
 
     def new_folder(self) -> Path:
         """Make an empty folder."""
@@ -116,17 +123,17 @@ class Fault(NamedTuple):
     strike: Callable[[Strike], Job]
 
 
-def inflict(bench: Bench, fault: Fault, times: int, patience: float = AGENT_SECONDS) -> Damage:
+def inflict(bench: Bench, fault: Fault, times: int, patient: bool = True) -> Damage:
     """Let a fault strike so many times, in as many runs as that takes, and count the damage.
 
     Args:
         bench: where.
         fault: what.
         times: how often.
-        patience: seconds to wait for processes to end; Ray's agents need a minute after their driver was killed.
+        patient: whether to wait for Ray's agents too, which need a minute to end after their driver was killed.
     """
     damage = Damage()
-    env = marked_environment(bench.new_folder())
+    env = bench.new_environment()
     while damage.times < times:
         try:
             job = fault.strike(Strike(bench, env, times - damage.times, damage))
@@ -135,7 +142,7 @@ def inflict(bench: Bench, fault: Fault, times: int, patience: float = AGENT_SECO
         except AssertionError as error:
             damage.times += 1
             damage.lose(f"a whole job, which has no end: {error}")
-    for pid, line in left_over(env, patience).items():
+    for pid, line in left_over(env, PROCESS_SECONDS, patient).items():
         damage.leave(f"process {pid}: {line}")
     for path in Path(env["TMPDIR"]).iterdir():
         damage.leave(f"temporary {path.name}")
@@ -286,19 +293,25 @@ KILLS = {
 }
 """Ways to kill the driver, and the share of each."""
 
-OTHERS = [
-    Fault("actor SIGKILLed", "local Ray, disk", kill_actors),
+PROCESSES = [
+    Fault("worker processes SIGKILLed", "local Ray, disk", kill_actors),
     Fault("node removed, another added", "Ray on two nodes, disk", lose_node),
     Fault("content kills its process", "local Ray, disk", poison),
     Fault("SIGTERM", "in-process, disk", partial(interrupt, signal.SIGTERM, IN_PROCESS)),
+    Fault("Ctrl-C", "local Ray, disk", partial(interrupt, signal.SIGINT, RAY)),
     Fault("SIGTERM", "local Ray, disk", partial(interrupt, signal.SIGTERM, RAY)),
     Fault("Ctrl-C", "in-process, disk", partial(interrupt, signal.SIGINT, IN_PROCESS)),
-    Fault("Ctrl-C", "local Ray, disk", partial(interrupt, signal.SIGINT, RAY)),
     Fault("S3 server SIGKILLed, restarted", "in-process, S3", restart_server),
+]
+"""What else may end or hear a signal."""
+
+STORAGE = [
+    Fault("9 s without storage", "in-process, S3", partial(spoil, ["outage"], IN_PROCESS)),
     Fault("30 % of requests: 500", "in-process, S3", partial(spoil, ["error"], IN_PROCESS)),
     Fault("30 % of requests: 503 SlowDown", "in-process, S3", partial(spoil, ["slow down"], IN_PROCESS)),
     Fault("30 % of requests: connection reset", "in-process, S3", partial(spoil, ["reset"], IN_PROCESS)),
     Fault("30 % of answers lost, writes landed", "in-process, S3", partial(spoil, ["drop"], IN_PROCESS)),
     Fault("30 % of bodies truncated", "in-process, S3", partial(spoil, ["truncate"], IN_PROCESS)),
-    Fault("9 s without storage", "in-process, S3", partial(spoil, ["outage"], IN_PROCESS)),
+    Fault("30 % of requests: any of these", "local Ray, S3", partial(spoil, SPOILS, RAY)),
 ]
+"""Bad days of storage."""

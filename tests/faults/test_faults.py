@@ -1,1 +1,31 @@
-"""The short version: every kind of fault once or twice. `python -m tests.faults` is the long one."""
+"""The short version of `python -m tests.faults`: every kind of fault, a few times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.faults import KILLS, PROCESSES, STORAGE, Bench, Fault, inflict
+from tests.faults.processes import left_over
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """Inputs and servers for all faults. In the end nothing may run; Ray's agents have had their minute by then."""
+    bench = Bench(tmp_path_factory.mktemp("faults"), seed=1)
+    yield bench
+    bench.close()
+    for env in bench.environments:
+        assert not left_over(env, seconds=90)
+
+
+SHORT = [*KILLS, *PROCESSES[:5], PROCESSES[-1], STORAGE[0], STORAGE[-1]]
+
+
+@pytest.mark.parametrize("fault", SHORT, ids=[f"{fault.name} ({fault.where})" for fault in SHORT])
+def test_nothing_is_lost_doubled_or_left_over(bench: Bench, fault: Fault) -> None:
+    times = 4 if fault == SHORT[0] else 1
+    damage = inflict(bench, fault, times, patient=False)
+    assert (damage.lost, damage.duplicated, damage.left_over) == (0, 0, 0), damage.details
+    assert damage.times >= times
