@@ -56,6 +56,7 @@ def marked_environment(folder: Path) -> dict[str, str]:
         **os.environ,
         MARK: uuid.uuid4().hex,
         "PYTHONPATH": os.pathsep.join(paths),
+        "STYLIZE_BATCH_SCHEMES": "file,s3,poison",
         "TMPDIR": str(temporary),
         "RAY_TMPDIR": "/tmp",  # the paths of Ray's sockets must be short
         # Small pictures on a busy machine: threads that wait for each other would take most of the time.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -43,7 +44,7 @@ def engine(request: pytest.FixtureRequest, server: S3Server, monkeypatch: pytest
     cluster: Cluster = request.getfixturevalue("cluster")
     for _ in range(2):
         cluster.add_node(num_cpus=1)
-    return ["--address", cluster.address, "--actors", "3"]
+    return ["--address", str(cluster.address), "--actors", "3"]
 
 
 def test_the_whole_job_runs_on_object_storage_and_resumes(
@@ -67,7 +68,7 @@ def test_the_whole_job_runs_on_object_storage_and_resumes(
     assert len({row["pair_id"] for row in results}) == len(results) == 8
     pictures = {row["output"]: row for row in results if row["status"] == "ok"}
     for uri, row in pictures.items():
-        with Image.open(io.BytesIO(fs.cat_file(uri))) as image:
+        with Image.open(io.BytesIO(cast("bytes", fs.cat_file(uri)))) as image:
             image.load()
             assert (image.format, image.height, image.width) == ("JPEG", row["height"], row["width"])
     assert sorted(f"s3://{key}" for key in fs.find(f"{output}/images")) == sorted(pictures)

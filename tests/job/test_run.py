@@ -98,11 +98,10 @@ def test_what_a_run_killed_while_planning_left_in_the_temporary_folder_goes(
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     killed = temporary_folder(str(tmp_path / "out"))
-    killed._finalizer.detach()  # pyright: ignore  # as SIGKILL does
-    other = temporary_folder(str(tmp_path / "other"))
     (Path(killed.name) / "bucket-00000.arrow").write_bytes(b"half")
-    run(manifest, tmp_path / "out")
-    assert list(folder.iterdir()) == [Path(other.name)]
+    with temporary_folder(str(tmp_path / "other")) as living:
+        run(manifest, tmp_path / "out")
+        assert list(folder.iterdir()) == [Path(living)]
 
 
 def test_results_of_another_run_do_not_count(manifest: Path, tmp_path: Path) -> None:
@@ -282,7 +281,7 @@ def test_manifest_pictures_model_and_output_may_lie_on_any_fsspec_storage(
     assert run(f"{base}/{manifest}", f"{base}/out", **settings).ok == 1
     with fs.open(f"{path}/out/results/part-000000.parquet") as file:
         (row,) = pq.read_table(file).to_pylist()
-    with fsspec.open(row["output"]) as file:
+    with fs.open(row["output"]) as file:
         Image.open(file).load()
     assert run(f"{base}/{manifest}", f"{base}/out", **settings).skipped == 1
 
