@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 from ray.cluster_utils import Cluster
 
-from tests.faults.job import PHASES, Damage, Job, Pictures, write_inputs
+from tests.faults.job import LIMIT_SECONDS, PHASES, Damage, Job, Pictures, write_inputs
 from tests.faults.processes import MARK, left_over, marked_environment, processes
 from tests.faults.proxy import Proxy, Spoil, proxy
 from tests.integration.s3 import BUCKET, S3Server, s3_server
@@ -139,7 +139,7 @@ def inflict(bench: Bench, fault: Fault, times: int, patient: bool = True) -> Dam
             job = fault.strike(Strike(bench, env, times - damage.times, damage))
             job.check(bench.pictures, damage)
             job.remove()
-        except AssertionError as error:
+        except (AssertionError, subprocess.TimeoutExpired) as error:
             damage.times += 1
             damage.lose(f"a whole job, which has no end: {error}")
     for pid, line in left_over(env, PROCESS_SECONDS, patient).items():
@@ -189,6 +189,9 @@ def interrupt(how: signal.Signals, engine: Sequence[object], strike: Strike) -> 
             os.killpg(process.pid, how)
         else:
             process.send_signal(how)
+        process.wait(LIMIT_SECONDS)
+        if job.phase() == "end" and process.returncode == 0:
+            break  # it was just done
         errors = job.finish(process, status=130)
         assert "repeat the command to go on" in errors
     job.finish(job.start())
