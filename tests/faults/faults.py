@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 from fsspec.implementations.local import LocalFileSystem
 from ray.cluster_utils import Cluster
@@ -204,13 +205,9 @@ def kill_actors(strike: Strike) -> Job:
     process = job.start()
     for _ in range(min(strike.most, KILLS_PER_ACTOR)):
         if await_moment(strike, job, process, ["styles", "shards"]):
-            actors = [
-                pid for pid, line in processes(strike.env).items() if line.startswith("ray::WorkerActor")
-            ]
-            if not actors:
-                strike.damage.times -= 1  # between two lives
-            for pid in actors:
-                os.kill(pid, signal.SIGKILL)
+            for pid, line in processes(strike.env).items():
+                if line.startswith("ray::WorkerActor"):
+                    os.kill(pid, signal.SIGKILL)
     job.finish(process)
     return job
 
@@ -240,19 +237,12 @@ def lose_node(strike: Strike) -> Job:
 @contextmanager
 def cluster(env: Env) -> Generator[Cluster]:
     """Run a Ray cluster of one small node in a marked environment."""
-    before = {key: os.environ.get(key) for key in (MARK, "PYTHONPATH")}
-    os.environ.update({key: env[key] for key in before})
-    try:
+    with patch.dict(os.environ, {key: env[key] for key in (MARK, "PYTHONPATH")}):
         nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
             yield nodes
         finally:
             nodes.shutdown()
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key)
-            if value is not None:
-                os.environ[key] = value
 
 
 def restart_server(strike: Strike) -> Job:

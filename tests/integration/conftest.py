@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.faults.processes import MARK, left_over, marked_environment, start_run
+from tests.faults.faults import cluster
+from tests.faults.processes import left_over, marked_environment, start_run
 from tests.integration.s3 import S3Server, s3_server
 
 
@@ -36,10 +37,7 @@ def start(marked_env: dict[str, str], tmp_path: Path) -> Callable[..., subproces
 
 
 @pytest.fixture
-def cluster(marked_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A Ray cluster of one small node; tests add and remove others."""
-    for key in (MARK, "PYTHONPATH"):
-        monkeypatch.setenv(key, marked_env[key])
-    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    yield running
-    running.shutdown()
+def nodes(marked_env: dict[str, str]) -> Iterator[Cluster]:
+    """A Ray cluster of one small node; tests add others."""
+    with cluster(marked_env) as running:
+        yield running

@@ -41,10 +41,10 @@ def engine(request: pytest.FixtureRequest, server: S3Server, monkeypatch: pytest
         return ["--in-process"] if request.param == "in-process" else []
     for key, value in server.env().items():
         monkeypatch.setenv(key, value)
-    cluster: Cluster = request.getfixturevalue("cluster")
+    nodes: Cluster = request.getfixturevalue("nodes")
     for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    return ["--address", str(cluster.address), "--actors", "3"]
+        nodes.add_node(num_cpus=1)
+    return ["--address", str(nodes.address), "--actors", "3"]
 
 
 def test_the_whole_job_runs_on_object_storage_and_resumes(

@@ -187,12 +187,17 @@ def test_a_run_killed_while_overwriting_is_begun_anew(manifest: Path, tmp_path: 
     assert all(Path(row["output"]).exists() for row in read_results(tmp_path / "out"))
 
 
-def test_a_damaged_results_part_is_made_again(manifest: Path, tmp_path: Path) -> None:
+def test_damaged_parts_of_the_results_and_the_style_bank_are_made_again(
+    manifest: Path, tmp_path: Path
+) -> None:
     run(manifest, tmp_path / "out")
-    next((tmp_path / "out" / "results").iterdir()).write_bytes(b"")
+    for folder in ("results", "styles"):
+        next((tmp_path / "out" / folder).iterdir()).write_bytes(b"")
     summary = run(manifest, tmp_path / "out")
     assert summary.ok == len(read_results(tmp_path / "out")) == 12
     assert summary.skipped < 12
+    parts = (tmp_path / "out" / "styles").iterdir()
+    assert sum(pq.read_metadata(part).num_rows for part in parts) == 2
 
 
 def test_a_folder_of_manifests_may_hold_the_output_root(
