@@ -12,7 +12,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest
 
 faults: $(VENV)/installed
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults -o docs/reliability.md
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from pathlib import Path
 from tests.faults.faults import KILLS, PROCESSES, STORAGE, Bench, inflict
 from tests.faults.job import PAIRS, PHASES
 
+BEGIN, END = "<!-- faults -->", "<!-- end of faults -->"
+
 
 def main() -> int:
     """Run all faults, and return 1 if there was any damage."""
@@ -21,7 +23,9 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=10, help="times of every other fault")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--only", default="", help="faults whose line holds these words")
-    parser.add_argument("-o", "--output", type=Path, help="Markdown file for the table; stdout if not given")
+    parser.add_argument(
+        "-o", "--output", type=Path, help=f"file with {BEGIN} and {END}, to put the table between"
+    )
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are stopped
     faults = [(fault, max(1, round(share * given.kills))) for fault, share in KILLS.items()]
@@ -58,10 +62,11 @@ def main() -> int:
         f"\n\n{runs} output roots of {PAIRS} pairs were checked, after {(time.monotonic() - started) / 60:.0f} "
         f"minutes. The drivers were killed in the phases {fallen}. {requests} requests to storage were spoiled.\n"
     )
+    print(report)
     if given.output:
-        given.output.write_text(report)
-    else:
-        print(report)
+        before, _, rest = given.output.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        given.output.write_text(f"{before}{BEGIN}\n\n{report}\n{END}{after}")
     return 1 if damaged else 0
 
 
