@@ -29,7 +29,7 @@ RAY = ("--actors", 2)
 POISONOUS = 2
 """Contents of the poisoned job that kill the process that reads them."""
 
-SPREAD = {"start": 2.0, "plan": 0.05, "styles": 1.0, "shards": 2.0, "finish": 0.3}
+SPREAD = {"start": 2.0, "plan": 0.05, "styles": 0.7, "shards": 1.0, "finish": 0.3}
 """Seconds within which a fault strikes after a phase was seen to begin."""
 
 STRIKES_PER_RUN = 6
