@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stylize_batch.errors import RowError, UsageError
+from stylize_batch.manifest.source import locate
 from stylize_batch.storage import (
     Root,
     absolute,
     checked_key,
+    filesystem,
     fingerprint,
     join,
+    kind,
     list_files,
     parent,
     read_bytes,
@@ -43,6 +46,21 @@ def test_what_is_put_can_be_read_listed_and_deleted(root: Root) -> None:
 def test_the_address_of_an_object_opens_as_it_stands(root: Root) -> None:
     root.put("images/x.bin", b"data")
     assert read_bytes(root.uri_of("images/x.bin")) == b"data"
+
+
+def test_storage_that_fails_is_not_taken_for_empty(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError
+
+    fs, path = filesystem(root.uri)
+    assert kind(fs, path) is None
+    monkeypatch.setattr(type(fs), "info", fail)
+    with pytest.raises(ConnectionResetError):
+        kind(fs, path)
+    with pytest.raises(OSError):  # noqa: PT011 (whichever it is)
+        root.exists("run.json")
+    with pytest.raises(UsageError, match="cannot read the manifest"):
+        locate(root.uri, "out")
 
 
 def test_an_empty_root_is_empty_until_something_is_put(root: Root) -> None:
@@ -103,14 +121,14 @@ def test_hostile_keys_are_refused(key: str) -> None:
 
 
 def test_errors_of_reading_name_their_kind(tmp_path: Path) -> None:
-    for uri, kind in (
+    for uri, expected in (
         (str(tmp_path / "absent"), "NotFound"),
         (str(tmp_path), "NotFound"),
         ("nosuch://bucket/key", "NotFound"),
     ):
         with pytest.raises(RowError) as caught:
             read_bytes(uri)
-        assert caught.value.kind == kind
+        assert caught.value.kind == expected
         assert uri in str(caught.value)
 
 

@@ -191,6 +191,20 @@ def fingerprint(uri: str) -> str:
     return f"{info.get('size')}-{changed}"
 
 
+def kind(fs: Any, path: str) -> str | None:
+    """Return `file`, `directory` or another kind of what lies at a path; None if there is nothing.
+
+    Unlike the `isfile` and `isdir` of file systems, it does not take storage that fails for storage that is empty.
+
+    Raises:
+        Exception: whatever the file system raises when it does not answer.
+    """
+    try:
+        return str(fs.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     """List the files below a folder, recursively and sorted, as absolute URIs; a missing folder is an empty one.
 
@@ -267,7 +281,7 @@ class Root:
     def exists(self, key: str) -> bool:
         """Whether an object is under this key."""
         with _os_errors():
-            return bool(self._fs.isfile(join(self._path, key)))
+            return kind(self._fs, join(self._path, key)) == "file"
 
     def list(self, prefix: str) -> list[str]:
         """List the keys below a prefix (a folder), sorted."""

@@ -47,9 +47,9 @@ def main() -> int:
                 damage = inflict(bench, fault, times)
                 counts = (damage.times, damage.runs, damage.lost, damage.duplicated, damage.left_over)
                 lines.append(f"| {fault.name} | {fault.where} | {' | '.join(map(str, counts))} |")
-                print(
-                    f"{time.monotonic() - started:6.0f} s {lines[-1]}", *damage.details, sep="\n", flush=True
-                )
+                seconds = time.monotonic() - started
+                print(f"{seconds:6.0f} s {lines[-1]}", dict(damage.phases), flush=True)
+                print(*damage.details, sep="\n", end="", flush=True)
                 runs += damage.runs
                 requests += damage.requests
                 damaged += len(damage.details)

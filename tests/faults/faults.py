@@ -32,7 +32,7 @@ POISONOUS = 2
 SPREAD = {"start": 2.0, "plan": 0.05, "styles": 0.7, "shards": 1.0, "finish": 0.3}
 """Seconds within which a fault strikes after a phase was seen to begin."""
 
-STRIKES_PER_RUN = 6
+STRIKES_PER_RUN = 5
 KILLS_PER_ACTOR = 2  # an actor that dies three times before it can work ends the job, rightly
 SPOILT_SHARE = 0.3
 SPOILS: tuple[Spoil, ...] = ("error", "slow down", "reset", "drop", "truncate")
@@ -151,10 +151,17 @@ def inflict(bench: Bench, fault: Fault, times: int, patient: bool = True) -> Dam
 
 
 def await_moment(strike: Strike, job: Job, process: subprocess.Popen[str], phases: Sequence[str]) -> bool:
-    """Wait for a random moment of one of some phases, and count it; False if the run has ended before."""
-    chance = strike.bench.random
-    phase = chance.choice(phases)
-    while PHASES.index(job.phase()) < PHASES.index(phase) and process.poll() is None:
+    """Wait for a random moment of a phase that the run has yet to come to, and count it; False if it ends before."""
+    chance, (written, done), reached = strike.bench.random, job.state(), PHASES.index(job.phase())
+    ahead = [phase for phase in phases if phase == "start" or PHASES.index(phase) >= reached]
+    phase = chance.choice(ahead or phases)
+
+    def has_come() -> bool:
+        now, parts = job.state()
+        at_work = now != written and PHASES.index(job.phase()) >= PHASES.index(phase)
+        return at_work and (phase != "shards" or parts > done)
+
+    while phase != "start" and process.poll() is None and not has_come():
         time.sleep(0.001)
     time.sleep(chance.uniform(0, SPREAD[phase]))
     if process.poll() is not None:

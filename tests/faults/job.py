@@ -130,6 +130,14 @@ class Job:
             return "finish"
         return "shards" if self._find("styles") else "styles"
 
+    def state(self) -> tuple[object, int]:
+        """Return what changes when a run goes to work, and again with every shard: a time, and how many are done."""
+        try:
+            info = self._fs.info(f"{self.output}/run.json")
+        except FileNotFoundError:
+            return None, 0
+        return info.get("mtime") or info.get("LastModified"), len(self._find("results"))
+
     def _find(self, folder: str) -> list[str]:
         try:
             return list(self._fs.find(f"{self.output}/{folder}"))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.manifest.schema import ManifestError, check_schema
-from stylize_batch.storage import absolute, filesystem, is_uri, parent, row_error
+from stylize_batch.storage import absolute, filesystem, is_uri, kind, parent, row_error
 
 BATCH_ROWS = 65_536
 """Rows in memory at once while a manifest is read."""
@@ -40,9 +40,10 @@ def locate(manifest: str, output: str) -> Source:
         return str(fs.unstrip_protocol(name)) if is_uri(uri) else name
 
     try:
-        if fs.isfile(path):
+        found = kind(fs, path)
+        if found == "file":
             return Source([uri], parent(uri))
-        if fs.isdir(path):
+        if found == "directory":
             names: list[str] = fs.find(path)
             base, kept = uri, [name for name in names if name.endswith(".parquet")]
         elif any(character in path for character in "*?["):
