@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test faults lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/stylize-batch run manifests/sample.parquet
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/installed
+	$(BIN)/python -m tests.faults -o docs/reliability.md
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

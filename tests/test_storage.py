@@ -12,7 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stylize_batch.errors import RowError, UsageError
-from stylize_batch.storage import Root, absolute, checked_key, fingerprint, list_files, read_bytes
+from stylize_batch.manifest.source import locate
+from stylize_batch.storage import (
+    Root,
+    absolute,
+    checked_key,
+    filesystem,
+    fingerprint,
+    join,
+    kind,
+    list_files,
+    parent,
+    read_bytes,
+)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -38,6 +50,21 @@ def test_the_address_of_an_object_opens_as_it_stands(root: Root) -> None:
     assert read_bytes(root.uri_of("images/x.bin")) == b"data"
 
 
+def test_storage_that_fails_is_not_taken_for_empty(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError
+
+    fs, path = filesystem(root.uri)
+    assert kind(fs, path) is None
+    monkeypatch.setattr(type(fs), "info", fail)
+    with pytest.raises(ConnectionResetError):
+        kind(fs, path)
+    with pytest.raises(OSError):  # noqa: PT011 (whichever it is)
+        root.exists("run.json")
+    with pytest.raises(UsageError, match="cannot read the manifest"):
+        locate(root.uri, "out")
+
+
 def test_an_empty_root_is_empty_until_something_is_put(root: Root) -> None:
     assert root.empty()
     root.put("deep/er/x", b"")
@@ -57,6 +84,22 @@ def test_stale_temporaries_of_killed_runs_are_cleared(tmp_path: Path) -> None:
     stale.touch()
     Root(str(tmp_path)).clear_temporaries()
     assert not (tmp_path / ".tmp").exists()
+
+
+def test_the_bytes_of_a_local_put_are_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, synced = tmp_path / "x" / "y", list[tuple[int, bool]]()
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append((os.fstat(descriptor).st_size, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    Root(str(tmp_path)).put("x/y", b"123")
+    assert synced == [(3, False)]
+    assert target.read_bytes() == b"123"
 
 
 @given(st.text(max_size=30))
@@ -162,14 +205,14 @@ def test_two_colons_in_a_local_name_are_no_chain_of_file_systems(tmp_path: Path)
 
 
 def test_errors_of_reading_name_their_kind(tmp_path: Path) -> None:
-    for uri, kind in (
+    for uri, expected in (
         (str(tmp_path / "absent"), "NotFound"),
         (str(tmp_path), "NotFound"),
         ("nosuch://bucket/key", "NotFound"),
     ):
         with pytest.raises(RowError) as caught:
             read_bytes(uri)
-        assert caught.value.kind == kind
+        assert caught.value.kind == expected
         assert uri in str(caught.value)
 
 
@@ -203,3 +246,20 @@ def test_folders_are_listed_recursively_and_sorted(tmp_path: Path) -> None:
 )
 def test_relative_paths_start_from_the_manifests_folder(path: str, base: str, expected: str) -> None:
     assert absolute(path, base) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "sibling"),
+    [
+        ("/data/x", "/data", "/data/y"),
+        ("/x", "/", "/y"),
+        ("s3://bucket/in/x", "s3://bucket/in", "s3://bucket/in/y"),
+        ("s3://bucket/x", "s3://bucket", "s3://bucket/y"),
+        ("file:///x", "file:///", "file:///y"),
+        ("memory://in/x", "memory://in", "memory://in/y"),
+        ("memory://x", "memory://", "memory:///y"),
+    ],
+)
+def test_the_folder_of_a_file_is_one_of_the_same_storage(uri: str, folder: str, sibling: str) -> None:
+    assert parent(uri) == folder
+    assert join(folder, "y") == absolute("y", folder) == sibling

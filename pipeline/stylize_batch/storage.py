@@ -68,12 +68,21 @@ def absolute(path: str, base: str | None = None) -> str:
 
 def join(root: str, key: str) -> str:
     """Append a relative key to a root URI or path."""
-    return f"{root.rstrip('/')}/{key}"
+    protocol, path = _split(root)
+    return f"{protocol}{path.rstrip('/')}/{key}"
 
 
 def parent(uri: str) -> str:
     """Return the folder a file lies in."""
-    return uri.rsplit("/", 1)[0] or "/"
+    protocol, path = _split(uri)
+    folder, slash, _ = path.rpartition("/")
+    return protocol + (folder or slash)
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """Return `s3://` and the rest; a path has no protocol."""
+    protocol, mark, path = uri.partition("://")
+    return (protocol + mark, path) if mark else ("", uri)
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -122,6 +131,10 @@ CREDENTIALS = (
 permission), and the exceptions of botocore, Google's and Azure's libraries."""
 
 PERMANENT_ERRNO = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+BROKEN_OFF = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError")
+"""Names of what HTTP libraries raise when an answer ends before its length."""
+
+READ_ATTEMPTS = 6
 RETRIABLE_STATUS = (408, 425, 429)
 
 HTTP_WAITS = (0.5, 1.0, 2.0, 4.0)
@@ -165,13 +178,25 @@ def read_bytes(uri: str) -> bytes:
         try:
             fs, path = filesystem(uri)
             _refuse_endless(fs, path)
-            return bytes(fs.cat_file(path))
+            return _read(fs, path)
         except Exception as error:
             found = failure(error, uri)
         wait = next(waits, None)
         if wait is None or not (isinstance(found, RowError) and found.transient):
             raise found from None
         time.sleep(wait)
+
+
+def _read(fs: Any, path: str) -> bytes:
+    """Read a whole file. An answer that breaks off half way is asked for again, since storage clients see to that
+    only before the first byte."""
+    for _ in range(READ_ATTEMPTS - 1):
+        try:
+            return bytes(fs.cat_file(path))
+        except Exception as error:
+            if type(error).__name__ not in BROKEN_OFF:
+                raise
+    return bytes(fs.cat_file(path))
 
 
 def _refuse_endless(fs: Any, path: str) -> None:
@@ -197,7 +222,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        temporary.write_bytes(data)
+        _write_to_disk(temporary, data)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -223,6 +248,20 @@ def fingerprint(uri: str) -> str:
         return str(etag).strip('"')
     changed = info.get("mtime") or info.get("LastModified") or info.get("created") or ""
     return f"{info.get('size')}-{changed}"
+
+
+def kind(fs: Any, path: str) -> str | None:
+    """Return `file`, `directory` or another kind of what lies at a path; None if there is nothing.
+
+    Unlike the `isfile` and `isdir` of file systems, it does not take storage that fails for storage that is empty.
+
+    Raises:
+        Exception: whatever the file system raises when it does not answer.
+    """
+    try:
+        return str(fs.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -281,7 +320,7 @@ class Root:
             temporary = self._inside(str(self._temporary / uuid.uuid4().hex))
             try:
                 temporary.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(data)
+                _write_to_disk(temporary, data)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(target)
             except FileNotFoundError:  # another run that begins or ends has cleared the temporaries
@@ -310,12 +349,12 @@ class Root:
             OSError: storage refused or did not answer.
         """
         with _os_errors():
-            return bytes(self._fs.cat_file(join(self._path, key)))
+            return _read(self._fs, join(self._path, key))
 
     def exists(self, key: str) -> bool:
         """Whether an object is under this key."""
         with _os_errors():
-            return bool(self._fs.isfile(join(self._path, key)))
+            return kind(self._fs, join(self._path, key)) == "file"
 
     def list(self, prefix: str) -> list[str]:
         """List the keys below a prefix (a folder), sorted."""
@@ -350,6 +389,14 @@ class Root:
         if self._local:
             # An actor that has outlived its driver may still be writing there.
             shutil.rmtree(Path(self._path) / TEMPORARY, ignore_errors=True)
+
+
+def _write_to_disk(path: Path, data: bytes) -> None:
+    # Without the wait, a power cut may leave the name of a file without its bytes.
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

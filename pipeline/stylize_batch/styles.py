@@ -126,11 +126,18 @@ def put_part(root: Root, vectors: list[StyleVector], key: str) -> None:
 
 def read_parts(root: Root, key: str) -> dict[str, StyleVector]:
     """Read the committed styles that were made with the same model and style size."""
+
+    def load(name: str) -> pa.Table | None:
+        try:
+            return parquet.loads(root.read(name))
+        except pa.ArrowException:  # a power cut may leave a part empty
+            return None
+
     found: dict[str, StyleVector] = {}
     with ThreadPoolExecutor(16) as threads:
-        tables = list(threads.map(lambda name: parquet.loads(root.read(name)), root.list("styles")))
+        tables = list(threads.map(load, root.list("styles")))
     for table in tables:
-        if (table.schema.metadata or {}).get(KEY) != key.encode():
+        if table is None or (table.schema.metadata or {}).get(KEY) != key.encode():
             continue
         vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
         rows = zip(table["style"].to_pylist(), table["version"].to_pylist(), vectors, strict=True)

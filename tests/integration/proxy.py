@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = do  # noqa: N815
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = do
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -19,21 +19,15 @@ from stylize_batch.manifest.reach import VARIABLE
 from stylize_batch.storage import fingerprint, read_bytes
 from tests.conftest import Cli, MakeManifest, Row, command, read_results
 from tests.integration.proxy import Answer, Proxy, proxy, s3_error
-from tests.integration.s3 import ADMIN, BUCKET, GUEST, PRIVATE, S3Server, s3_server
+from tests.integration.s3 import BUCKET, GUEST, PRIVATE, S3Server
 
 FAST = ("--in-process", "--device", "cpu", "--style-size", "48")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        fs = s3fs.S3FileSystem(
-            endpoint_url=running.endpoint, key=ADMIN[0], secret=ADMIN[1], skip_instance_cache=True
-        )
-        for bucket in (BUCKET, PRIVATE):
-            fs.mkdir(bucket)
-            fs.pipe_file(f"{bucket}/there.bin", b"data")
-        yield running
+@pytest.fixture(autouse=True, scope="module")
+def there(server: S3Server) -> None:
+    for bucket in (BUCKET, PRIVATE):
+        server.client().pipe_file(f"{bucket}/there.bin", b"data")
 
 
 @pytest.fixture
@@ -107,9 +101,7 @@ def test_missing_credentials_are_no_rows_fault(
 @pytest.fixture
 def remote(server: S3Server, contents: list[str], styles: list[str], tmp_path: Path) -> list[Row]:
     """Pairs of three photographs on S3, and of one here, with one style on S3."""
-    fs = s3fs.S3FileSystem(
-        endpoint_url=server.endpoint, key=ADMIN[0], secret=ADMIN[1], skip_instance_cache=True
-    )
+    fs = server.client()
     base = f"{BUCKET}/{tmp_path.name}"
     fs.put_file(styles[0], f"{base}/style.jpg")
     rows: list[Row] = [{"content": contents[3], "style": [f"s3://{base}/style.jpg"]}]

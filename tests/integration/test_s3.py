@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pyarrow.parquet as pq
 import pytest
-import s3fs
+from PIL import Image
+from ray.cluster_utils import Cluster
 
 from stylize_batch.model import container
 from tests.conftest import Cli, MakeManifest
-from tests.integration.s3 import BUCKET, READER, S3Server, s3_server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as running:
-        client(running).mkdir(BUCKET)
-        yield running
-
-
-def client(server: S3Server) -> s3fs.S3FileSystem:
-    env = server.env()
-    return s3fs.S3FileSystem(
-        endpoint_url=server.endpoint,
-        key=env["AWS_ACCESS_KEY_ID"],
-        secret=env["AWS_SECRET_ACCESS_KEY"],
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
+from tests.integration.s3 import BUCKET, READER, UNKNOWN, WRONG_SECRET, Identity, S3Server
 
 
 @pytest.fixture
@@ -39,7 +23,7 @@ def manifest(
     server: S3Server, make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
 ) -> str:
     """A manifest on S3, relative to which its pictures lie; one picture is missing."""
-    fs, base = client(server), f"{BUCKET}/{tmp_path.name}"
+    fs, base = server.client(), f"{BUCKET}/{tmp_path.name}"
     for path in (*contents[:3], *styles[:2]):
         fs.put_file(path, f"{base}/in/{Path(path).parent.name}/{Path(path).name}")
     rows = [
@@ -51,45 +35,49 @@ def manifest(
     return f"s3://{base}/in/pairs.parquet"
 
 
-@pytest.mark.parametrize("engine", [["--in-process"], []], ids=["in-process", "ray"])
+@pytest.fixture(params=["in-process", "local Ray", "three nodes"])
+def engine(request: pytest.FixtureRequest, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options that choose who does the work; nodes know the server from their own environment."""
+    if request.param != "three nodes":
+        return ["--in-process"] if request.param == "in-process" else []
+    for key, value in server.env().items():
+        monkeypatch.setenv(key, value)
+    nodes: Cluster = request.getfixturevalue("nodes")
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    return ["--address", str(nodes.address), "--actors", "3"]
+
+
 def test_the_whole_job_runs_on_object_storage_and_resumes(
     server: S3Server, manifest: str, cli: Cli, engine: list[str]
 ) -> None:
-    fs = client(server)
+    fs = server.client()
     base = manifest.removesuffix("/in/pairs.parquet")
-    model = f"{base}/model.safetensors"
+    model, output = f"{base}/model.safetensors", f"{base}/out"
     fs.pipe_file(model, container.builtin_bytes(container.DEFAULT))
-    arguments = (
-        "run",
-        manifest,
-        "-o",
-        f"{base}/out",
-        "--model",
-        model,
-        "--style-size",
-        48,
-        "--json",
-        *engine,
-    )
-    first = cli(*arguments, env=server.env())
+    options = ("--model", model, "--style-size", 48, "--shard-pairs", 2, "--json", *engine)
+    first = cli("run", manifest, "-o", output, *options, env=server.env())
     assert first.returncode == 3, first.stderr
     summary = json.loads(first.stdout)
     assert (summary["pairs"], summary["ok"], summary["failed"]) == (8, 6, 2)
-    part = fs.find(f"{base}/out/results")[0]
-    fs.rm(part)
-    again = cli(*arguments, env=server.env())
+    fs.rm(fs.find(f"{output}/results")[0])
+    again = cli("run", manifest, "-o", output, *options, env=server.env())
     assert again.returncode == 3, again.stderr
-    assert 0 < json.loads(again.stdout)["skipped"] < 8
+    assert json.loads(again.stdout)["skipped"] == 6
 
-    results = pq.read_table(f"{base.removeprefix('s3://')}/out/results", filesystem=fs).to_pylist()
+    results = pq.read_table(f"{output.removeprefix('s3://')}/results", filesystem=fs).to_pylist()
     assert len({row["pair_id"] for row in results}) == len(results) == 8
-    for row in results:
-        if row["status"] == "ok":
-            assert row["output"].startswith("s3://")
-            assert fs.cat_file(row["output"])[:2] == b"\xff\xd8"
-        else:
-            assert row["error"].startswith("NotFound: s3://")
-    assert not [key for key in fs.find(f"{base}/out") if ".tmp" in key]
+    pictures = {row["output"]: row for row in results if row["status"] == "ok"}
+    for uri, row in pictures.items():
+        with Image.open(io.BytesIO(cast("bytes", fs.cat_file(uri)))) as image:
+            image.load()
+            assert (image.format, image.height, image.width) == ("JPEG", row["height"], row["width"])
+    assert sorted(f"s3://{key}" for key in fs.find(f"{output}/images")) == sorted(pictures)
+    assert [row["error"] for row in results if row["status"] == "failed"] == [
+        f"NotFound: {base}/in/{row['content']} does not exist" for row in results if row["status"] == "failed"
+    ]
+    kept = {key.removeprefix(f"{output.removeprefix('s3://')}/").split("/")[0] for key in fs.find(output)}
+    assert kept - {"lease.json"} == {"images", "plan", "report.html", "results", "run.json", "styles"}
 
 
 def test_an_identity_that_may_not_write_is_refused_before_work_starts(
@@ -99,10 +87,14 @@ def test_an_identity_that_may_not_write_is_refused_before_work_starts(
     done = cli("run", manifest, "-o", output, "--in-process", env=server.env(READER))
     assert done.returncode == 2, done.stderr
     assert "cannot write to the output root" in done.stderr
+    assert not server.client().find(output)
 
 
-def test_a_wrong_secret_is_refused_in_one_line(server: S3Server, manifest: str, cli: Cli) -> None:
-    done = cli("run", manifest, "--in-process", env=server.env((READER[0], "wrong")))
+@pytest.mark.parametrize("identity", [WRONG_SECRET, UNKNOWN], ids=["wrong secret", "unknown key"])
+def test_credentials_the_server_does_not_take_are_refused_in_one_line(
+    server: S3Server, manifest: str, cli: Cli, identity: Identity
+) -> None:
+    done = cli("run", manifest, "--in-process", env=server.env(identity))
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert "the credentials for s3://" in done.stderr
@@ -111,7 +103,7 @@ def test_a_wrong_secret_is_refused_in_one_line(server: S3Server, manifest: str, 
 def test_a_manifest_is_built_and_checked_on_object_storage(
     server: S3Server, manifest: str, contents: list[str], cli: Cli, tmp_path: Path
 ) -> None:
-    fs = client(server)
+    fs = server.client()
     base = manifest.removesuffix("/in/pairs.parquet")
     output = f"{base}/in/built.parquet"
     done = cli("manifest", "build", f"{base}/in/content", f"{base}/in/style", "-o", output, env=server.env())

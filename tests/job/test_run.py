@@ -7,6 +7,7 @@ import math
 import signal
 import subprocess
 import sys
+import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from fsspec.core import url_to_fs
 from PIL import Image
 
 import stylize_batch
 from stylize_batch.errors import GaveUpError, JobFailedError, UsageError
 from stylize_batch.job.run import STYLES_PER_PART, execute
 from stylize_batch.job.spec import FIXED, make_spec
+from stylize_batch.manifest.plan import TEMPORARY_PREFIX, temporary_folder
 from stylize_batch.model import container
 from stylize_batch.progress import Silent
 from tests.conftest import MakeManifest, Row, read_results
@@ -148,6 +151,21 @@ def test_a_link_out_of_the_root_ends_the_job_and_nothing_is_written_or_deleted_t
     assert not list((tmp_path / "out" / "results").iterdir())
 
 
+def test_what_a_run_killed_while_planning_left_in_the_temporary_folder_goes(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    killed = folder / f"{TEMPORARY_PREFIX}{ended.pid}-x"
+    killed.mkdir(parents=True)
+    (killed / "bucket-00000.arrow").write_bytes(b"half")
+    with temporary_folder() as living:
+        run(manifest, tmp_path / "out")
+        assert list(folder.iterdir()) == [Path(living)]
+
+
 def test_results_of_another_run_do_not_count(manifest: Path, tmp_path: Path) -> None:
     run(manifest, tmp_path / "a")
     run(manifest, tmp_path / "b")
@@ -241,12 +259,17 @@ def test_a_run_killed_while_overwriting_is_begun_anew(manifest: Path, tmp_path: 
     assert all(Path(row["output"]).exists() for row in read_results(tmp_path / "out"))
 
 
-def test_a_damaged_results_part_is_made_again(manifest: Path, tmp_path: Path) -> None:
+def test_damaged_parts_of_the_results_and_the_style_bank_are_made_again(
+    manifest: Path, tmp_path: Path
+) -> None:
     run(manifest, tmp_path / "out")
-    next((tmp_path / "out" / "results").iterdir()).write_bytes(b"")
+    for folder in ("results", "styles"):
+        next((tmp_path / "out" / folder).iterdir()).write_bytes(b"")
     summary = run(manifest, tmp_path / "out")
     assert summary.ok == len(read_results(tmp_path / "out")) == 12
     assert summary.skipped < 12
+    parts = (tmp_path / "out" / "styles").iterdir()
+    assert sum(pq.read_metadata(part).num_rows for part in parts) == 2
 
 
 def test_a_folder_of_manifests_may_hold_the_output_root(
@@ -254,7 +277,7 @@ def test_a_folder_of_manifests_may_hold_the_output_root(
 ) -> None:
     make_manifest(pairs[:2])
     first = run(tmp_path, tmp_path / "out")
-    assert (first.pairs, run(tmp_path, tmp_path / "out").skipped) == (2, 2)
+    assert (first.pairs, run(tmp_path, (tmp_path / "out").as_uri()).skipped) == (2, 2)
 
 
 def test_a_path_that_can_never_be_read_is_a_failed_row_even_alone(
@@ -365,22 +388,46 @@ def test_relative_paths_start_from_the_manifest(
     assert (row["status"], row["content"], row["style"]) == ("ok", "c.jpg", ["s.jpg"])
 
 
-def test_everything_works_on_another_fsspec_storage(
-    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+@pytest.mark.parametrize("manifest", ["in/m.parquet", "", "in/*.parquet"], ids=["file", "folder", "glob"])
+@pytest.mark.parametrize("protocol", ["memory", "file"])
+def test_manifest_pictures_model_and_output_may_lie_on_any_fsspec_storage(
+    pair_of_bytes: dict[str, bytes], make_manifest: MakeManifest, tmp_path: Path, protocol: str, manifest: str
+) -> None:
+    base = f"{protocol}://{tmp_path}/x"
+    fs, path = url_to_fs(base)
+    rows = [{"content": "c.jpg", "style": [f"{base}/in/s.jpg"]}]
+    if not manifest:  # relative paths start from the folder given
+        rows[0]["content"] = "in/c.jpg"
+    fs.makedirs(f"{path}/in")
+    for name, data in {**pair_of_bytes, "m.parquet": make_manifest(rows).read_bytes()}.items():
+        fs.pipe_file(f"{path}/in/{name}", data)
+    settings = {"model": f"{base}/in/m.safetensors"}
+    assert run(f"{base}/{manifest}", f"{base}/out", **settings).ok == 1
+    with fs.open(f"{path}/out/results/part-000000.parquet") as file:
+        (row,) = pq.read_table(file).to_pylist()
+    with fs.open(row["output"]) as file:
+        Image.open(file).load()
+    assert run(f"{base}/{manifest}", f"{base}/out", **settings).skipped == 1
+
+
+def test_a_manifest_may_lie_at_the_top_of_memory(
+    pair_of_bytes: dict[str, bytes], make_manifest: MakeManifest
 ) -> None:
     memory = fsspec.filesystem("memory")
-    base = f"/{tmp_path.name}"
-    memory.pipe_file(f"{base}/in/c.jpg", Path(contents[0]).read_bytes())
-    memory.pipe_file(f"{base}/in/s.jpg", Path(styles[0]).read_bytes())
-    rows = [{"content": "c.jpg", "style": ["s.jpg"]}]
-    memory.pipe_file(f"{base}/in/m.parquet", make_manifest(rows).read_bytes())
-    summary = run(f"memory:/{base}/in/m.parquet", f"memory:/{base}/out")
-    assert summary.ok == 1
-    with memory.open(f"{base}/out/results/part-000000.parquet") as file:
-        (row,) = pq.read_table(file).to_pylist()
-    with memory.open(row["output"]) as file:
-        Image.open(file).load()
-    assert run(f"memory:/{base}/in/m.parquet", f"memory:/{base}/out").skipped == 1
+    for name, data in pair_of_bytes.items():
+        memory.pipe_file(name, data)
+    memory.pipe_file("m.parquet", make_manifest([{"content": "c.jpg", "style": ["s.jpg"]}]).read_bytes())
+    assert run("memory://m.parquet", "memory://top-out").ok == 1
+
+
+@pytest.fixture
+def pair_of_bytes(contents: list[str], styles: list[str]) -> dict[str, bytes]:
+    """A content, a style and a model, by name."""
+    return {
+        "c.jpg": Path(contents[0]).read_bytes(),
+        "s.jpg": Path(styles[0]).read_bytes(),
+        "m.safetensors": container.builtin_bytes(container.DEFAULT),
+    }
 
 
 def test_names_with_spaces_percent_and_unicode_are_just_names(

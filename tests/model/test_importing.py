@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from stylize_batch.errors import UsageError
 from stylize_batch.model import checkpoint, container, importing
-from stylize_batch.model.adain import EPSILON, statistics
+from stylize_batch.model.adain import EPSILON, Statistics, adain, statistics
 from stylize_batch.model.architecture import MIN_SIDE, VggArchitecture, vgg_decoder, vgg_encoder
 from stylize_batch.model.importing import File, Input
 from stylize_batch.model.network import LOSS_WIDTH, Network, loss_network

@@ -353,7 +353,8 @@ class RayEngine:
                 seen = root.read(key).decode() == nonce
             except (RayError, OSError):
                 seen = False
-            if not seen:
+            # A node that was lost meanwhile has nothing to share; one that takes its place is found at the end.
+            if not seen and any(other["NodeID"] == node["NodeID"] for other in _nodes()):
                 raise UsageError(
                     f"node {node.get('NodeManagerAddress')} does not share {root.uri}; "
                     "with several nodes use object storage or a shared file system for --output"

@@ -9,6 +9,8 @@ so that all pairs of one content share a shard and the content is fetched, decod
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 import zlib
 from collections import deque
@@ -59,6 +61,9 @@ STYLES_KEY = "plan/styles.parquet"
 
 ROW = "stylize_batch.row"
 """Column with a row's number in the manifest, for as long as planning lasts."""
+
+TEMPORARY_PREFIX = "stylize-batch-plan-"
+"""Of the local folders that planning spills to; the number of the process that made it follows."""
 
 CHECK_THREADS = 2
 PUT_THREADS = 16
@@ -389,5 +394,22 @@ def _content_bounds(contents: pa.ChunkedArray) -> list[int]:
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a local folder for a partition's buckets, removed when its context ends."""
-    return tempfile.TemporaryDirectory(prefix="stylize-batch-plan-", ignore_cleanup_errors=True)
+    """Return a local folder for a partition's buckets, removed when its context ends.
+
+    Its name tells which process made it, so that what killed runs have left there goes too.
+    """
+    for stale in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
+        maker = stale.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+        if maker.isdigit() and not _is_alive(int(maker)):
+            shutil.rmtree(stale, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", ignore_cleanup_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

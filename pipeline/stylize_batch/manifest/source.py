@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.manifest.schema import ManifestError, check_schema
-from stylize_batch.storage import absolute, failure, filesystem, is_uri, parent
+from stylize_batch.storage import absolute, failure, filesystem, is_uri, kind, parent
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 32_000_000
@@ -54,9 +54,10 @@ def locate(manifest: str, output: str) -> Source:
         return str(fs.unstrip_protocol(name)) if is_uri(uri) else name
 
     try:
-        if fs.isfile(path):
+        found = kind(fs, path)
+        if found == "file":
             return Source([uri], parent(uri))
-        if fs.isdir(path):
+        if found == "directory":
             names: list[str] = fs.find(path)
             base, kept = uri, [name for name in names if name.endswith(".parquet")]
         elif any(character in path for character in "*?["):
@@ -69,13 +70,15 @@ def locate(manifest: str, output: str) -> Source:
         raise
     except Exception as error:
         raise ManifestError(f"cannot read the manifest {manifest}: {failure(error, uri)}") from None
-    below = len(base.rstrip("/")) + 1
-    own = output.rstrip("/") + "/"
+    # Compared as the file system writes them: `file:///x` and `/x`, `memory://x` and `memory:///x` are one.
+    below = len(filesystem(base)[1].rstrip("/")) + 1
+    own_fs, own = filesystem(output)
+    own = own.rstrip("/") + "/"
     files = [
-        file
-        for file in map(full, sorted(kept))
-        if not file.startswith(own)
-        and not any(part.startswith((".", "_")) for part in file[below:].split("/"))
+        full(name)
+        for name in sorted(kept)
+        if not (type(own_fs) is type(fs) and name.startswith(own))
+        and not any(part.startswith((".", "_")) for part in name[below:].split("/"))
     ]
     if not files:
         raise ManifestError(f"no .parquet files in {manifest}")
