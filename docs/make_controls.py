@@ -55,14 +55,15 @@ def main() -> None:
             {"style": [CAFE], "mask": [str(mask)]},
             {"style": [CAFE, TAPA], "mask": [str(mask)], "preserve_color": True, "alpha": 0.8},
         ]
-        rows = [
-            {"content": CONTENT, "output": f"{index}.png", **row} for index, row in enumerate(controls)
-        ]
+        rows = [{"content": CONTENT, "output": f"{index}.png", **row} for index, row in enumerate(controls)]
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "controls.parquet")
         stylize_batch.run(
             str(folder / "controls.parquet"), output=str(folder / "out"), in_process=True, size=256, crop=256
         )
-        given, made = [CONTENT, CAFE, TAPA, str(mask)], [folder / "out/images" / row["output"] for row in rows]
+        given, made = (
+            [CONTENT, CAFE, TAPA, str(mask)],
+            [folder / "out/images" / row["output"] for row in rows],
+        )
         cells = [decode(Path(path).read_bytes(), size=CELL, crop=CELL) for path in (*given, *made)]
         sheet = contact_sheet([[*cells[:4]], [*cells[4:8]], [*cells[8:], None]], CELL)
         (DOCS / "controls-rows.jpg").write_bytes(encode(sheet, "jpeg", 85))
