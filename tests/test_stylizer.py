@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,3 +74,57 @@ def test_impossible_alpha_and_size_are_refused(stylizer: Stylizer) -> None:
         stylizer(torch.rand(3, 16, 16), torch.rand(3, 16, 16), alpha=1.5)
     with pytest.raises(UsageError, match="9 pixels"):
         stylizer(torch.rand(3, 8, 16), torch.rand(3, 16, 16))
+
+
+def test_a_full_mask_changes_nothing_and_a_mask_its_own_side(stylizer: Stylizer) -> None:
+    content, one, other = (torch.rand(3, 32, 160), torch.rand(3, 24, 24), torch.rand(3, 24, 24) / 2)
+    plain = stylizer(content, one)
+    full = stylizer(content, one, mask=torch.ones(5, 7))
+    torch.testing.assert_close(full, plain, rtol=1e-4, atol=1e-4)
+    left = torch.zeros(10, 10)
+    left[:, :5] = 1
+    split = stylizer(content, [one, other], mask=left)
+    pair = stylizer(content, [one, other], mask=[left, 1 - left])
+    torch.testing.assert_close(split, pair)
+    swapped = stylizer(content, [other, one], mask=1 - left)
+    torch.testing.assert_close(split, swapped, rtol=1e-4, atol=1e-4)
+    outside = stylizer(content, one, mask=left) - stylizer(content, one, alpha=0.0)
+    assert outside[..., :40].abs().mean() > 10 * outside[..., 120:].abs().mean()
+
+
+def test_masks_of_pil_images_mean_the_same_as_tensors(stylizer: Stylizer, pictures: Path) -> None:
+    content, style = opened(pictures / "content" / "cat.jpg"), opened(pictures / "style" / "tapa-cloth.jpg")
+    mask = torch.zeros(20, 30)
+    mask[:, 10:] = 1
+    drawn = Image.fromarray((mask.numpy() * 255).astype(np.uint8)).convert("RGB")
+    one, other = stylizer(content, style, mask=mask), stylizer(content, style, mask=drawn)
+    assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_preserved_colours_are_each_contents_own(stylizer: Stylizer, pictures: Path) -> None:
+    def tensor(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(opened(pictures / name))[:48, :48]).permute(2, 0, 1) / 255
+
+    contents = torch.stack([tensor("content/scarlet-macaw.jpg"), tensor("content/colosseum.jpg")])
+    style = tensor("style/van-gogh-cafe-terrace.jpg")
+    preserved, plain = stylizer(contents, style, preserve_color=True), stylizer(contents, style)
+    for found, without, content in zip(preserved, plain, contents, strict=True):
+        torch.testing.assert_close(found, stylizer(content, style, preserve_color=True), rtol=0, atol=1e-3)
+        own = content.mean((1, 2))
+        assert (found.mean((1, 2)) - own).norm() < (without.mean((1, 2)) - own).norm()
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "message"),
+    [
+        (torch.zeros(4, 4), {}, "black"),
+        (torch.ones(4, 4), {"weights": [1.0]}, "combined"),
+        ([torch.ones(4, 4)] * 2, {}, "2 masks for 1 styles"),
+        (torch.ones(1, 4, 4), {}, r"\[H, W\]"),
+    ],
+)
+def test_impossible_masks_are_refused(
+    stylizer: Stylizer, mask: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        stylizer(torch.rand(3, 16, 16), torch.rand(3, 16, 16), mask=mask, **options)

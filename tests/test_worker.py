@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from PIL import Image
 
 import stylize_batch
-from stylize_batch import storage, worker
+from stylize_batch import worker
 from stylize_batch.errors import JobFailedError, RowError
 from stylize_batch.images.decode import decode
 from stylize_batch.model.network import ContentFeatures, Network
+from stylize_batch.storage import read_bytes
 from stylize_batch.worker import Worker
-from tests.conftest import MakeManifest, Row, read_results
+from tests.conftest import SAMPLE, MakeManifest, Row, read_results
 
 
 def run(manifest: Path, output: Path, **settings: Any) -> tuple[stylize_batch.RunSummary, list[Row]]:
@@ -360,12 +362,37 @@ def test_a_storage_that_answers_for_no_row_fails_none(
     def no_masks(uri: str) -> bytes:
         if uri == mask:
             raise RowError("StorageError", f"reading {uri} failed", transient=True)
-        return storage.read_bytes(uri)
+        return read_bytes(uri)
 
-    monkeypatch.setattr(worker, "read_bytes", no_masks)
+    monkeypatch.setattr("stylize_batch.worker.read_bytes", no_masks)
     rows = [{"content": content, "style": styles[:1], "mask": [mask]} for content in contents[:2]]
     with pytest.raises(JobFailedError, match="storage does not answer"):
         run(make_manifest(rows), tmp_path / "out")
     monkeypatch.undo()
     summary, _ = run(make_manifest(rows), tmp_path / "out")
     assert summary.ok == 2
+
+
+def test_a_picture_too_large_for_one_pass_is_made_in_tiles_with_every_control(
+    make_manifest: MakeManifest, styles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = tmp_path / "wide.png"
+    with Image.open(SAMPLE / "content" / "colosseum.jpg") as image:
+        image.resize((400, 41)).save(wide)
+    rows = [
+        row
+        for row in controlled_rows(str(wide), styles, tmp_path)
+        if row["output"] in ("plain", "masks-alpha", "colour-masks-alpha")
+    ]
+    manifest = make_manifest(rows)
+    _, whole = run(manifest, tmp_path / "whole", format="png")
+    small = functools.partial(Network, pass_pixels=41 * 336)
+    monkeypatch.setattr(worker, "Network", small)
+    _, tiled = run(manifest, tmp_path / "tiled", format="png")
+    rows_whole, pixels_whole = by_name(whole)
+    rows_tiled, pixels_tiled = by_name(tiled)
+    assert len(rows_tiled) == len(rows)
+    for name, row in rows_whole.items():
+        assert np.abs(pixels_whole[name] - pixels_tiled[name]).max() <= 1, name
+        for loss in ("content_loss", "style_loss", "content_distance"):
+            assert row[loss] == pytest.approx(rows_tiled[name][loss], rel=1e-3), (name, loss)
