@@ -46,7 +46,7 @@ CELL = 256
 MARKS = (10, 25, 50, 100, 200, 500)
 """Iterations after which the baseline's picture is measured, and after its last."""
 
-MAX_SHEET_PAIRS = 12
+MAX_SHEET_PAIRS = 8
 
 VERSION = 1
 """Of the parts: raise it when the same unit would now be measured otherwise."""
