@@ -85,9 +85,11 @@ class Content(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A content's file and those of its pairs' masks, by URI."""
+    """A content's file, its width and height before the crop, and the files of its pairs' masks, by URI."""
 
     data: bytes
+    width: int
+    height: int
     masks: dict[str, bytes | RowError]
 
 
@@ -417,12 +419,11 @@ class Worker:
         try:
             with self._clock("fetch"):
                 data = read_bytes(absolute(content.uri, self._settings.base))
-                masks = {uri: self._fetch_mask(uri) for pair in content.pairs for uri in pair.masks}
-            fetched = Fetched(data, masks)
-            width, height = decoded_size(data, self._settings.size)
-            if self._settings.crop is not None:
-                width = height = self._settings.crop
-            if self._large((height, width)):
+                uris = {uri for pair in content.pairs for uri in pair.masks}
+                masks = {uri: self._fetch_mask(uri) for uri in uris}
+            fetched = Fetched(data, *decoded_size(data, self._settings.size), masks)
+            crop = self._settings.crop
+            if self._large((crop, crop) if crop else (fetched.height, fetched.width)):
                 return fetched
             return self._decode(content, fetched)
         except RowError as error:
@@ -443,7 +444,7 @@ class Worker:
         size, crop = self._settings.size, self._settings.crop
         with self._clock("decode"):
             image = np.array(decode(fetched.data, size=size, crop=crop, min_side=MIN_SIDE))
-            part = visible_part(*decoded_size(fetched.data, size), crop)
+            part = visible_part(fetched.width, fetched.height, crop)
             masks: dict[str, Array | RowError] = {}
             for uri, data in fetched.masks.items():
                 try:
@@ -488,8 +489,8 @@ class Worker:
     def _encode_contents(self, bucket: list[Prepared]) -> ContentFeatures | RowError:
         try:
             with self._clock("encode"):
-                arrays = [each.image for each in bucket]
-                images = torch.stack([_tensor(array) for array in arrays])
+                tensors = [_tensor(each.image) for each in bucket]
+                images = tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
                 return self._network.encode_contents(images, metrics=self._settings.metrics)
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, bucket[0].image.shape)

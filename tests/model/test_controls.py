@@ -17,7 +17,8 @@ from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.color import colors, recoloring
 from stylize_batch.model.losses import Losses
 from stylize_batch.model.network import Network, loss_network
-from stylize_batch.model.tiling import Box, Regions
+from stylize_batch.model.regions import Regions
+from stylize_batch.model.tiling import Box
 from tests.conftest import SAMPLE
 from tests.model.models import model_of
 from tests.model.test_vgg import picture

@@ -22,7 +22,8 @@ from stylize_batch.model.architecture import (
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.color import ColorMap
 from stylize_batch.model.losses import Losses, LossMeter
-from stylize_batch.model.tiling import PASS_PIXELS, STRIDE, Box, Regions, tiles
+from stylize_batch.model.regions import Regions
+from stylize_batch.model.tiling import PASS_PIXELS, STRIDE, Box, tiles
 from stylize_batch.model.vgg import Encoder
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
@@ -120,8 +121,8 @@ class Network:
         return self._upload(images.permute(0, 3, 1, 2))
 
     def _upload(self, images: Tensor) -> Tensor:
-        placed = images.to(self.device)
-        return placed.to(self.dtype) / 255 if images.dtype == torch.uint8 else placed.to(self.dtype)
+        placed = images.to(self.device).to(self.dtype, memory_format=torch.channels_last)
+        return placed / 255 if images.dtype == torch.uint8 else placed
 
     @torch.inference_mode()
     def encode_styles(self, images: Tensor, recoloring: ColorMap | None = None) -> Tensor:
