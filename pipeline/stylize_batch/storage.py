@@ -239,15 +239,23 @@ def fingerprint(uri: str) -> str:
         fs, path = filesystem(uri)
         info: dict[str, Any] = fs.info(path)
     except Exception as error:
-        found = failure(error, uri)
-        if isinstance(found, RowError) and found.kind in ("AccessDenied", "Unreadable"):
-            read_bytes(uri)  # S3 gives the reason of a refusal only to who asks for the object itself
-        raise found from None
+        raise explained(error, uri) from None
     etag = info.get("ETag") or info.get("etag")
     if etag:
         return str(etag).strip('"')
     changed = info.get("mtime") or info.get("LastModified") or info.get("created") or ""
     return f"{info.get('size')}-{changed}"
+
+
+def explained(error: Exception, uri: str) -> RowError | SystemicError:
+    """Translate what a file system raised when it was asked about a file, and find out why if it was refused."""
+    found = failure(error, uri)
+    if isinstance(found, RowError) and found.kind in ("AccessDenied", "Unreadable"):
+        try:
+            read_bytes(uri)  # S3 gives the reason of a refusal only to who asks for the object itself
+        except (RowError, SystemicError) as reason:
+            return reason
+    return found
 
 
 def kind(fs: Any, path: str) -> str | None:

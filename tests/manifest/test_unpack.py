@@ -20,6 +20,7 @@ from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.manifest import unpack as module
 from stylize_batch.manifest.build import Built, Pairing, build
 from stylize_batch.progress import Silent
+from stylize_batch.storage import Root
 from tests.conftest import Cli, Row
 
 Members = Iterable[tuple[str, bytes]]
@@ -247,15 +248,15 @@ def test_a_full_disk_stops_with_the_archive_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tar(tmp_path / "a.tar", [("1.jpg", b"1")])
-    real = Path.write_bytes
+    real = Root.put
 
-    def full(self: Path, data: bytes) -> int:
+    def full(self: Root, key: str, data: bytes) -> None:
         if data == b"1":
             raise OSError(28, "No space left on device")
-        return real(self, data)
+        real(self, key, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(Root, "put", full)
         with pytest.raises(JobFailedError, match="No space left"):
             unpacked(path, tmp_path)
     assert unpacked(path, tmp_path)[0].rows == 1

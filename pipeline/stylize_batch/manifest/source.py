@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.manifest.schema import ManifestError, check_schema
-from stylize_batch.storage import absolute, failure, filesystem, is_uri, kind, parent
+from stylize_batch.storage import absolute, explained, failure, filesystem, is_uri, kind, parent
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 32_000_000
@@ -69,7 +69,7 @@ def locate(manifest: str, output: str) -> Source:
     except ManifestError:
         raise
     except Exception as error:
-        raise ManifestError(f"cannot read the manifest {manifest}: {failure(error, uri)}") from None
+        raise ManifestError(f"cannot read the manifest {manifest}: {explained(error, uri)}") from None
     # Compared as the file system writes them: `file:///x` and `/x`, `memory://x` and `memory:///x` are one.
     below = len(filesystem(base)[1].rstrip("/")) + 1
     own_fs, own = filesystem(output)
