@@ -24,6 +24,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrash
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stylize_batch.engine.base import Patience, StyleRequest
+from stylize_batch.engine.guardian import guarded, release
 from stylize_batch.engine.ray_actor import Ref, WorkerActor
 from stylize_batch.engine.ray_tasks import ShardTask, StyleTask, Task
 from stylize_batch.errors import DeviceError, JobFailedError, SystemicError, UsageError
@@ -128,11 +129,13 @@ class RayEngine:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         on_terminate = signal.getsignal(signal.SIGTERM)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        self._guardian = None
         try:
             if address is None:
                 store = OBJECT_STORE_BYTES + styles * 2 * 8192
                 # `local`, because a plain init would join whatever cluster an old address file names.
-                ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
+                with guarded() as self._guardian:
+                    ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
             else:
                 _refuse_silent_host(address)
                 ray.init(address, **quiet)
@@ -197,6 +200,8 @@ class RayEngine:
     def close(self) -> None:
         """Leave the cluster, or stop the Ray that was started here; actors end with their driver."""
         ray.shutdown()
+        if self._guardian is not None:
+            release(self._guardian)
 
     def _run_alone(self, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Run `function(settings, model, *piece)` for each piece in a process that may die; None where it did.
