@@ -16,7 +16,7 @@ from PIL import Image
 
 import stylize_batch
 from tests.conftest import MakeManifest, Row, read_results
-from tests.faults.processes import left_over, processes
+from tests.faults.processes import processes
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -128,17 +128,6 @@ except Exception as error:
     refused, allowed = answers
     assert refused.returncode != 0
     assert allowed.returncode == 0, allowed.stderr
-
-
-def test_a_driver_killed_while_ray_starts_leaves_nothing_running(
-    manifest: Path, start: Start, marked_env: dict[str, str]
-) -> None:
-    process = start(manifest, "-o", "out", "--size", 128, "--style-size", 48, "--actors", 1)
-    while not any("gcs_server" in line for line in processes(marked_env).values()):
-        assert process.poll() is None
-    process.kill()
-    process.communicate(timeout=60)
-    assert not left_over(marked_env, seconds=30)
 
 
 def test_an_address_without_a_cluster_is_refused_in_one_line(manifest: Path, start: Start) -> None:
