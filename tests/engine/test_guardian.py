@@ -38,7 +38,8 @@ def test_what_a_killed_driver_started_under_it_ends_and_nothing_else(how: signal
     ours, later = map(int, driver.stdout.readline().split())
     try:
         driver.send_signal(how)
-        driver.communicate(timeout=60)
+        driver.wait(60)
+        driver.stdout.close()
         deadline = time.monotonic() + 60
         while runs(ours) and time.monotonic() < deadline:
             time.sleep(0.1)
