@@ -45,7 +45,7 @@ S3_DEFAULTS: dict[str, Any] = {
 }
 
 
-PUT_ATTEMPTS = 5
+PUT_ATTEMPTS = 10
 """Times a local object is written when its temporary file vanishes meanwhile."""
 
 MAX_NAME, MAX_KEY = 240, 800
