@@ -264,10 +264,7 @@ def _lacks_plan(spec: JobSpec, record: RunRecord | None) -> bool:
 
 
 def _check(spec: JobSpec, source: Source, folder: str) -> Partition:
-    try:
-        return check_and_partition(source, Path(folder), spec.format, spec.limit)
-    except OSError as error:
-        raise UsageError(f"cannot plan in the temporary folder {folder}: {_reason(error)}") from None
+    return check_and_partition(source, Path(folder), spec.format, spec.limit)
 
 
 def _plan(
