@@ -364,7 +364,7 @@ def test_a_storage_that_answers_for_no_row_fails_none(
             raise RowError("StorageError", f"reading {uri} failed", transient=True)
         return read_bytes(uri)
 
-    monkeypatch.setattr("stylize_batch.worker.read_bytes", no_masks)
+    monkeypatch.setattr("stylize_batch.contents.read_bytes", no_masks)
     rows = [{"content": content, "style": styles[:1], "mask": [mask]} for content in contents[:2]]
     with pytest.raises(JobFailedError, match="storage does not answer"):
         run(make_manifest(rows), tmp_path / "out")

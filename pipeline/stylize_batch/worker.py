@@ -9,12 +9,9 @@ timing, so a rerun makes the same pixels.
 from __future__ import annotations
 
 import resource
-import threading
-import time
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -25,23 +22,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stylize_batch.contents import (
+    Content,
+    ContentLoader,
+    Loaded,
+    Pair,
+    StyleImage,
+    StyleImages,
+    as_tensor,
+    contents_of,
+)
 from stylize_batch.errors import DeviceError, RowError, SystemicError
-from stylize_batch.images.decode import Array, decode, decoded_size
+from stylize_batch.images.decode import Array, decode
 from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
-from stylize_batch.images.mask import check_regions, fit_mask, stack_regions, visible_part
+from stylize_batch.images.mask import check_regions, stack_regions
 from stylize_batch.manifest.plan import read_shard
-from stylize_batch.manifest.schema import string_lists
 from stylize_batch.model import checkpoint
 from stylize_batch.model.architecture import MIN_SIDE
-from stylize_batch.model.color import ColorMap, Colors, colors, recoloring
+from stylize_batch.model.color import ColorMap, colors, recoloring
 from stylize_batch.model.network import ContentFeatures, Network
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
 from stylize_batch.settings import ShardReport, WorkerSettings
+from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
 from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors, blend, named
-
-LOOKAHEAD = 16
-"""Contents fetched and decoded ahead of the one being stylized."""
 
 WINDOW = 32
 """Contents that may wait for others of their size."""
@@ -50,62 +54,8 @@ FETCH_THREADS = 8
 WRITE_THREADS = 4
 MAX_PENDING_WRITES = 32
 
-STYLES_AHEAD = 16
-"""Style images fetched and decoded ahead of the re-coloured pair being prepared."""
-
-STYLES_KEPT = 32
-"""Style images kept for other re-coloured pairs of the shard."""
-
 GPU_BATCH_PIXELS = 32 * 256 * 256
 """Pixels of an automatic batch on a GPU."""
-
-
-class Pair(NamedTuple):
-    """One row of a shard, ready to be stylized."""
-
-    row: int
-    output: str
-    alpha: float
-    styles: list[str]
-    weights: list[float] | None
-    masks: list[str]
-    preserve_color: bool
-
-    @property
-    def needs_files(self) -> bool:
-        """Whether it needs images beside the content and the bank."""
-        return bool(self.masks) or self.preserve_color
-
-
-class Content(NamedTuple):
-    """One content image and its pairs."""
-
-    uri: str
-    pairs: list[Pair]
-
-
-class Fetched(NamedTuple):
-    """A content's file, its width and height before the crop, and the files of its pairs' masks, by URI."""
-
-    data: bytes
-    width: int
-    height: int
-    masks: dict[str, bytes | RowError]
-
-
-class Loaded(NamedTuple):
-    """A decoded content, its colours if a pair preserves them, and its pairs' masks, of its size, by URI."""
-
-    image: Array
-    colors: Colors | None
-    masks: dict[str, Array | RowError]
-
-
-class StyleImage(NamedTuple):
-    """A style that is to be re-coloured, and its colours."""
-
-    image: Array
-    colors: Colors
 
 
 class Job(NamedTuple):
@@ -131,61 +81,6 @@ class Picture(NamedTuple):
     losses: tuple[float | None, float | None, float | None]
 
 
-class Stopwatch:
-    """Adds up seconds by stage, from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Generator[None]:
-        """Count the time inside the block."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._seconds[stage] += time.perf_counter() - started
-
-    def take(self) -> dict[str, float]:
-        """Return what was counted and start again from zero."""
-        with self._lock:
-            seconds, self._seconds = dict(self._seconds), defaultdict(float)
-        return seconds
-
-
-class StyleImages:
-    """The style images that a shard's re-coloured pairs need: loaded ahead in the rows' order, kept while recent."""
-
-    def __init__(self, order: list[str], load: Callable[[str], Future[StyleImage]]) -> None:
-        self._order = order
-        self._load = load
-        self._ahead = 0
-        self._taken = 0
-        self._recent: OrderedDict[str, Future[StyleImage]] = OrderedDict()
-
-    def take(self, uri: str) -> StyleImage:
-        """Return the next image.
-
-        Raises:
-            RowError: it cannot be loaded.
-        """
-        self._taken += 1
-        while self._ahead < min(self._taken + STYLES_AHEAD, len(self._order)):
-            self._begin(self._order[self._ahead])
-            self._ahead += 1
-        return self._begin(uri).result()
-
-    def _begin(self, uri: str) -> Future[StyleImage]:
-        if uri not in self._recent:
-            self._recent[uri] = self._load(uri)
-        self._recent.move_to_end(uri)
-        if len(self._recent) > STYLES_KEPT:
-            self._recent.popitem(last=False)
-        return self._recent[uri]
-
-
 class Worker:
     """Holds the network on its device and the threads around it."""
 
@@ -203,6 +98,7 @@ class Worker:
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, "write")
         self._clock = Stopwatch()
+        self._loader = ContentLoader(settings, self._fetchers, self._clock, self._large)
         self.rows_done = 0
         """Rows of the shard in hand that are finished; a live counter for progress."""
 
@@ -256,7 +152,7 @@ class Worker:
 
     def _encode_style(self, image: Array, recoloring: ColorMap | None = None) -> Vectors:
         try:
-            return self._network.encode_styles(_tensor(image)[None], recoloring)[0].numpy()
+            return self._network.encode_styles(as_tensor(image)[None], recoloring)[0].numpy()
         except (RuntimeError, MemoryError) as error:
             raise self._network_error(error, image.shape) from None
 
@@ -266,7 +162,7 @@ class Worker:
             image = np.array(decode(data, size=self._settings.style_size, min_side=MIN_SIDE))
         except RowError as error:
             raise named(error, "style", uri) from None
-        return StyleImage(image, colors(_tensor(image)))
+        return StyleImage(image, colors(as_tensor(image)))
 
     # Shards
 
@@ -341,7 +237,7 @@ class Worker:
             for style in pair.styles
         ]
         images = StyleImages(order, lambda uri: self._fetchers.submit(self._load_style_image, uri))
-        for content, loaded in self._load_ahead(contents):
+        for content, loaded in self._loader.load_ahead(contents):
             jobs: list[Job] = []
             for pair in content.pairs:
                 try:
@@ -393,70 +289,6 @@ class Worker:
             vectors = bank.vectors(pair.styles)
         return Job(pair, vectors if masks else blend(vectors, pair.weights)[None], masks)
 
-    def _load_ahead(self, contents: list[Content]) -> Iterator[tuple[Content, Loaded | RowError]]:
-        ahead: deque[tuple[Content, Future[Loaded | Fetched | RowError]]] = deque()
-        for content in contents:
-            ahead.append((content, self._fetchers.submit(self._load_content, content)))
-            if len(ahead) > LOOKAHEAD:
-                yield self._loaded(*ahead.popleft())
-        while ahead:
-            yield self._loaded(*ahead.popleft())
-
-    def _loaded(
-        self, content: Content, load: Future[Loaded | Fetched | RowError]
-    ) -> tuple[Content, Loaded | RowError]:
-        with self._clock("wait"):
-            loaded = load.result()
-        if isinstance(loaded, Fetched):
-            try:
-                loaded = self._decode(content, loaded)
-            except RowError as error:
-                loaded = error
-        return content, loaded
-
-    def _load_content(self, content: Content) -> Loaded | Fetched | RowError:
-        """Load a content with its masks. Of a large one only the files: decoded ones would fill the memory."""
-        try:
-            with self._clock("fetch"):
-                data = read_bytes(absolute(content.uri, self._settings.base))
-                uris = {uri for pair in content.pairs for uri in pair.masks}
-                masks = {uri: self._fetch_mask(uri) for uri in uris}
-            fetched = Fetched(data, *decoded_size(data, self._settings.size), masks)
-            crop = self._settings.crop
-            if self._large((crop, crop) if crop else (fetched.height, fetched.width)):
-                return fetched
-            return self._decode(content, fetched)
-        except RowError as error:
-            return error
-
-    def _fetch_mask(self, uri: str) -> bytes | RowError:
-        try:
-            return read_bytes(absolute(uri, self._settings.base))
-        except RowError as error:
-            return error
-
-    def _decode(self, content: Content, fetched: Fetched) -> Loaded:
-        """Decode a content, and its masks to its size.
-
-        Raises:
-            RowError: the content cannot be decoded.
-        """
-        size, crop = self._settings.size, self._settings.crop
-        with self._clock("decode"):
-            image = np.array(decode(fetched.data, size=size, crop=crop, min_side=MIN_SIDE))
-            part = visible_part(fetched.width, fetched.height, crop)
-            masks: dict[str, Array | RowError] = {}
-            for uri, data in fetched.masks.items():
-                try:
-                    if isinstance(data, RowError):
-                        raise data
-                    mask = Image.fromarray(decode(data))
-                    masks[uri] = fit_mask(mask, image.shape[1], image.shape[0], part)
-                except RowError as error:
-                    masks[uri] = named(error, "mask", uri)
-            preserved = any(pair.preserve_color for pair in content.pairs)
-            return Loaded(image, colors(_tensor(image)) if preserved else None, masks)
-
     def _large(self, shape: tuple[int, ...]) -> bool:
         return shape[0] * shape[1] > self._network.pass_pixels
 
@@ -489,7 +321,7 @@ class Worker:
     def _encode_contents(self, bucket: list[Prepared]) -> ContentFeatures | RowError:
         try:
             with self._clock("encode"):
-                tensors = [_tensor(each.image) for each in bucket]
+                tensors = [as_tensor(each.image) for each in bucket]
                 images = tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
                 return self._network.encode_contents(images, metrics=self._settings.metrics)
         except (RuntimeError, MemoryError) as error:
@@ -578,31 +410,9 @@ class Worker:
         return Outcome(self._root.uri_of(key), None, *picture.losses, height, width)
 
 
-def contents_of(plan: pa.Table) -> list[Content]:
-    """Group a shard's rows, which are sorted by content, into contents with their pairs."""
-    names = plan.column_names
-    empty = [None] * len(plan)
-    weights = plan["style_weights"].to_pylist() if "style_weights" in names else empty
-    masks = string_lists(plan["mask"].combine_chunks()) if "mask" in names else empty
-    colors = plan["preserve_color"].to_pylist() if "preserve_color" in names else empty
-    columns = (plan[name].to_pylist() for name in ("content", "output", "alpha", "style"))
-    contents: list[Content] = []
-    rows = zip(*columns, weights, masks, colors, strict=True)
-    for row, (content, output, alpha, styles, weight, mask, color) in enumerate(rows):
-        if not contents or contents[-1].uri != content:
-            contents.append(Content(content, []))
-        contents[-1].pairs.append(Pair(row, output, alpha, styles, weight, mask or [], bool(color)))
-    return contents
-
-
 def _regions(job: tuple[int, Job]) -> int:
     """Return how many regions its masks make; pairs with as many can share a batch."""
     return len(job[1].vectors) if job[1].masks else 0
-
-
-def _tensor(image: Array) -> Tensor:
-    """Return an image [H, W, 3] as [3, H, W], in the same memory."""
-    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def peak_memory() -> int:

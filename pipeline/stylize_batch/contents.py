@@ -1,0 +1,224 @@
+"""Loading a shard's images: contents, fetched and decoded ahead, with their masks; styles that are to be re-coloured."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stylize_batch.errors import RowError
+from stylize_batch.images.decode import Array, decode, decoded_size
+from stylize_batch.images.mask import fit_mask, visible_part
+from stylize_batch.manifest.schema import string_lists
+from stylize_batch.model.architecture import MIN_SIDE
+from stylize_batch.model.color import Colors, colors
+from stylize_batch.settings import WorkerSettings
+from stylize_batch.stopwatch import Stopwatch
+from stylize_batch.storage import absolute, read_bytes
+from stylize_batch.styles import named
+
+LOOKAHEAD = 16
+"""Contents fetched and decoded ahead of the one being stylized."""
+
+STYLES_AHEAD = 16
+"""Style images fetched and decoded ahead of the re-coloured pair being prepared."""
+
+STYLES_KEPT = 32
+"""Style images kept for other re-coloured pairs of the shard."""
+
+
+class Pair(NamedTuple):
+    """One row of a shard, ready to be stylized."""
+
+    row: int
+    output: str
+    alpha: float
+    styles: list[str]
+    weights: list[float] | None
+    masks: list[str]
+    preserve_color: bool
+
+    @property
+    def needs_files(self) -> bool:
+        """Whether it needs images beside the content and the bank."""
+        return bool(self.masks) or self.preserve_color
+
+
+class Content(NamedTuple):
+    """One content image and its pairs."""
+
+    uri: str
+    pairs: list[Pair]
+
+
+class Fetched(NamedTuple):
+    """A content's file, its width and height before the crop, and the files of its pairs' masks, by URI."""
+
+    data: bytes
+    width: int
+    height: int
+    masks: dict[str, bytes | RowError]
+
+
+class Loaded(NamedTuple):
+    """A decoded content, its colours if a pair preserves them, and its pairs' masks, of its size, by URI."""
+
+    image: Array
+    colors: Colors | None
+    masks: dict[str, Array | RowError]
+
+
+def contents_of(plan: pa.Table) -> list[Content]:
+    """Group a shard's rows, which are sorted by content, into contents with their pairs."""
+    names = plan.column_names
+    empty = [None] * len(plan)
+    weights = plan["style_weights"].to_pylist() if "style_weights" in names else empty
+    masks = string_lists(plan["mask"].combine_chunks()) if "mask" in names else empty
+    colors = plan["preserve_color"].to_pylist() if "preserve_color" in names else empty
+    columns = (plan[name].to_pylist() for name in ("content", "output", "alpha", "style"))
+    contents: list[Content] = []
+    rows = zip(*columns, weights, masks, colors, strict=True)
+    for row, (content, output, alpha, styles, weight, mask, color) in enumerate(rows):
+        if not contents or contents[-1].uri != content:
+            contents.append(Content(content, []))
+        contents[-1].pairs.append(Pair(row, output, alpha, styles, weight, mask or [], bool(color)))
+    return contents
+
+
+class ContentLoader:
+    """Fetches and decodes contents on threads, ahead of the one in hand."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        threads: ThreadPoolExecutor,
+        clock: Stopwatch,
+        large: Callable[[tuple[int, ...]], bool],
+    ) -> None:
+        """Get ready.
+
+        Args:
+            settings: of the job.
+            threads: that fetch and decode.
+            clock: counts seconds by stage.
+            large: whether a picture of this shape is to be decoded only when its turn has come.
+        """
+        self._settings = settings
+        self._threads = threads
+        self._clock = clock
+        self._large = large
+
+    def load_ahead(self, contents: list[Content]) -> Iterator[tuple[Content, Loaded | RowError]]:
+        """Yield the contents in order, each with what was loaded, or the reason why it cannot be."""
+        ahead: deque[tuple[Content, Future[Loaded | Fetched | RowError]]] = deque()
+        for content in contents:
+            ahead.append((content, self._threads.submit(self._load_content, content)))
+            if len(ahead) > LOOKAHEAD:
+                yield self._loaded(*ahead.popleft())
+        while ahead:
+            yield self._loaded(*ahead.popleft())
+
+    def _loaded(
+        self, content: Content, load: Future[Loaded | Fetched | RowError]
+    ) -> tuple[Content, Loaded | RowError]:
+        with self._clock("wait"):
+            loaded = load.result()
+        if isinstance(loaded, Fetched):
+            try:
+                loaded = self._decode(content, loaded)
+            except RowError as error:
+                loaded = error
+        return content, loaded
+
+    def _load_content(self, content: Content) -> Loaded | Fetched | RowError:
+        """Load a content with its masks. Of a large one only the files: decoded ones would fill the memory."""
+        try:
+            with self._clock("fetch"):
+                data = read_bytes(absolute(content.uri, self._settings.base))
+                uris = {uri for pair in content.pairs for uri in pair.masks}
+                masks = {uri: self._fetch_mask(uri) for uri in uris}
+            fetched = Fetched(data, *decoded_size(data, self._settings.size), masks)
+            crop = self._settings.crop
+            if self._large((crop, crop) if crop else (fetched.height, fetched.width)):
+                return fetched
+            return self._decode(content, fetched)
+        except RowError as error:
+            return error
+
+    def _fetch_mask(self, uri: str) -> bytes | RowError:
+        try:
+            return read_bytes(absolute(uri, self._settings.base))
+        except RowError as error:
+            return error
+
+    def _decode(self, content: Content, fetched: Fetched) -> Loaded:
+        """Decode a content, and its masks to its size.
+
+        Raises:
+            RowError: the content cannot be decoded.
+        """
+        size, crop = self._settings.size, self._settings.crop
+        with self._clock("decode"):
+            image = np.array(decode(fetched.data, size=size, crop=crop, min_side=MIN_SIDE))
+            part = visible_part(fetched.width, fetched.height, crop)
+            masks: dict[str, Array | RowError] = {}
+            for uri, data in fetched.masks.items():
+                try:
+                    if isinstance(data, RowError):
+                        raise data
+                    mask = Image.fromarray(decode(data))
+                    masks[uri] = fit_mask(mask, image.shape[1], image.shape[0], part)
+                except RowError as error:
+                    masks[uri] = named(error, "mask", uri)
+            preserved = any(pair.preserve_color for pair in content.pairs)
+            return Loaded(image, colors(as_tensor(image)) if preserved else None, masks)
+
+
+class StyleImage(NamedTuple):
+    """A style that is to be re-coloured, and its colours."""
+
+    image: Array
+    colors: Colors
+
+
+class StyleImages:
+    """The style images that a shard's re-coloured pairs need: loaded ahead in the rows' order, kept while recent."""
+
+    def __init__(self, order: list[str], load: Callable[[str], Future[StyleImage]]) -> None:
+        self._order = order
+        self._load = load
+        self._ahead = 0
+        self._taken = 0
+        self._recent: OrderedDict[str, Future[StyleImage]] = OrderedDict()
+
+    def take(self, uri: str) -> StyleImage:
+        """Return the next image.
+
+        Raises:
+            RowError: it cannot be loaded.
+        """
+        self._taken += 1
+        while self._ahead < min(self._taken + STYLES_AHEAD, len(self._order)):
+            self._begin(self._order[self._ahead])
+            self._ahead += 1
+        return self._begin(uri).result()
+
+    def _begin(self, uri: str) -> Future[StyleImage]:
+        if uri not in self._recent:
+            self._recent[uri] = self._load(uri)
+        self._recent.move_to_end(uri)
+        if len(self._recent) > STYLES_KEPT:
+            self._recent.popitem(last=False)
+        return self._recent[uri]
+
+
+def as_tensor(image: Array) -> Tensor:
+    """Return an image [H, W, 3] as [3, H, W], in the same memory."""
+    return torch.from_numpy(image).permute(2, 0, 1)
