@@ -84,6 +84,7 @@ def run(
     style_size: Annotated[int | None, typer.Option(help="Shorter side of the style; 512 by default.")] = None,
     format: Annotated[str | None, typer.Option(help="jpeg, png or webp.")] = None,
     quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP; 95 by default.")] = None,
+    layout: Annotated[str | None, typer.Option(help="files, webdataset or parquet.")] = None,
     no_metrics: Annotated[bool | None, typer.Option("--no-metrics", help="Do not measure losses.")] = None,
     batch_size: Annotated[
         str | None, typer.Option(help="Pairs per batch on a GPU, or auto; a CPU takes one at a time.")
@@ -134,7 +135,10 @@ def run(
         _say(f"failed: {count} × {kind} ({KINDS[kind]})" if kind in KINDS else f"failed: {count} × {kind}")
     if summary.kinds:
         _say("the `error` column of the results names each; --retry-failed tries them again")
-    _say(f"pictures       {summary.output}/images/")
+    pictures = {"files": "", "webdataset": "*.tar", "parquet": "*.parquet"}[spec.layout]
+    _say(f"pictures       {summary.output}/images/{pictures}")
+    for file in summary.annotations:
+        _say(f"annotations    {file}")
     _say(f"results        {summary.output}/results/")
     _say(f"contact sheet  {summary.output}/report.html")
     if summary.failed:

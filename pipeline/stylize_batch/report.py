@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from stylize_batch.errors import RowError, SystemicError
 from stylize_batch.images.decode import decode
 from stylize_batch.images.encode import encode
+from stylize_batch.layout.reading import PictureReader
 from stylize_batch.results import read_results
 from stylize_batch.storage import Root, absolute, read_bytes
 
@@ -83,26 +84,34 @@ def _figure(row: dict[str, Any], thumbnails: _Thumbnails) -> str:
         )
     if row["style_loss"] is not None:
         caption += f" — content loss {row['content_loss']:.2f}, style loss {row['style_loss']:.2f}"
-    pictures = "".join(thumbnails.image(uri) for uri in (row["content"], row["style"][0], row["output"]))
+    sources = [thumbnails.image(uri) for uri in (row["content"], row["style"][0])]
+    pictures = "".join([*sources, thumbnails.picture(row["output"], row["pair_id"])])
     return f"<figure><div>{pictures}</div><figcaption>{_text(caption)}</figcaption></figure>"
 
 
 class _Thumbnails:
-    """Makes each image's thumbnail once."""
+    """Makes each source image's thumbnail once."""
 
     def __init__(self, base: str) -> None:
         self._base = base
         self._made: dict[str, str] = {}
+        self._pictures = PictureReader()
 
     def image(self, uri: str) -> str:
         if uri not in self._made:
-            try:
-                small = decode(read_bytes(absolute(uri, self._base)), size=THUMBNAIL)
-                data = base64.b64encode(encode(small, "jpeg", 80)).decode()
-                self._made[uri] = f'<img alt="{_text(uri)}" src="data:image/jpeg;base64,{data}">'
-            except (RowError, SystemicError) as error:
-                self._made[uri] = f"<span>{_text(error)}</span>"
+            self._made[uri] = _thumbnail(uri, lambda: read_bytes(absolute(uri, self._base)))
         return self._made[uri]
+
+    def picture(self, output: str, pair_id: str) -> str:
+        return _thumbnail(output, lambda: self._pictures.read(output, pair_id))
+
+
+def _thumbnail(name: str, read: Callable[[], bytes]) -> str:
+    try:
+        data = base64.b64encode(encode(decode(read(), size=THUMBNAIL), "jpeg", 80)).decode()
+    except (RowError, SystemicError) as error:
+        return f"<span>{_text(error)}</span>"
+    return f'<img alt="{_text(name)}" src="data:image/jpeg;base64,{data}">'
 
 
 def _label(key: str) -> str:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,11 +43,16 @@ _TYPES: dict[str, pa.DataType] = {
 COUNTED = ["status", "error", "content_loss", "style_loss"]
 """The columns that totals are made of."""
 
+OF_OUTCOME = ["output", "status", "error"]
+"""The columns that say whether and where there is a picture, and nothing of it."""
+
+PARTS_AHEAD = 16
+"""Parts read at once."""
+
 
 class Outcome(NamedTuple):
     """What became of one pair: a picture with its size and losses (None without metrics), or an error."""
 
-    output: str | None = None
     error: str | None = None
     content_loss: float | None = None
     style_loss: float | None = None
@@ -97,12 +102,13 @@ def part_key(shard: int) -> str:
 
 
 def results_table(plan: pa.Table, outcomes: list[Outcome], model: str) -> pa.Table:
-    """Join a shard's plan with what became of each row, in the plan's order."""
+    """Join a shard's plan with what became of each row, in the plan's order; `output` is left empty."""
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         name: plan[name] for name in ("pair_id", "content", "style")
     }
     for name in Outcome._fields:
         columns[name] = pa.array([getattr(outcome, name) for outcome in outcomes], _TYPES[name])
+    columns["output"] = pa.nulls(len(outcomes), pa.string())
     columns["status"] = pa.array(["ok" if outcome.error is None else "failed" for outcome in outcomes])
     columns["alpha"] = plan["alpha"]
     columns["model"] = pa.array([model] * len(outcomes), pa.string())
@@ -114,6 +120,12 @@ def results_table(plan: pa.Table, outcomes: list[Outcome], model: str) -> pa.Tab
     return pa.table(
         [columns.get(name, plan[name] if name in carried else None) for name in schema.names], schema
     )
+
+
+def with_outputs(results: pa.Table, outputs: Sequence[str | None]) -> pa.Table:
+    """Fill in where each row's picture is."""
+    place = results.column_names.index("output")
+    return results.set_column(place, "output", pa.array(outputs, pa.string()))
 
 
 def put_part(root: Root, shard: int, table: pa.Table, run: str) -> Totals:
@@ -182,7 +194,13 @@ def listed_shards(root: Root) -> set[int]:
     return {int(match[1]) for key in root.list("results") if (match := _PART.fullmatch(key))}
 
 
-def read_results(root: Root) -> Iterator[pa.Table]:
-    """Read all parts, one after the other, in shard order."""
-    for shard in sorted(listed_shards(root)):
-        yield read_part(root, shard)
+def read_results(root: Root, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Read all parts, or some columns of them, in shard order; a few are read ahead."""
+    ahead: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(PARTS_AHEAD) as threads:
+        for shard in sorted(listed_shards(root)):
+            ahead.append(threads.submit(read_part, root, shard, columns))
+            if len(ahead) > PARTS_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

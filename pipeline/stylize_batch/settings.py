@@ -10,6 +10,7 @@ from stylize_batch.results import Totals
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Layout = Literal["files", "webdataset", "parquet"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class WorkerSettings:
     style_size: int
     format: Format
     quality: int
+    layout: Layout
     metrics: bool
     batch_size: int | None
     device: Device

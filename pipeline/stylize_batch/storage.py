@@ -11,14 +11,15 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import unicodedata
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import fsspec
 import fsspec.config
@@ -222,7 +223,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _write_to_disk(temporary, data)
+        _write_to_disk(temporary, lambda file: file.write(data))
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -319,22 +320,58 @@ class Root:
         Raises:
             OSError: storage refused or did not answer, after the retries inside, or the key leads out of the root.
         """
-        if not self._local:
+        if self._local:
+            self._put_locally(key, lambda file: file.write(data))
+        else:
             with _os_errors():
                 self._fs.pipe_file(join(self._path, key), data)
+
+    def put_large(self, key: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Write one object atomically, as `put` does, without holding it in memory.
+
+        Args:
+            key: of the object.
+            write: writes its bytes to a local file; called again should that file be lost.
+
+        Raises:
+            OSError: as `put`, or the local disk cannot hold the file.
+        """
+        if self._local:
+            self._put_locally(key, write)
             return
+        with tempfile.NamedTemporaryFile() as file:
+            write(file.file)
+            file.flush()
+            with _os_errors():  # large files go up in parts, which become an object only when all are there
+                self._fs.put_file(file.name, join(self._path, key))
+
+    def spool(self) -> IO[bytes]:
+        """Open a nameless local file for what is to be put later; it is gone when it is closed or its process ends.
+
+        For a local root it lies on the root's own disk, which has to hold the object anyway.
+        """
+        if not self._local:
+            return tempfile.TemporaryFile()
+        folder = self._inside(str(self._temporary / "spool")).parent
+        for _ in range(PUT_ATTEMPTS):
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # cleared meanwhile, as in `_put_locally`
+                return tempfile.TemporaryFile(dir=folder)
+        raise FileNotFoundError(errno.ENOENT, f"{folder} vanishes")
+
+    def _put_locally(self, key: str, write: Callable[[IO[bytes]], object]) -> None:
         target = self._inside(key)
         for attempt in range(PUT_ATTEMPTS):
             temporary = self._inside(str(self._temporary / uuid.uuid4().hex))
             try:
                 temporary.parent.mkdir(parents=True, exist_ok=True)
-                _write_to_disk(temporary, data)
+                _write_to_disk(temporary, write)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(target)
             except FileNotFoundError:  # another run that begins or ends has cleared the temporaries
                 if attempt == PUT_ATTEMPTS - 1:
                     raise
-            except OSError:
+            except BaseException:
                 temporary.unlink(missing_ok=True)  # on a full disk half a file is in the way of a smaller one
                 raise
             else:
@@ -399,10 +436,10 @@ class Root:
             shutil.rmtree(Path(self._path) / TEMPORARY, ignore_errors=True)
 
 
-def _write_to_disk(path: Path, data: bytes) -> None:
+def _write_to_disk(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     # Without the wait, a power cut may leave the name of a file without its bytes.
     with path.open("wb") as file:
-        file.write(data)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
 

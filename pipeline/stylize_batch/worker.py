@@ -12,6 +12,7 @@ import resource
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -36,12 +37,13 @@ from stylize_batch.errors import DeviceError, RowError, SystemicError
 from stylize_batch.images.decode import Array, decode
 from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
 from stylize_batch.images.mask import check_regions, stack_regions
-from stylize_batch.manifest.plan import read_shard
+from stylize_batch.layout.pictures import Pictures, open_pictures
+from stylize_batch.manifest.plan import Shard, read_shard
 from stylize_batch.model import checkpoint
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import ColorMap, colors, recoloring
 from stylize_batch.model.network import ContentFeatures, Network
-from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
+from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table, with_outputs
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
@@ -177,18 +179,20 @@ class Worker:
         try:
             plan = read_shard(self._root, shard)
             earlier = read_finished(self._root, shard, self._settings.run)
-            table = complete(plan, earlier, lambda rows: self.stylize(rows, bank))
+            whole = Shard(shard, len(plan))
+            table = complete(plan, earlier, lambda rows: self.stylize(whole, rows, bank))
             totals = put_part(self._root, shard, table, self._settings.run)
         except OSError as error:
             raise _output_error(error, self._root.uri) from None
         self.rows_done = 0
         return ShardReport(shard, totals, self._clock.take(), peak_memory())
 
-    def stylize(self, plan: pa.Table, bank: StyleBank, *, alone: bool = False) -> pa.Table:
-        """Stylize the rows of a plan, write the pictures and return the results, uncommitted.
+    def stylize(self, shard: Shard, plan: pa.Table, bank: StyleBank, *, alone: bool = False) -> pa.Table:
+        """Stylize rows of a shard, write the pictures and return the results, uncommitted.
 
         Args:
-            plan: of a shard, or of some of its rows.
+            shard: that the rows belong to.
+            plan: all its rows, or some of them.
             bank: with all styles of the rows.
             alone: one piece of a larger task, whose failure says nothing about the storage as a whole.
 
@@ -197,6 +201,14 @@ class Worker:
         """
         self._use_cores()
         self.rows_done = 0
+        with closing(open_pictures(self._settings, self._root, shard, plan)) as pictures:
+            outcomes = self._outcomes(plan, pictures, bank, alone)
+            results = results_table(plan, outcomes, self._settings.model)
+            with self._clock("put"):
+                return with_outputs(results, pictures.commit(results))
+
+    def _outcomes(self, plan: pa.Table, pictures: Pictures, bank: StyleBank, alone: bool) -> list[Outcome]:
+        """Make the pictures and hand them over; return what became of each row, in order."""
         outcomes: dict[int, Outcome] = {}
         writes: deque[tuple[int, Future[Outcome]]] = deque()
 
@@ -208,24 +220,25 @@ class Worker:
                 self.rows_done += 1
 
         try:
-            for row, made in self._make(contents_of(plan), bank, alone):
-                if isinstance(made, Outcome):
-                    outcomes[row] = made
-                    self.rows_done += 1
-                else:
-                    writes.append((row, made))
+            for pair, made in self._make(contents_of(plan), bank, alone):
+                if isinstance(made, Picture) and not self._large(made.pixels.shape):
+                    writes.append((pair.row, self._writers.submit(self._write, pair, made, pictures)))
                     settle(MAX_PENDING_WRITES)
+                else:  # several large ones that wait to be written would fill the memory
+                    written = self._write(pair, made, pictures) if isinstance(made, Picture) else made
+                    outcomes[pair.row] = written
+                    self.rows_done += 1
             settle(0)
         except BaseException:
             for _, write in writes:
                 write.cancel()
             raise
-        return results_table(plan, [outcomes[row] for row in range(len(plan))], self._settings.model)
+        return [outcomes[row] for row in range(len(plan))]
 
     def _make(
         self, contents: list[Content], bank: StyleBank, alone: bool
-    ) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
-        """Yield, for each row, its failure or the write that will finish it."""
+    ) -> Iterator[tuple[Pair, Outcome | Picture]]:
+        """Yield, for each pair, its failure or its picture."""
         buckets: dict[tuple[int, ...], list[Prepared]] = {}
         unread: list[RowError] = []  # of rows whose own images could not be had
         rows = sum(len(content.pairs) for content in contents)
@@ -249,7 +262,7 @@ class Worker:
                         unread.append(error)
                         if not alone:
                             _refuse_total_outage(unread, rows)
-                    yield pair.row, Outcome(error=str(error))
+                    yield pair, Outcome(error=str(error))
             if isinstance(loaded, RowError) or not jobs:
                 continue
             shape = loaded.image.shape
@@ -300,13 +313,13 @@ class Worker:
             return self._settings.batch_size
         return max(1, GPU_BATCH_PIXELS // (shape[0] * shape[1]))
 
-    def _stylize_bucket(self, bucket: list[Prepared]) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
+    def _stylize_bucket(self, bucket: list[Prepared]) -> Iterator[tuple[Pair, Outcome | Picture]]:
         """Encode same-sized contents once and stylize all their pairs, a batch at a time."""
         features = self._encode_contents(bucket)
         if isinstance(features, RowError):
             if len(bucket) == 1:
                 for job in bucket[0].jobs:
-                    yield job.pair.row, Outcome(error=str(features))
+                    yield job.pair, Outcome(error=str(features))
                 return
             for prepared in bucket:
                 yield from self._stylize_bucket([prepared])
@@ -329,12 +342,12 @@ class Worker:
 
     def _stylize_batch(
         self, features: ContentFeatures, batch: list[tuple[int, Job]]
-    ) -> Iterator[tuple[int, Outcome | Future[Outcome]]]:
+    ) -> Iterator[tuple[Pair, Outcome | Picture]]:
         """Stylize some pairs at once; if they do not fit in memory, half of them, down to one."""
         made = self._run_network(features, batch)
         if isinstance(made, RowError):
             if len(batch) == 1:
-                yield batch[0][1].pair.row, Outcome(error=str(made))
+                yield batch[0][1].pair, Outcome(error=str(made))
                 return
             half = len(batch) // 2
             yield from self._stylize_batch(features, batch[:half])
@@ -343,11 +356,9 @@ class Worker:
         for (_, job), picture in zip(batch, made, strict=True):
             if not picture.finite:
                 error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
-                yield job.pair.row, Outcome(error=str(error))
-            elif self._large(picture.pixels.shape):  # several that wait to be written would fill the memory
-                yield job.pair.row, self._write(job.pair.output, picture)
+                yield job.pair, Outcome(error=str(error))
             else:
-                yield job.pair.row, self._writers.submit(self._write, job.pair.output, picture)
+                yield job.pair, picture
 
     def _run_network(
         self, features: ContentFeatures, batch: list[tuple[int, Job]]
@@ -396,18 +407,17 @@ class Worker:
             raise DeviceError(text.splitlines()[0]) from None
         return RowError("NetworkError", text.splitlines()[0])
 
-    def _write(self, key: str, picture: Picture) -> Outcome:
+    def _write(self, pair: Pair, picture: Picture, pictures: Pictures) -> Outcome:
         try:
             with self._clock("codec"):
-                format = FORMAT_OF_EXTENSION[PurePosixPath(key).suffix.lower()]
+                format = FORMAT_OF_EXTENSION[PurePosixPath(pair.output).suffix.lower()]
                 data = encode(picture.pixels, format, self._settings.quality)
         except RowError as error:
             return Outcome(error=str(error))
-        key = f"images/{key}"
         with self._clock("put"):
-            self._root.put(key, data)
+            pictures.put(pair.row, data)
         height, width = picture.pixels.shape[:2]
-        return Outcome(self._root.uri_of(key), None, *picture.losses, height, width)
+        return Outcome(None, *picture.losses, height, width)
 
 
 def _regions(job: tuple[int, Job]) -> int:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import ray
 
 from stylize_batch.engine.base import StyleRequest
+from stylize_batch.manifest.plan import Shard
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.styles import StyleBank, StyleBatch
 
@@ -64,8 +65,10 @@ def encode_styles_alone(settings: WorkerSettings, model: bytes, request: StyleRe
     return Worker(settings, model).encode_styles(request.uris, request.versions, alone=True)
 
 
-def stylize_alone(settings: WorkerSettings, model: bytes, plan: pa.Table, bank: StyleBank) -> pa.Table:
-    """Stylize some rows in a process of their own; the results are left to the driver to commit."""
+def stylize_alone(
+    settings: WorkerSettings, model: bytes, shard: Shard, plan: pa.Table, bank: StyleBank
+) -> pa.Table:
+    """Stylize some rows of a shard in a process of their own; the results are left to the driver to commit."""
     from stylize_batch.worker import Worker
 
-    return Worker(settings, model).stylize(plan, bank, alone=True)
+    return Worker(settings, model).stylize(shard, plan, bank, alone=True)

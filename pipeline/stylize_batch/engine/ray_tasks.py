@@ -10,7 +10,7 @@ import pyarrow as pa
 from stylize_batch.engine.base import StyleRequest
 from stylize_batch.engine.ray_actor import Ref, encode_styles_alone, stylize_alone
 from stylize_batch.errors import RowError
-from stylize_batch.manifest.plan import read_shard
+from stylize_batch.manifest.plan import Shard, read_shard
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.storage import Root
@@ -72,13 +72,14 @@ class ShardTask:
         """Stylize each content alone; one that kills its process fails its own rows."""
         root = Root(settings.root, settings.run)
         plan = read_shard(root, self._shard)
+        whole = Shard(self._shard, len(plan))
         died = Outcome(
             error=str(RowError("WorkerDied", "the process that stylized this content ended without a word"))
         )
 
         def make(rows: pa.Table) -> pa.Table:
             pieces = by_content(rows)
-            found = run_alone(stylize_alone, [(piece, self._bank) for piece in pieces])
+            found = run_alone(stylize_alone, [(whole, piece, self._bank) for piece in pieces])
             tables = [
                 results_table(piece, [died] * len(piece), settings.model) if table is None else table
                 for piece, table in zip(pieces, found, strict=True)

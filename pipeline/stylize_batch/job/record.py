@@ -15,7 +15,7 @@ from stylize_batch.storage import Root
 KEY = "run.json"
 
 PREFIXES = ("results", "plan", "styles", "images")
-REPORT = "report.html"
+FILES = ("report.html", "annotations.json")
 """With run.json, all that a run writes under its root, and so all that is deleted before a new plan."""
 
 
@@ -104,5 +104,4 @@ def erase(root: Root) -> None:
     """
     for prefix in PREFIXES:
         root.delete(root.list(prefix))
-    if root.exists(REPORT):
-        root.delete([REPORT])
+    root.delete([key for key in FILES if root.exists(key)])

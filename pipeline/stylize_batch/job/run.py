@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stylize_batch.annotations import write_annotations
 from stylize_batch.engine.base import Engine, StyleRequest
 from stylize_batch.errors import GaveUpError, JobFailedError, RowError, UsageError
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
@@ -22,6 +23,7 @@ from stylize_batch.job.lease import KEY as LEASE
 from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.spec import JobSpec, make_spec
+from stylize_batch.layout.container import delete_unnamed
 from stylize_batch.manifest.plan import (
     Partition,
     check_and_partition,
@@ -56,6 +58,7 @@ class RunSummary:
         kinds: failed rows by kind.
         stages: seconds by stage, summed over workers and their threads.
         peak_memory: bytes; of the driver and of the largest worker.
+        annotations: files written beside the pictures.
     """
 
     pairs: int
@@ -70,6 +73,7 @@ class RunSummary:
     kinds: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    annotations: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object `--json` prints."""
@@ -111,6 +115,11 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
                 summary.skipped < summary.pairs or not record.totals
             ):  # else the run that did the work says more
                 record.totals = asdict(summary)
+            if spec.layout == "files":
+                written = write_annotations(root, spec.size, spec.crop)
+                summary.annotations = [root.uri_of(key) for key in written]
+            else:
+                delete_unnamed(root)
             write_report(root, record.totals, source.base)
             record.save(root)
         except OSError as error:
@@ -205,6 +214,7 @@ def _worker_settings(
         style_size=spec.style_size,
         format=spec.format,
         quality=spec.quality,
+        layout=spec.layout,
         metrics=spec.metrics,
         batch_size=spec.batch_size,
         device=device,

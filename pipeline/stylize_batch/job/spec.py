@@ -13,11 +13,11 @@ from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
 from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.model import container
-from stylize_batch.settings import Device, Precision
+from stylize_batch.settings import Device, Layout, Precision
 from stylize_batch.storage import absolute, is_uri
 
 FIXED = (
-    "model", "size", "crop", "style_size", "format", "quality", "metrics", "precision", "limit", "shard_pairs",
+    "model", "size", "crop", "style_size", "format", "quality", "layout", "metrics", "precision", "limit", "shard_pairs",
 )  # fmt: skip
 """Settings an output root keeps for good, beside the manifest; the others may change from run to run."""
 
@@ -34,6 +34,8 @@ class JobSpec(BaseModel):
         style_size: length of the style's shorter side, pixels.
         format: of the pictures.
         quality: of JPEG and WebP, 1..100.
+        layout: how pictures lie under the root: one file each, or a shard's together in a WebDataset tar or in a
+            Parquet file.
         metrics: whether the losses are measured.
         batch_size: pairs per batch; None chooses.
         actors: workers; None chooses.
@@ -59,6 +61,7 @@ class JobSpec(BaseModel):
     style_size: int = Field(512, ge=9, le=16384)
     format: Format = "jpeg"
     quality: int = Field(95, ge=1, le=100)
+    layout: Layout = "files"
     metrics: bool = True
     batch_size: int | None = Field(None, ge=1)
     actors: int | None = Field(None, ge=1)
@@ -94,6 +97,10 @@ class JobSpec(BaseModel):
             raise ValueError("--in-process and --address exclude each other")
         if self.in_process and self.actors not in (None, 1):
             raise ValueError("--in-process runs one worker; leave --actors out")
+        if self.layout == "webdataset" and "::" in self.resolved_output():
+            raise ValueError(
+                "--layout webdataset: what is in a tar cannot be named where its path holds '::'"
+            )
         for name in ("manifest", "output", "model"):
             refuse_credentials(getattr(self, name), name)
         in_memory = (self.resolved_output(), self.manifest, self.model)

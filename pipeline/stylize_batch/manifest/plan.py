@@ -59,6 +59,9 @@ MAX_SUSPECTS = 1000
 STYLES_KEY = "plan/styles.parquet"
 """The distinct style URIs of all rows that take a style as it is."""
 
+METADATA = "metadata.parquet"
+"""Name of a file that a run writes beside its pictures, and so of no folder of theirs."""
+
 ROW = "stylize_batch.row"
 """Column with a row's number in the manifest, for as long as planning lasts."""
 
@@ -83,6 +86,13 @@ class Plan(NamedTuple):
 
     pairs: int
     shards: int
+
+
+class Shard(NamedTuple):
+    """A shard: its number, and how many pairs it has in all."""
+
+    number: int
+    pairs: int
 
 
 def shard_key(shard: int) -> str:
@@ -168,7 +178,13 @@ class Partition:
         self._identities.add(rows["pair_id"].to_pylist())
         keys = rows["output"].to_pylist()
         self._keys.add(keys)
-        self._folders.add(_folders(keys))
+        folders = _folders(keys)
+        for folder in folders:
+            if folder.rpartition("/")[2] == METADATA:
+                raise ManifestError(
+                    f"the output keys have a folder {folder!r}, a name of the run's own files; rename it"
+                )
+        self._folders.add(folders)
         table = rows.append_column(ROW, pa.array(np.arange(self.pairs, self.pairs + count)))
         if not self._writers:
             self._writers = [pa.ipc.new_stream(str(path), table.schema) for path in self._paths]

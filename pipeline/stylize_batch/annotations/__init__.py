@@ -1,0 +1,26 @@
+"""Annotation files beside a run's pictures: those of the dataset the pictures were made of, rewritten for them."""
+
+from __future__ import annotations
+
+from stylize_batch.annotations import coco, image_folder
+from stylize_batch.results import listed_shards, read_part
+from stylize_batch.storage import Root
+
+
+def write_annotations(root: Root, size: int | None, crop: int | None) -> list[str]:
+    """Write what the results' columns call for, and return the keys of the files.
+
+    COCO's columns become `annotations.json`; others become metadata by which Hugging Face `datasets` loads the tree.
+
+    Args:
+        root: of a finished run with the layout `files`.
+        size: the run's `--size`.
+        crop: its `--crop`.
+
+    Raises:
+        OSError: storage refused or did not answer.
+    """
+    schema = read_part(root, min(listed_shards(root))).schema
+    if coco.describes(schema):
+        return [coco.write(root, schema, size, crop)]
+    return image_folder.write(root) if image_folder.describes(schema) else []

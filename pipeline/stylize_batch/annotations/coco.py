@@ -1,0 +1,256 @@
+"""COCO annotations of a run's pictures: boxes scaled and moved as the pictures were.
+
+Boxes are taken to be in the upright picture, which EXIF orientation gives and viewers show. Results carry no
+segmentations, so `area` is that of the box.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from stylize_batch import __version__
+from stylize_batch.images.decode import resized
+from stylize_batch.results import read_results
+from stylize_batch.storage import Root
+
+KEY = "annotations.json"
+
+LISTS: dict[str, tuple[str, pa.DataType]] = {
+    "annotation_ids": ("id", pa.list_(pa.int64())),
+    "boxes": ("bbox", pa.list_(pa.list_(pa.float64()))),
+    "category_ids": ("category_id", pa.list_(pa.int64())),
+    "categories": ("category", pa.list_(pa.string())),
+    "iscrowd": ("iscrowd", pa.list_(pa.int8())),
+    "captions": ("caption", pa.list_(pa.string())),
+}
+"""Columns that `manifest build` makes of COCO's annotations, one entry for each of an image's: COCO's field, and type."""
+
+_NEEDED = ["output", "pair_id", "height", "width", "image_id", "source_height", "source_width"]
+
+
+def describes(schema: pa.Schema) -> bool:
+    """Whether results carry COCO's columns, as `manifest build` makes them."""
+    present = [name for name in LISTS if name in schema.names]
+    return (
+        {"image_id", "annotation_ids", "source_height", "source_width"} <= {*schema.names}
+        and all(schema.field(name).type == LISTS[name][1] for name in present)
+        and all(pa.types.is_integer(schema.field(name).type) for name in ("source_height", "source_width"))
+    )
+
+
+class Geometry(NamedTuple):
+    """How a photograph became a picture: scaled, then cut.
+
+    Attributes:
+        x_scale: pixels of the scaled photograph to a pixel of its width.
+        y_scale: the same of its height.
+        left: pixels cut off on the left, after scaling.
+        top: the same above.
+        width: of the picture, pixels.
+        height: of the picture, pixels.
+    """
+
+    x_scale: float
+    y_scale: float
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def moved(self, box: list[float]) -> list[float] | None:
+        """Return a box (left, top, width, height) of the photograph as it lies in the picture.
+
+        None if it is no box, or if less than a pixel of it has been left on a side.
+        """
+        if len(box) != 4 or not all(map(math.isfinite, box)):
+            return None
+        x, y, width, height = box
+        wide, high = width * self.x_scale, height * self.y_scale
+        x, y = x * self.x_scale - self.left, y * self.y_scale - self.top
+        left, top = max(x, 0.0), max(y, 0.0)
+        right, bottom = min(x + wide, self.width), min(y + high, self.height)
+        kept = right - left, bottom - top
+        if any(
+            side <= 0 or (side < 1 and side < whole) for side, whole in zip(kept, (wide, high), strict=True)
+        ):
+            return None
+        return [round(value, 3) for value in (left, top, *kept)]
+
+
+def geometry(
+    source: tuple[int | None, int | None], picture: tuple[int, int], size: int | None, crop: int | None
+) -> Geometry | None:
+    """Return how a photograph became a picture; None if what the annotations say of its size cannot tell.
+
+    Args:
+        source: width and height of the photograph, as its annotations have them.
+        picture: width and height of the picture.
+        size: the run's `--size`.
+        crop: its `--crop`.
+    """
+    width, height = source
+    if not width or not height:
+        return None
+    if crop is None:
+        if width != height and (picture[0] > picture[1]) != (width > height) and picture[0] != picture[1]:
+            return None  # annotated as it is stored, on its side
+        return Geometry(picture[0] / width, picture[1] / height, 0, 0, *picture)
+    scaled = (width, height) if size is None else resized(width, height, size)
+    left, top = (scaled[0] - crop) // 2, (scaled[1] - crop) // 2
+    return Geometry(scaled[0] / width, scaled[1] / height, left, top, *picture)
+
+
+def write(root: Root, schema: pa.Schema, size: int | None, crop: int | None) -> str:
+    """Write `annotations.json`, and return its key.
+
+    In memory are the numbers of images and annotations, 8 bytes each, and a few parts of the results.
+
+    Args:
+        root: of the run.
+        schema: of its results.
+        size: the run's `--size`.
+        crop: its `--crop`.
+    """
+    columns = [*_NEEDED, *(name for name in LISTS if name in schema.names)]
+    own_ids = _own_ids(root, columns)
+    root.put_large(KEY, lambda file: _Rewriting(root, columns, own_ids, size, crop).write(file))
+    return KEY
+
+
+class _OwnIds(NamedTuple):
+    """Whether images, and annotations, keep their numbers: they do where no two pictures would share one."""
+
+    images: bool
+    annotations: bool
+
+
+def _own_ids(root: Root, columns: list[str]) -> _OwnIds:
+    images, annotations = list[np.ndarray](), list[np.ndarray]()
+    numbered = True
+    for table in read_results(root, ["output", "image_id", "annotation_ids"]):
+        table = table.filter(table["output"].is_valid())
+        found = table["annotation_ids"].combine_chunks().flatten()
+        ids = table["image_id"]
+        if not pa.types.is_integer(ids.type) or ids.null_count:
+            return _OwnIds(False, False)
+        numbered &= not found.null_count
+        images.append(ids.to_numpy())
+        annotations.append(found.drop_null().to_numpy())
+    alone = _distinct(images)
+    return _OwnIds(alone, alone and numbered and _distinct(annotations))
+
+
+def _distinct(parts: list[np.ndarray]) -> bool:
+    ids = np.sort(np.concatenate(parts)) if parts else np.empty(0)
+    return not (ids[1:] == ids[:-1]).any()
+
+
+class _Rewriting:
+    """Streams the results into one JSON object."""
+
+    def __init__(
+        self, root: Root, columns: list[str], own_ids: _OwnIds, size: int | None, crop: int | None
+    ) -> None:
+        self._root = root
+        self._columns = columns
+        self._own_ids = own_ids
+        self._size, self._crop = size, crop
+        self._images = 0
+        self._annotations = 0
+        self._categories: dict[int, str] = {}
+        self._left_out: Counter[str] = Counter()
+
+    def write(self, file: IO[bytes]) -> None:
+        """Write everything."""
+        with self._root.spool() as spool:
+            file.write(b'{"images": [')
+            for row in self._rows():
+                self._add(file, row, spool)
+            file.write(b'\n],\n"annotations": [')
+            spool.seek(0)
+            shutil.copyfileobj(spool, file)
+        categories = [{"id": id, "name": name} for id, name in sorted(self._categories.items())]
+        ends = {"categories": categories, "info": self._info()}
+        texts = [f"{_dumps(name)}: {_dumps(value)}" for name, value in ends.items()]
+        file.write(("\n],\n" + ",\n".join(texts) + "}\n").encode())
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for table in read_results(self._root, self._columns):
+            yield from table.filter(table["output"].is_valid()).to_pylist()
+
+    def _add(self, images: IO[bytes], row: dict[str, Any], annotations: IO[bytes]) -> None:
+        """Write an image, and its annotations."""
+        self._images += 1
+        id = row["image_id"] if self._own_ids.images else self._images
+        image = {
+            "id": id,
+            "file_name": row["output"].removeprefix(self._root.uri_of("images") + "/"),
+            "width": row["width"],
+            "height": row["height"],
+            "pair_id": row["pair_id"],
+        }
+        _append(
+            images, self._images, image if self._own_ids.images else {**image, "source_id": row["image_id"]}
+        )
+        placed = geometry(
+            (row["source_width"], row["source_height"]), (row["width"], row["height"]), self._size, self._crop
+        )
+        lists = [(LISTS[name][0], row[name] or []) for name in self._columns if name in LISTS]
+        for place in range(len(row["annotation_ids"] or [])):
+            found = {field: values[place] for field, values in lists if place < len(values)}
+            annotation = self._annotation(found, id, placed)
+            if annotation is not None:
+                _append(annotations, self._annotations, annotation)
+
+    def _annotation(
+        self, found: dict[str, Any], image: int, placed: Geometry | None
+    ) -> dict[str, Any] | None:
+        """Return an annotation of the picture; None if nothing of it is there."""
+        box = None
+        if found.get("bbox") is not None:
+            if placed is None:
+                self._left_out["boxes of photographs whose annotated size is missing or on its side"] += 1
+                return None
+            box = placed.moved(found["bbox"])
+            if box is None:
+                self._left_out["boxes outside the picture"] += 1
+                return None
+        self._annotations += 1
+        category = found.get("category_id")
+        if category is not None:
+            self._categories[category] = found.get("category") or str(category)
+        annotation: dict[str, Any] = {
+            "id": found["id"] if self._own_ids.annotations else self._annotations,
+            "image_id": image,
+            "category_id": category,
+            "bbox": box,
+            "area": None if box is None else round(box[2] * box[3], 3),
+            "iscrowd": (found.get("iscrowd") or 0) if box is not None else None,
+            "caption": found.get("caption"),
+            "source_id": None if self._own_ids.annotations else found["id"],
+        }
+        return {field: value for field, value in annotation.items() if value is not None}
+
+    def _info(self) -> dict[str, Any]:
+        left_out = "".join(f" Left out: {count} {what}." for what, count in self._left_out.items())
+        return {
+            "description": "Annotations of stylized pictures. Boxes are scaled and moved as the pictures were, area is that "
+            f"of the box; segmentations are not carried.{left_out}",
+            "version": f"stylize-batch {__version__}",
+        }
+
+
+def _append(file: IO[bytes], number: int, item: dict[str, Any]) -> None:
+    file.write((",\n" if number > 1 else "\n").encode() + _dumps(item).encode())
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,103 @@
+"""Reading a picture back from wherever the results say it is, in every layout."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow.parquet as pq
+
+from stylize_batch.errors import RowError
+from stylize_batch.storage import failure, filesystem, read_bytes
+
+CONTAINERS_KEPT = 16
+"""Containers whose contents are remembered."""
+
+_Found = TypeVar("_Found")
+
+
+class _Span(NamedTuple):
+    """Bytes of a tar file."""
+
+    start: int
+    end: int
+
+
+class _Cell(NamedTuple):
+    """A row of a Parquet file: its row group, and its place in it."""
+
+    group: int
+    row: int
+
+
+class PictureReader:
+    """Reads pictures that a run has made. Good for one thread."""
+
+    def __init__(self) -> None:
+        self._spans: OrderedDict[str, dict[str, _Span]] = OrderedDict()
+        self._cells: OrderedDict[str, dict[str, _Cell]] = OrderedDict()
+
+    def read(self, output: str, pair_id: str) -> bytes:
+        """Read a picture's file.
+
+        Args:
+            output: of its row in the results.
+            pair_id: of the same row.
+
+        Raises:
+            RowError: as `storage.read_bytes`.
+            SystemicError: as `storage.read_bytes`.
+        """
+        if output.startswith("tar://"):
+            return self._guarded(self._from_tar, output, *output.removeprefix("tar://").split("::", 1))
+        if output.endswith(".parquet"):
+            return self._guarded(self._from_parquet, output, pair_id, output)
+        return read_bytes(output)
+
+    def _guarded(self, read: Callable[[str, str], bytes], output: str, name: str, container: str) -> bytes:
+        try:
+            return read(name, container)
+        except KeyError:
+            raise RowError("NotFound", f"{output} does not exist") from None
+        except Exception as error:
+            raise failure(error, container) from None
+
+    def _from_tar(self, member: str, container: str) -> bytes:
+        span = _kept(self._spans, container, _spans)[member]
+        fs, path = filesystem(container)
+        return bytes(fs.cat_file(path, *span))
+
+    def _from_parquet(self, pair_id: str, container: str) -> bytes:
+        cell = _kept(self._cells, container, _cells)[pair_id]
+        fs, path = filesystem(container)
+        with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
+            images = file.read_row_group(cell.group, ["image.bytes"])["image"]
+            return images[cell.row].as_py()["bytes"]
+
+
+def _kept(known: OrderedDict[str, _Found], container: str, find: Callable[[Any], _Found]) -> _Found:
+    if container not in known:
+        fs, path = filesystem(container)
+        with fs.open(path, "rb") as handle:
+            known[container] = find(handle)
+        if len(known) > CONTAINERS_KEPT:
+            known.popitem(last=False)
+    return known[container]
+
+
+def _spans(handle: Any) -> dict[str, _Span]:
+    with tarfile.open(fileobj=handle, mode="r:") as archive:
+        return {
+            member.name: _Span(member.offset_data, member.offset_data + member.size) for member in archive
+        }
+
+
+def _cells(handle: Any) -> dict[str, _Cell]:
+    with pq.ParquetFile(handle) as file:
+        return {
+            pair: _Cell(group, row)
+            for group in range(file.num_row_groups)
+            for row, pair in enumerate(file.read_row_group(group, ["pair_id"])["pair_id"].to_pylist())
+        }
