@@ -354,8 +354,8 @@ class Root:
             return tempfile.TemporaryFile()
         folder = self._inside(str(self._temporary / "spool")).parent
         for _ in range(PUT_ATTEMPTS):
-            folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # cleared meanwhile, as in `_put_locally`
+            with suppress(FileNotFoundError, FileExistsError):  # cleared meanwhile, as in `_put_locally`
+                folder.mkdir(parents=True, exist_ok=True)
                 return tempfile.TemporaryFile(dir=folder)
         raise FileNotFoundError(errno.ENOENT, f"{folder} vanishes")
 
@@ -368,7 +368,9 @@ class Root:
                 _write_to_disk(temporary, write)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(target)
-            except FileNotFoundError:  # another run that begins or ends has cleared the temporaries
+            except (FileNotFoundError, FileExistsError):
+                # Another run that begins or ends has cleared the temporaries; even `mkdir` may fall over that.
+                temporary.unlink(missing_ok=True)
                 if attempt == PUT_ATTEMPTS - 1:
                     raise
             except BaseException:

@@ -186,7 +186,7 @@ def test_styles_are_not_encoded_again(manifest: Path, tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, Any] = {
-    "size": 64, "crop": 32, "style_size": 64, "format": "png", "quality": 80, "metrics": False, "precision": "bf16",
+    "size": 64, "crop": 32, "style_size": 64, "format": "png", "quality": 80, "layout": "parquet", "metrics": False, "precision": "bf16",
     "limit": 3, "shard_pairs": 5,
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ from stylize_batch.manifest.naming import marked
 from stylize_batch.results import OF_OUTCOME
 
 _LIKE_AN_EXTENSION = re.compile(rf"_({'|'.join(each[1:] for each in FORMAT_OF_EXTENSION)})$", re.IGNORECASE)
-_SKIPPED_BY_READERS = re.compile(r"__([^/]*)__(?=$|/)")
+_SKIPPED_BY_READERS = re.compile(r"__+([^/]*?)__+(?=$|/)")
 """First folders that the `webdataset` package passes over."""
 
 
@@ -67,8 +67,9 @@ def sample_key(key: str, usual: str) -> str:
     stem, extension = posixpath.splitext(key)
     tail = "" if extension == usual else f"_{extension[1:]}"
     folder, slash, name = stem.rpartition("/")
-    safe = folder.replace("::", "__") + slash + name.replace("::", "__").replace(".", "_")
-    safe = _SKIPPED_BY_READERS.sub(r"\1", safe, count=1) if _SKIPPED_BY_READERS.match(safe) else safe
+    safe = folder.replace("::", "_") + slash + name.replace("::", "_").replace(".", "_")
+    if _SKIPPED_BY_READERS.match(safe):
+        safe = _SKIPPED_BY_READERS.sub(r"_\1_", safe, count=1)
     if safe == stem and not _LIKE_AN_EXTENSION.search(stem):
         return stem + tail
     return marked(safe + tail, "", key)
