@@ -26,6 +26,7 @@ Env = dict[str, str]
 
 IN_PROCESS = ("--in-process",)
 RAY = ("--actors", 2)
+TARS = ("--layout", "webdataset")
 POISONOUS = 2
 """Contents of the poisoned job that kill the process that reads them."""
 
@@ -287,7 +288,12 @@ def on_s3(engine: Sequence[object], strike: Strike) -> Job:
 
 
 KILLS = {
-    Fault("driver SIGKILLed", "in-process, disk", partial(kill_driver, partial(on_disk, IN_PROCESS))): 0.75,
+    Fault("driver SIGKILLed", "in-process, disk", partial(kill_driver, partial(on_disk, IN_PROCESS))): 0.65,
+    Fault(
+        "driver SIGKILLed",
+        "in-process, disk, tars",
+        partial(kill_driver, partial(on_disk, (*IN_PROCESS, *TARS))),
+    ): 0.1,
     Fault("driver SIGKILLed", "in-process, S3", partial(kill_driver, partial(on_s3, IN_PROCESS))): 0.15,
     Fault("driver SIGKILLed", "local Ray, disk", partial(kill_driver, partial(on_disk, RAY))): 0.1,
 }

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import subprocess
+import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -169,7 +170,8 @@ class Job:
         for row in rows:
             poisoned = row["content"].startswith("poison://")
             if row["status"] == "ok":
-                key = self._fs._strip_protocol(row["output"])[len(root) + 1 :]
+                container = row["output"].rpartition("::")[2]
+                key = self._fs._strip_protocol(container)[len(root) + 1 :]
                 used.add(key)
                 if wrong := self._wrong_with(row, pictures.get(row["label"])):
                     damage.lose(f"pair {row['label']}, {key}: {wrong}")
@@ -178,6 +180,8 @@ class Job:
 
         shards = json.loads(self._fs.cat_file(f"{root}/run.json"))["shards"]
         used |= {"run.json", "report.html", "lease.json", "plan/styles.parquet"}
+        if not used & {f"images/part-000000{extension}" for extension in (".tar", ".parquet")}:
+            used.add("images/metadata.parquet")  # for the rows' labels
         used |= {f"plan/shard-{shard:06d}.parquet" for shard in range(shards)}
         used |= {f"results/part-{shard:06d}.parquet" for shard in range(shards)}
         for key in sorted(keys - used):
@@ -188,11 +192,11 @@ class Job:
 
     def _wrong_with(self, row: Row, digest: str | None) -> str | None:
         try:
-            data: bytes = self._fs.cat_file(row["output"])
+            data = self._picture(row)
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
                 size = (image.height, image.width)
-        except FileNotFoundError:
+        except (FileNotFoundError, KeyError):
             return "does not exist"
         except (OSError, UnidentifiedImageError) as error:
             return f"does not open: {error}"
@@ -202,13 +206,24 @@ class Job:
             return "has other pixels than without the fault"
         return None
 
+    def _picture(self, row: Row) -> bytes:
+        """Read a picture with nothing of the package: a file, or a member of a tar."""
+        member, _, path = row["output"].removeprefix("tar://").rpartition("::")
+        data: bytes = self._fs.cat_file(path)
+        if not member:
+            return data
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            file = archive.extractfile(member)
+            assert file
+            return file.read()
+
     def pictures(self) -> Pictures:
         """Return the digests of all pictures of a finished run."""
         found: Pictures = {}
         for part in self._find("results"):
             for row in pq.read_table(io.BytesIO(self._fs.cat_file(part))).to_pylist():
                 ok = row["status"] == "ok"
-                found[row["label"]] = digest_of(self._fs.cat_file(row["output"])) if ok else row["error"]
+                found[row["label"]] = digest_of(self._picture(row)) if ok else row["error"]
         return found
 
 

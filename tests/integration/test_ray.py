@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,12 @@ import torch
 from PIL import Image
 
 import stylize_batch
+from stylize_batch.layout.reading import PictureReader
 from tests.conftest import MakeManifest, Row, read_results
 from tests.faults.processes import processes
+
+TARS = ("--layout", "webdataset")
+"""A shard's pictures in one file, which asks more of processes that do a shard together."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -33,9 +39,10 @@ def check_complete(output: Path, rows: int) -> list[Row]:
     results = read_results(output)
     assert len(results) == rows
     assert len({row["pair_id"] for row in results}) == rows
+    reader = PictureReader()
     for row in results:
         if row["status"] == "ok":
-            with Image.open(row["output"]) as image:
+            with Image.open(io.BytesIO(reader.read(row["output"], row["pair_id"]))) as image:
                 image.load()
                 assert (image.height, image.width) == (row["height"], row["width"])
     assert not (output / ".tmp").exists()
@@ -74,9 +81,14 @@ def test_images_that_kill_their_process_fail_their_own_rows_and_no_others(
     rows = [{"content": content, "style": [style]} for content in contents for style in styles[:2]]
     rows += [{"content": "poison://photo.jpg", "style": [style]} for style in styles[:2]]
     rows += [{"content": contents[0], "style": ["poison://painting.jpg"]}]
-    process = start(make_manifest(rows), "-o", "out", "--style-size", 48, "--shard-pairs", 7)
+    process = start(make_manifest(rows), "-o", "out", "--style-size", 48, "--shard-pairs", 7, *TARS)
     errors = finish(process, status=3)
     assert "failed: 3 × WorkerDied" in errors
+    members: list[str] = []
+    for path in (tmp_path / "out" / "images").iterdir():
+        with tarfile.open(path) as archive:
+            members += archive.getnames()
+    assert sum(name.endswith(".jpg") for name in members) == len(rows) - 3
     for row in check_complete(tmp_path / "out", len(rows)):
         poisoned = "poison" in row["content"] or "poison" in row["style"][0]
         assert row["status"] == ("failed" if poisoned else "ok"), row

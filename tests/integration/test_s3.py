@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import cast
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -78,6 +79,30 @@ def test_the_whole_job_runs_on_object_storage_and_resumes(
     ]
     kept = {key.removeprefix(f"{output.removeprefix('s3://')}/").split("/")[0] for key in fs.find(output)}
     assert kept - {"lease.json"} == {"images", "plan", "report.html", "results", "run.json", "styles"}
+
+
+def test_tars_on_object_storage_open_as_they_stand_and_the_rest_is_done_when_one_lacks_results(
+    server: S3Server, manifest: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs, output = server.client(), manifest.removesuffix("/in/pairs.parquet") + "/tars"
+    command = ("run", manifest, "-o", output, "--style-size", 48, "--shard-pairs", 4, "--in-process")
+    tars = ("--layout", "webdataset")
+    assert cli(*command, *tars, env=server.env()).returncode == 3
+    before = {key: fs.cat_file(key) for key in fs.find(f"{output}/images")}
+    fs.rm(fs.find(f"{output}/results")[0])
+    fs.pipe_file(f"{output}/images/part-000000-0123456789abcdef.tar", b"of a killed run")
+    assert cli(*command, *tars, env=server.env()).returncode == 3
+    assert {key: fs.cat_file(key) for key in fs.find(f"{output}/images")} == before
+    for key, value in server.env().items():
+        monkeypatch.setenv(key, value)
+    results = pq.read_table(f"{output.removeprefix('s3://')}/results", filesystem=fs).to_pylist()
+    made = [row for row in results if row["status"] == "ok"]
+    assert len(made) == 6
+    for row in made:
+        assert row["output"].endswith(".tar")
+        with fsspec.open(row["output"], s3={"use_listings_cache": False}) as file, Image.open(file) as image:  # pyright: ignore[reportArgumentType]
+            image.load()
+            assert (image.height, image.width) == (row["height"], row["width"])
 
 
 def test_an_identity_that_may_not_write_is_refused_before_work_starts(

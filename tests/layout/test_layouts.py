@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow.parquet as pq
 import pytest
-import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from webdataset.compat import WebDataset
 from webdataset.tariterators import base_plus_ext
 
 import stylize_batch
@@ -24,7 +23,7 @@ from stylize_batch import worker
 from stylize_batch.errors import UsageError
 from stylize_batch.layout.reading import PictureReader
 from stylize_batch.layout.webdataset import sample_key
-from stylize_batch.storage import checked_key
+from stylize_batch.storage import Root, checked_key
 from tests.conftest import Cli, MakeManifest, Row, read_results
 
 CONTAINERS = ["webdataset", "parquet"]
@@ -72,7 +71,7 @@ def test_webdataset_reads_every_sample_with_its_class_and_what_is_known_of_it(
     assert listed(tmp_path / "out") == [f"part-00000{shard}.tar" for shard in range(3)]
     results = {row["pair_id"]: row for row in read_results(tmp_path / "out")}
     shards = f"{tmp_path}/out/images/part-{{000000..000002}}.tar"
-    samples: list[dict[str, Any]] = list(webdataset.WebDataset(shards, shardshuffle=False))
+    samples: list[dict[str, Any]] = list(WebDataset(shards, shardshuffle=False))
     assert len(samples) == 6
     assert len({sample["__key__"] for sample in samples}) == 6
     for sample in samples:
@@ -85,7 +84,7 @@ def test_webdataset_reads_every_sample_with_its_class_and_what_is_known_of_it(
         with fsspec.open(row["output"]) as opened:  # as it stands
             assert opened.read() == files[known["pair_id"]]  # pyright: ignore[reportAttributeAccessIssue]
     assert {"train/dog/0", "train/dog/5"} <= {sample["__key__"] for sample in samples}
-    assert [sample["__key__"] for sample in samples if "png" in sample][0].startswith("train/cat/v1_3_png-")
+    assert next(sample["__key__"] for sample in samples if "png" in sample).startswith("train/cat/v1_3_png-")
     with tarfile.open(tmp_path / "out" / "images" / "part-000000.tar") as archive:
         assert {(member.mtime, member.uid, member.uname) for member in archive} == {(0, 0, "")}
 
@@ -99,7 +98,10 @@ def test_datasets_loads_parquet_as_images(
     run(manifest, tmp_path / "out", layout="parquet")
     assert listed(tmp_path / "out") == [f"part-00000{shard}.parquet" for shard in range(3)]
     loaded = datasets.load_dataset(
-        "parquet", data_files=f"{tmp_path}/out/images/*.parquet", split="train", cache_dir=str(tmp_path / "hf")
+        "parquet",
+        data_files=f"{tmp_path}/out/images/*.parquet",
+        split="train",
+        cache_dir=str(tmp_path / "hf"),
     )
     assert isinstance(loaded.features["image"], datasets.Image)
     assert loaded.features["label"] == datasets.Value("int64")
@@ -118,9 +120,10 @@ def test_a_run_that_dies_between_pictures_and_results_is_finished_with_the_same_
     def die(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(worker, "put_part", die)
-        run(manifest, tmp_path / "out", layout=layout)
+        with pytest.raises(KeyboardInterrupt):
+            run(manifest, tmp_path / "out", layout=layout)
     assert len(listed(tmp_path / "out")) == 1
     summary = run(manifest, tmp_path / "out", layout=layout)
     assert (summary.ok, summary.skipped) == (6, 0)
@@ -174,7 +177,7 @@ def test_the_last_lines_name_the_containers_and_overwrite_leaves_none(
 
 
 def test_a_root_whose_tars_could_not_be_named_is_refused(manifest: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--layout webdataset: .* '::'"):
+    with pytest.raises(UsageError, match=r"--layout webdataset: .* '::'"):
         run(manifest, tmp_path / "a::b", layout="webdataset")
 
 
@@ -217,8 +220,6 @@ def test_a_plain_key_is_the_samples_own() -> None:
 
 
 def test_nothing_of_a_container_is_left_when_its_process_is_gone(tmp_path: Path) -> None:
-    from stylize_batch.storage import Root
-
     root = Root(str(tmp_path), "run")
     with root.spool() as spool:
         spool.write(b"x")
