@@ -276,7 +276,7 @@ def test_styles_follow_labels_and_splits_where_asked(tmp_path: Path, styles: Pat
         tmp_path / "photos",
         *(f"{s}/{c}/{n}.jpg" for s in ("train", "val") for c in ("monet", "x") for n in range(9)),
     )
-    rows = built(photos, styles, tmp_path / "p.parquet", by_label=True, separate_splits=True)
+    rows = built(photos, styles, tmp_path / "p.parquet", style_by_label=True, separate_splits=True)
     assert {(row["label"], row["style_label"]) for row in rows} == {("monet", "monet"), ("x", "ukiyo-e")}
     used = {split: {row["style"] for row in rows if row["split"] == split} for split in ("train", "val")}
     assert not used["train"] & used["val"]
@@ -301,7 +301,7 @@ def test_controls_become_columns(tmp_path: Path, styles: Path) -> None:
         ({"styles_per_content": 0}, "at least 1"),
         ({"styles_per_content": 1, "all_pairs": True}, "exclude each other"),
         ({"style_map": "absent.csv"}, "cannot read the style map"),
-        ({"by_label": True}, "the contents have no labels"),
+        ({"style_by_label": True}, "the contents have no labels"),
         ({"separate_splits": True}, "the contents have no splits"),
         ({"content_root": "/nowhere"}, "--content-root is for lists"),
     ],

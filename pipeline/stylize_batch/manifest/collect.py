@@ -193,7 +193,9 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
         return _Source(_items((_key(each, base), each) for each in uris), 0, [], [])
     if _are(uris, ARCHIVES) or (_are(uris, (".parquet",)) and _embedded(uris[0])):
         if unpacked is None:
-            raise UsageError(f"{source} holds images in archives; name a folder to extract to: --unpack DIR")
+            raise UsageError(
+                f"{source} holds images in archives; extract them first: stylize-batch manifest build … --unpack DIR"
+            )
         found = unpack(uris, base, unpacked, role, observer)
         tables = (_with_free_names(table, source, found.notes) for table in found.tables())
         return _Source(tables, int(len(uris) > 1), found.notes, found.problems)
