@@ -85,6 +85,53 @@ def test_every_picture_has_the_resized_contents_size_and_the_recorded_one(
             assert (image.height, image.width) == (row["height"], row["width"])
 
 
+def test_a_row_without_styles_is_the_content_as_its_siblings_are_cut(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    turned = tmp_path / "turned.jpg"
+    with Image.open(contents[0]) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(turned, exif=exif)
+    rows = [
+        {"content": str(turned), "style": [], "preserve_color": None, "output": "original.png"},
+        {"content": str(turned), "style": styles[:1], "preserve_color": None, "output": "stylized.png"},
+        {"content": str(turned), "style": styles[:1], "preserve_color": True, "output": "colour.png"},
+        {
+            "content": str(tmp_path / "absent.jpg"),
+            "style": [],
+            "preserve_color": None,
+            "output": "absent.png",
+        },
+    ]
+    summary, results = run(make_manifest(rows), tmp_path / "out", size=40, crop=32)
+    assert (summary.ok, summary.kinds) == (3, {"NotFound": 1})
+    found = {Path(row["output"] or "").name: row for row in results}
+    original = found["original.png"]
+    pixels = decode(Path(original["output"]).read_bytes())
+    assert np.array_equal(pixels, decode(turned.read_bytes(), size=40, crop=32))
+    assert (original["status"], original["height"], original["width"]) == ("ok", 32, 32)
+    assert original["style"] == []
+    for name in ("alpha", "content_loss", "style_loss", "content_distance"):
+        assert original[name] is None
+        assert found["stylized.png"][name] is not None
+    assert summary.mean_style_loss == pytest.approx(
+        (found["stylized.png"]["style_loss"] + found["colour.png"]["style_loss"]) / 2, rel=1e-5
+    )
+
+
+def test_contents_that_are_only_kept_never_meet_the_network(
+    make_manifest: MakeManifest, contents: list[str], tmp_path: Path
+) -> None:
+    summary, _ = run(
+        make_manifest([{"content": content, "style": []} for content in contents]), tmp_path / "out"
+    )
+    assert summary.ok == 6
+    assert summary.mean_style_loss is None
+    assert not {"encode", "stylize"} & set(summary.stages)
+    assert {"decode", "codec"} <= set(summary.stages)
+
+
 def test_crop_gives_squares(make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path) -> None:
     _, results = run(make_manifest(pairs[:2]), tmp_path / "out", size=40, crop=32)
     assert {(row["height"], row["width"]) for row in results} == {(32, 32)}

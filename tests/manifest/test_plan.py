@@ -84,6 +84,17 @@ def test_distinct_styles_are_listed_once(make_manifest: MakeManifest, tmp_path: 
     assert read_styles(Root(str(tmp_path / "x" / "out"))) == ["s", "t"]
 
 
+def test_rows_without_styles_are_planned_beside_their_siblings(
+    make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    rows = [{"content": "a", "style": ["s"], "alpha": 0.5}, {"content": "a", "style": [], "alpha": None}]
+    _, (table,) = planned(make_manifest(rows), tmp_path / "x")
+    assert [(row["style"], row["alpha"]) for row in table.to_pylist()] == [(["s"], 0.5), ([], None)]
+    assert read_styles(Root(str(tmp_path / "x" / "out"))) == ["s"]
+    rows = [{"content": "a", "style": []}, {"content": "a", "style": []}]
+    assert "rows 0 and 1 are identical" in refused(make_manifest(rows), tmp_path / "y")
+
+
 def test_other_columns_are_carried_unchanged(make_manifest: MakeManifest, tmp_path: Path) -> None:
     rows = [{"content": "a", "style": ["s"], "label": 7, "split": "train", "box": [1.5, 2.5]}]
     _, (table,) = planned(make_manifest(rows), tmp_path / "x")
