@@ -305,8 +305,20 @@ def test_batches_make_the_pictures_that_single_pairs_make_with_controls_too(
 ) -> None:
     manifest = make_manifest(controlled_rows(contents[0], styles, tmp_path))
     _, singles = run(manifest, tmp_path / "singles", format="png", shard_pairs=100)
-    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)  # what a GPU does
+    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 8)  # what a GPU does
+    sizes: list[int] = []
+    stylize = Network.stylize
+
+    def counted(
+        self: Network, content: ContentFeatures, vectors: torch.Tensor, *rest: Any, **more: Any
+    ) -> Any:
+        sizes.append(len(vectors))
+        return stylize(self, content, vectors, *rest, **more)
+
+    monkeypatch.setattr(Network, "stylize", counted)
     _, batches = run(manifest, tmp_path / "batches", format="png", shard_pairs=100)
+    # Pairs without masks share a batch whatever their α, weights and colours, and so do those of as many regions.
+    assert sizes == [5, 2, 5]
     _, one = by_name(singles)
     _, other = by_name(batches)
     assert one.keys() == other.keys()

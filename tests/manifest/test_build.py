@@ -284,6 +284,27 @@ def test_coco_boxes_categories_and_ids_are_carried(tmp_path: Path, styles: Path)
     assert second["boxes"] == []
 
 
+def test_coco_annotations_of_unlisted_images_are_told_of_and_unknown_categories_refused(
+    tmp_path: Path, styles: Path
+) -> None:
+    tree(tmp_path, "1.jpg")
+    coco = {
+        "images": [{"id": 7, "file_name": "1.jpg", "height": 480, "width": 640}],
+        "categories": [{"id": 18, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 18},
+            {"id": 2, "image_id": 8, "category_id": 18},
+        ],
+    }
+    listed = tmp_path / "instances.json"
+    listed.write_text(json.dumps(coco))
+    notes = made(listed, styles, tmp_path / "p.parquet").notes
+    assert any("1 annotations are left out" in note and note.endswith("image_id 8") for note in notes)
+    coco["annotations"][0]["category_id"] = 90
+    listed.write_text(json.dumps(coco))
+    assert "annotation 1 has the category_id 90, which is not among" in refused(listed, styles, tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
 def test_a_style_map_is_followed(tmp_path: Path, styles: Path, kind: str) -> None:
     photos = tree(tmp_path / "photos", "dog/1.jpg", "2.jpg")
