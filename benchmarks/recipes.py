@@ -2,15 +2,15 @@
 
     python benchmarks/recipes.py [CONTENTS]
 
-Every recipe runs with its own settings and without Ray. Bytes and rates are those of the sample's photographs;
-pictures of a larger collection differ, so look at a preview of your own.
+Every recipe runs with its own settings, on one core without Ray. Processor seconds count, less those of a run of one
+picture, so that neither start-up nor other work on the machine matters. Bytes are those of the sample's photographs.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -36,36 +36,49 @@ def make_dataset(folder: Path, contents: int) -> None:
         target.write_bytes(source.read_bytes())
 
 
-def measure(recipe: Path, dataset: Path, output: Path) -> tuple[float, float]:
-    """Run a recipe; return pictures per second and bytes per picture."""
+def run(recipe: Path, dataset: Path, output: Path, *options: str) -> tuple[float, list[int]]:
+    """Run a recipe; return processor seconds and each picture's bytes."""
     command = [
         str(Path(sys.executable).parent / "stylize-batch"), "run", "--job", str(recipe), "--content", str(dataset),
-        "--style", str(STYLES), "-o", str(output), "--in-process", "--json",
+        "--style", str(STYLES), "-o", str(output), "--in-process", "--device", "cpu", *options,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    sizes = [path.stat().st_size for path in (output / "images").rglob("*.*")]
-    return float(json.loads(done.stdout)["images_per_second"]), sum(sizes) / len(sizes)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, [path.stat().st_size for path in (output / "images").rglob("*.*")]
+
+
+def measure(recipe: Path, dataset: Path, folder: Path) -> tuple[float, float]:
+    """Return processor seconds and bytes per picture."""
+    one, _ = run(recipe, dataset, folder / f"{recipe.stem}-one", "--limit", "1")
+    all, sizes = run(recipe, dataset, folder / recipe.stem)
+    return (all - one) / (len(sizes) - 1), sum(sizes) / len(sizes)
+
+
+def _short(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,g}"
 
 
 def main() -> None:
     """Print a Markdown table."""
     contents = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    print(f"{platform.machine()}, torch {torch.__version__}; {contents} contents\n")
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {device}, torch {torch.__version__}; {contents} contents\n"
+        "| | pictures per content | core-seconds each | KB each | ImageNet-1k: pictures | GB | core-hours |"
     )
-    print("| | pictures per content | pictures/s | KB each | ImageNet-1k: pictures | GB | hours |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         make_dataset(Path(name) / "dataset", contents)
         for recipe in sorted((REPOSITORY / "jobs").glob("*.yaml")):
-            rate, size = measure(recipe, Path(name) / "dataset", Path(name) / recipe.stem)
+            seconds, size = measure(recipe, Path(name) / "dataset", Path(name))
             build = make_spec({"content": "c", "style": "s"}, str(recipe)).build
             each = (build.styles_per_content or 1) + build.keep_originals
             pictures = (build.sample or IMAGENET) * each
             print(
-                f"| `{recipe.name}` | {each} | {rate:.2f} | {size / 1e3:.0f} | {pictures:,} "
-                f"| {pictures * size / 1e9:,.3g} | {pictures / rate / 3600:,.3g} |"
+                f"| `{recipe.name}` | {each} | {seconds:.2f} | {size / 1e3:.0f} | {pictures:,} "
+                f"| {_short(pictures * size / 1e9)} | {_short(pictures * seconds / 3600)} |",
+                flush=True,
             )
 
 
