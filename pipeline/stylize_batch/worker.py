@@ -76,7 +76,8 @@ class Prepared(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What the network made: uint8 RGB [H, W, 3], whether all of it was finite, and the three losses."""
+    """What the network made, or a content as it is: uint8 RGB [H, W, 3], whether all of it was finite, and the three
+    losses."""
 
     pixels: Array
     finite: bool
@@ -256,7 +257,11 @@ class Worker:
                 try:
                     if isinstance(loaded, RowError):
                         raise loaded
-                    jobs.append(self._job(pair, loaded, bank, images))
+                    if pair.styles:
+                        jobs.append(self._job(pair, loaded, bank, images))
+                    else:
+                        original = Picture(loaded.image, True, (None, None, None))
+                        yield pair, original
                 except RowError as error:
                     if isinstance(loaded, RowError) or pair.needs_files:
                         unread.append(error)

@@ -20,7 +20,7 @@ from tests.conftest import MakeManifest, Row
 
 
 def run(manifest: object, output: object, **settings: Any) -> stylize_batch.RunSummary:
-    defaults = {"in_process": True, "device": "cpu", "style_size": 48, "shard_pairs": 3}
+    defaults: dict[str, Any] = {"in_process": True, "device": "cpu", "style_size": 48, "shard_pairs": 3}
     return stylize_batch.run(str(manifest), output=str(output), **{**defaults, **settings})
 
 

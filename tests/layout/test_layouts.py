@@ -30,7 +30,7 @@ CONTAINERS = ["webdataset", "parquet"]
 
 
 def run(manifest: Path, output: object, **settings: Any) -> stylize_batch.RunSummary:
-    defaults = {"in_process": True, "device": "cpu", "style_size": 48, "shard_pairs": 2}
+    defaults: dict[str, Any] = {"in_process": True, "device": "cpu", "style_size": 48, "shard_pairs": 2}
     return stylize_batch.run(str(manifest), output=str(output), **{**defaults, **settings})
 
 
