@@ -134,6 +134,8 @@ def run(
         _say(f"failed: {count} × {kind} ({KINDS[kind]})" if kind in KINDS else f"failed: {count} × {kind}")
     if summary.kinds:
         _say("the `error` column of the results names each; --retry-failed tries them again")
+    for node, reason in summary.dropped_nodes.items():
+        _say(f"{node} was given no more work: {reason}")
     _say(f"pictures       {summary.output}/images/")
     _say(f"results        {summary.output}/results/")
     _say(f"contact sheet  {summary.output}/report.html")

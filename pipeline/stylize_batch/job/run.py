@@ -56,6 +56,7 @@ class RunSummary:
         kinds: failed rows by kind.
         stages: seconds by stage, summed over workers and their threads.
         peak_memory: bytes; of the driver and of the largest worker.
+        dropped_nodes: nodes of the cluster that were given no more work, and why.
     """
 
     pairs: int
@@ -70,6 +71,7 @@ class RunSummary:
     kinds: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    dropped_nodes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object `--json` prints."""
@@ -144,6 +146,7 @@ def _work(
     skipped = totals.pairs + sum(finished[shard].ok for shard in pending if shard in finished)
     stages: Counter[str] = Counter()
     peak_worker = 0
+    dropped: dict[str, str] = {}
     seconds = time.monotonic() - started
     limit = spec.allowed_failures(record.pairs)
     _check_failures(totals, limit)
@@ -161,6 +164,7 @@ def _work(
                 seconds = time.monotonic() - started
                 observer.advance(totals.pairs, totals.failed)
                 _check_failures(totals, limit)
+            dropped = engine.dropped
     missing = set(range(record.shards)) - listed_shards(root)
     if totals.pairs != record.pairs or missing:
         raise JobFailedError(
@@ -182,6 +186,7 @@ def _work(
             "driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "worker": peak_worker,
         },
+        dropped_nodes=dropped,
     )
 
 
