@@ -14,6 +14,7 @@ import ray
 from stylize_batch.engine.base import StyleRequest
 from stylize_batch.engine.log import keep_log, tell
 from stylize_batch.engine.metrics import WorkMetrics
+from stylize_batch.errors import HandedBackError
 from stylize_batch.results import Outcome
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.styles import StyleBank, StyleBatch
@@ -87,18 +88,17 @@ class WorkerActor:
 
     def encode_styles(self, request: StyleRequest) -> StyleBatch:
         """See `Worker.encode_styles`."""
-        assert self._worker
-        return self._worker.encode_styles(request.uris, request.versions)
+        return self._willing().encode_styles(request.uris, request.versions)
 
     def run_shard(self, shard: int, bank: list[Ref]) -> ShardReport:
         """See `Worker.run_shard`."""
-        assert self._worker
+        worker = self._willing()
         key = bank[0].hex()
         if self._bank is None or self._bank[0] != key:
             self._bank = (key, ray.get(bank[0]))
         self._witness.begun(shard)
         try:
-            report = self._worker.run_shard(shard, self._bank[1])
+            report = worker.run_shard(shard, self._bank[1])
         except Exception as error:
             tell(
                 "shard given up", level=logging.WARNING, shard=shard, error=f"{type(error).__name__}: {error}"
@@ -106,6 +106,13 @@ class WorkerActor:
             raise
         self._witness.finished(report)
         return report
+
+    def _willing(self) -> Worker:
+        """Return the worker, unless it has to go: then nothing new is begun."""
+        assert self._worker, "it has answered a ping"
+        if math.isfinite(self._leave_by):
+            raise HandedBackError("this worker has to go")
+        return self._worker
 
     def _leave(self, seconds: float) -> None:
         self._leave_by = time.monotonic() + seconds
