@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,22 +13,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
 import ray
 from PIL import Image
-from ray._raylet import GcsClient
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 import stylize_batch
+from stylize_batch.errors import UsageError
 from stylize_batch.job.run import RunSummary
 from stylize_batch.model import container
-from tests.conftest import MakeManifest, command, read_results
+from tests.conftest import Cli, MakeManifest, command, read_results
 from tests.faults.processes import MARK, processes
 from tests.integration import moody
+from tests.integration.s3 import BUCKET, READER, S3Server
 
 PAIRS = 6
 LIMIT_SECONDS = 150
@@ -42,7 +47,8 @@ class Nodes:
         (folder / "sitecustomize.py").write_text(f"import runpy\nrunpy.run_path({moody.__file__!r})\n")
         self._running: dict[str, Any] = {}
         with patch.dict(os.environ, self._environment()):
-            head = {"num_cpus": 0, "include_dashboard": False}
+            often = {"metrics_report_interval_ms": 500}
+            head = {"num_cpus": 0, "include_dashboard": False, "_system_config": often}
             self.cluster = Cluster(initialize_head=True, head_node_args=head)
 
     @property
@@ -203,7 +209,10 @@ def test_a_worker_that_is_told_to_go_finishes_its_shard_or_hands_it_back_and_not
     assert first
     os.kill(first, signal.SIGTERM)
     GcsClient(address=nodes.address).drain_node(
-        drained, autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION, "spot", int(time.time() * 1000) + 5500
+        drained,
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        "spot",
+        int(time.time() * 1000) + 5500,
     )
     time.sleep(3)  # until the actor has asked, and its time is over
     for name in ("ended", "drained"):
@@ -249,25 +258,119 @@ def test_a_killed_driver_leaves_no_worker_on_the_cluster(
     assert time.monotonic() - killed < 30
 
 
-def scraped(nodes: Nodes) -> str:
-    """Return what the endpoints of all nodes serve."""
-    ports = [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
-    pages = [urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read() for port in ports]
-    return "\n".join(page.decode() for page in pages)
+METRIC = re.compile(r"ray_stylize_batch_(\w+)\{(.*)\} (\S+)")
+
+
+def scraped(ports: list[int]) -> dict[str, float]:
+    """Return what the endpoints of nodes serve, by name and the tags that are our own."""
+    found: dict[str, float] = {}
+    for port in ports:
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        for name, tags, value in METRIC.findall(page):
+            ours = dict(re.findall(r'(device|model|status|kind|stage|le)="([^"]*)"', tags))
+            assert ours.pop("device") == "cpu"
+            assert ours.pop("model") == container.DEFAULT
+            found[" ".join([name, *ours.values()])] = float(value)
+    return found
 
 
 def test_metrics_and_a_log_tell_of_pairs_failures_and_shards(
     nodes: Nodes,
     run: Run,
-    manifest: Path,
     contents: list[str],
     styles: list[str],
     make_manifest: MakeManifest,
+    tmp_path: Path,
 ) -> None:
     rows = [{"content": f"moody://{content}", "style": styles[:1]} for content in contents]
     make_manifest([*rows, {"content": "/absent.jpg", "style": styles[:1]}])
     nodes.add("only", "wait")
-    running = run(actors=1, shard_pairs=4)
+    running = run(actors=1)
     until(lambda: nodes.read("only"), running)
+    ports = [node["MetricsExportPort"] for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]]
     nodes.feel("only", None)
+    until(lambda: scraped(ports).get("pairs_total ok") == PAIRS, running)
     running.result(LIMIT_SECONDS)
+    found = scraped(ports)
+    assert found["pairs_total failed"] == found["failures_total NotFound"] == 1
+    assert found["content_loss_count"] == found["style_loss_count"] == PAIRS
+    assert found["read_bytes_total"] == sum(Path(content).stat().st_size for content in contents)
+    pictures = [path.stat().st_size for path in (tmp_path / "out" / "images").rglob("*.jpg")]
+    assert found["written_bytes_total"] == sum(pictures)
+    assert found["stage_seconds_total stylize"] > 0
+    assert "queue_depth" in found
+
+    lines = [
+        json.loads(line)
+        for path in nodes.logs.glob("worker-*.err")
+        for line in path.read_text().splitlines()
+        if line.startswith('{"time"')
+    ]
+    ((failed, row),) = [
+        (line, row)
+        for row in read_results(tmp_path / "out")
+        for line in lines
+        if line.get("pair") == row["pair_id"]
+    ]
+    assert failed["event"] == "row failed"
+    assert failed["error"] == row["error"] == "NotFound: /absent.jpg does not exist"
+    assert failed["shard"] in {line["shard"] for line in lines if line["event"] == "shard finished"}
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    def start(**settings: Any) -> str:
+        with pytest.raises(UsageError) as caught:
+            run(**settings).result(LIMIT_SECONDS)
+        return str(caught.value)
+
+    return start
+
+
+def test_a_node_without_the_package_is_refused_before_work_starts(
+    nodes: Nodes, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    lacking = tmp_path / "lacking" / "stylize_batch"
+    lacking.mkdir(parents=True)
+    (lacking / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'stylize_batch'\")")
+    nodes.add("bare", PYTHONPATH=str(lacking.parent))
+    reason = refused()
+    assert re.fullmatch(r"node \S+ cannot run this package, install it there as it is here: .*", reason), (
+        reason
+    )
+    assert "No module named 'stylize_batch'" in reason
+    assert not (tmp_path / "out" / "results").exists()
+
+
+def test_a_cluster_of_another_ray_or_python_is_refused(nodes: Nodes, refused: Callable[..., str]) -> None:
+    gcs = GcsClient(address=nodes.address)
+    kept = gcs.internal_kv_get(CLUSTER_METADATA_KEY, KV_NAMESPACE_CLUSTER)
+    other = {**json.loads(kept), "ray_version": "2.1.0", "python_version": "3.8.1"}
+    gcs.internal_kv_put(CLUSTER_METADATA_KEY, json.dumps(other).encode(), True, KV_NAMESPACE_CLUSTER)
+    try:
+        reason = refused()
+    finally:
+        gcs.internal_kv_put(CLUSTER_METADATA_KEY, kept, True, KV_NAMESPACE_CLUSTER)
+    assert "runs other versions; use the same here and there" in reason
+    assert "Ray: 2.1.0 Python: 3.8.1" in reason
+
+
+def test_a_node_that_may_not_write_to_the_output_is_refused_and_nothing_is_left_there(
+    nodes: Nodes,
+    server: S3Server,
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    cli: Cli,
+    tmp_path: Path,
+) -> None:
+    nodes.add("reader", **server.env(READER))
+    output = f"s3://{BUCKET}/{tmp_path.name}"
+    rows = make_manifest([{"content": contents[0], "style": styles[:1]}])
+    done = cli("run", rows, "-o", output, "--address", nodes.address, env=server.env())
+    assert done.returncode == 2, done.stderr
+    assert f"cannot use {output}" in done.stderr
+    assert "credentials" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    keys = {key.removeprefix(f"{output.removeprefix('s3://')}/") for key in server.client().find(output)}
+    assert keys - {"lease.json"} == {"run.json", "plan/shard-000000.parquet", "plan/styles.parquet"}
