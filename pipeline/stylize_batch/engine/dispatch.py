@@ -68,6 +68,7 @@ class Dispatch:
         """
         while self._unfinished > len(self.outcast):
             self._feed()
+            self._share()
             self._metrics.queue(len(self._queue))
             self._crew.wait()
             for slot in list(self._crew.slots):
@@ -78,10 +79,13 @@ class Dispatch:
             self._notice()
 
     def _feed(self) -> None:
-        """Fill actors up; at the end, those with nothing to do take over what others have not begun."""
+        """Fill actors up."""
         for slot in self._crew.slots:
             while self._queue and slot.takes_work and len(slot.in_flight) < DEPTH:
                 slot.give(self._queue.popleft())
+
+    def _share(self) -> None:
+        """At the end, let actors that have nothing to do take over what the slowest have not begun."""
         for slot in self._crew.slots:
             if slot.takes_work and not slot.in_flight:
                 holders = [other for other in self._crew.slots if len(other.in_flight) > 1]
