@@ -23,7 +23,7 @@ from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
+from ray.core.generated import autoscaler_pb2  # pyright: ignore
 
 import stylize_batch
 from stylize_batch.errors import UsageError
@@ -210,7 +210,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_shard_or_hands_it_back_and_not
     os.kill(first, signal.SIGTERM)
     GcsClient(address=nodes.address).drain_node(
         drained,
-        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),  # pyright: ignore
         "spot",
         int(time.time() * 1000) + 5500,
     )
