@@ -147,6 +147,8 @@ def run(
     if spec.content:
         _say_some(summary.notes)
         _say(f"manifest       {spec.resolved_manifest()}")
+    for node, reason in summary.dropped_nodes.items():
+        _say(f"{node} was given no more work: {reason}")
     _say(f"pictures       {summary.output}/images/")
     _say(f"results        {summary.output}/results/")
     _say(f"contact sheet  {summary.output}/report.html")
