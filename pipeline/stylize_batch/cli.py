@@ -148,6 +148,8 @@ def run(
     if spec.content:
         _say_some(summary.notes)
         _say(f"manifest       {spec.resolved_manifest()}")
+    for node, reason in summary.dropped_nodes.items():
+        _say(f"{node} was given no more work: {reason}")
     pictures = {"files": "", "webdataset": "*.tar", "parquet": "*.parquet"}[spec.layout]
     _say(f"pictures       {summary.output}/images/{pictures}")
     for file in summary.annotations:

@@ -61,6 +61,7 @@ class RunSummary:
         peak_memory: bytes; of the driver and of the largest worker.
         annotations: files written beside the pictures.
         notes: of building the manifest, one line for each thing a user should know of.
+        dropped_nodes: nodes of the cluster that were given no more work, and why.
     """
 
     pairs: int
@@ -77,6 +78,7 @@ class RunSummary:
     peak_memory: dict[str, int] = field(default_factory=dict)
     annotations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    dropped_nodes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object `--json` prints."""
@@ -166,6 +168,7 @@ def _work(
     skipped = totals.pairs + sum(finished[shard].ok for shard in pending if shard in finished)
     stages: Counter[str] = Counter()
     peak_worker = 0
+    dropped: dict[str, str] = {}
     seconds = time.monotonic() - started
     limit = spec.allowed_failures(record.pairs)
     _check_failures(totals, limit)
@@ -183,6 +186,7 @@ def _work(
                 seconds = time.monotonic() - started
                 observer.advance(totals.pairs, totals.failed)
                 _check_failures(totals, limit)
+            dropped = engine.dropped
     missing = set(range(record.shards)) - listed_shards(root)
     if totals.pairs != record.pairs or missing:
         raise JobFailedError(
@@ -204,6 +208,7 @@ def _work(
             "driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "worker": peak_worker,
         },
+        dropped_nodes=dropped,
     )
 
 
