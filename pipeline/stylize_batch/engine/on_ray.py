@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 import uuid
@@ -24,6 +23,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrash
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stylize_batch.engine.base import Patience, StyleRequest
+from stylize_batch.engine.cluster import join
 from stylize_batch.engine.guardian import guarded, release
 from stylize_batch.engine.ray_actor import Ref, WorkerActor
 from stylize_batch.engine.ray_tasks import ShardTask, StyleTask, Task
@@ -46,7 +46,6 @@ DEPTH = 2
 
 PING_SECONDS = 1.0
 NOTICE_SECONDS = 60.0
-CONNECT_SECONDS = 10.0
 CORES_PER_ACTOR = 4
 OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -137,11 +136,10 @@ class RayEngine:
                 with guarded() as self._guardian:
                     ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
             else:
-                _refuse_silent_host(address)
-                ray.init(address, **quiet)
+                join(address)
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UsageError(f"cannot reach a Ray cluster at {address or 'local'}: {reason}") from None
+            raise UsageError(f"cannot start Ray on this machine: {reason}") from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init replaces it by one that prints a stack
         self._resources = cast("dict[str, float]", ray.cluster_resources())
@@ -369,13 +367,6 @@ class RayEngine:
 def _echo(settings: WorkerSettings, key: str) -> None:
     root = Root(settings.root, settings.run)
     root.put(key, root.read(f"{TEMPORARY}/{settings.run}/nonce"))
-
-
-def _refuse_silent_host(address: str) -> None:
-    """Raise OSError when nothing listens at an address, which Ray itself finds out only after minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _nodes() -> list[dict[str, Any]]:
