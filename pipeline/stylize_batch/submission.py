@@ -112,7 +112,7 @@ class Cluster:
                     f"the cluster at {self.address} runs {name} {version}; stylize-batch needs {oldest} or newer there"
                 )
         for module in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-            logging.getLogger(module).setLevel(logging.WARNING)
+            logging.getLogger(module).setLevel(logging.ERROR)
         # Ray would take the address from these in place of ours.
         aside = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
         try:
@@ -188,13 +188,12 @@ class Cluster:
     def _versions(self) -> tuple[str, str]:
         """Ask for the versions on the cluster, with a token where it wants one."""
         answer = self._get()
-        if answer.status_code == 401 and (token := _token()):
+        if _wants_token(answer) and (token := _token()):
             self._headers = {"Authorization": f"Bearer {token}"}
             answer = self._get()
-        if answer.status_code == 401:
-            raise UsageError(f"the cluster at {self.address} wants a token and there is none; {TOKEN_ADVICE}")
-        if answer.status_code == 403:
-            raise UsageError(f"the cluster at {self.address} does not take this token; {TOKEN_ADVICE}")
+        if _wants_token(answer):
+            lack = "does not take this token" if self._headers else "wants a token and there is none"
+            raise UsageError(f"the cluster at {self.address} {lack}; {TOKEN_ADVICE}")
         try:
             data = answer.json()["data"]
             return str(data["rayVersion"]), str(data["pythonVersion"])
@@ -366,6 +365,10 @@ def _status(info: JobDetails) -> int:
 def _name(output: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9]+", "-", output.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "run"
     return f"{stem[:40]}-{hashlib.blake2b(output.encode(), digest_size=4).hexdigest()}"
+
+
+def _wants_token(answer: requests.Response) -> bool:
+    return answer.status_code in (401, 403) and "authentication token" in answer.text
 
 
 def _token() -> str | None:
