@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -38,3 +40,11 @@ def test_only_the_summary_is_taken_for_one() -> None:
     assert summary_of('{"pairs": 1, "ok": 1, "output": "s3://b/o"}')
     for line in ("{", '{"pairs": 1}', "Stylizing: 3/4", '["pairs", "ok", "output"]'):
         assert summary_of(line) is None
+
+
+def test_nodes_that_lack_what_the_package_needs_are_told_so_in_one_line() -> None:
+    program = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('stylize_batch', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program, "run"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "has no package 'typer'; install stylize-batch on every node" in done.stderr
+    assert done.stderr.count("\n") == 1

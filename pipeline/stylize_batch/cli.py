@@ -209,21 +209,21 @@ def submit(
         else:
             _say(line)
 
-    while True:
+    try:
         try:
             status = submitted.follow(hear)
-            break
-        except StoppedError:
-            _say("the job was stopped; nothing finished is lost: repeat the command to go on")
-            raise typer.Exit(Exit.INTERRUPTED) from None
-        except KeyboardInterrupt:
-            if not _asks_to_stop():
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, _Terminated) or not _asks_to_stop():
                 _say(
                     f"the job goes on; repeat the command to follow it, or stop it: {submitted.command('stop')}"
                 )
                 raise typer.Exit(Exit.INTERRUPTED) from None
             submitted.stop()
             _say("stopping the job")
+            status = submitted.follow(lambda line: None)
+    except StoppedError:
+        _say("the job was stopped; nothing finished is lost: repeat the command to go on")
+        raise typer.Exit(Exit.INTERRUPTED) from None
     if status:
         raise typer.Exit(status)
 
@@ -550,8 +550,12 @@ def _say_some(lines: list[str]) -> None:
         _say(f"… and {len(lines) - SHOWN} more such lines")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which is nobody at a terminal who could be asked."""
+
+
 def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise _Terminated
 
 
 def main() -> None:

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import requests
-from packaging.version import Version
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import stylize_batch
 from stylize_batch.engine.cluster import CONNECT_SECONDS, TOKEN_ADVICE
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.job.spec import LOCATIONS, JobSpec
-from stylize_batch.manifest.reach import refuse_credentials
+from stylize_batch.manifest.reach import carries_credential
 from stylize_batch.model import container
 from stylize_batch.storage import is_uri
 
@@ -102,12 +101,15 @@ class Cluster:
                 f"--address {address}: jobs are submitted to the dashboard of the head, http://HEAD:8265; "
                 "for other addresses use `stylize-batch run --address`"
             )
-        refuse_credentials(address, "--address")
+        if carries_credential(address):
+            raise UsageError(
+                f"--address carries a credential, which the job's commands would show; {TOKEN_ADVICE}"
+            )
         self.address = address.rstrip("/")
         self._headers: dict[str, str] = {}
         self.ray, self.python = self._versions()
         for name, version, oldest in (("Ray", self.ray, OLDEST_RAY), ("Python", self.python, OLDEST_PYTHON)):
-            if Version(version) < Version(oldest):
+            if _numbers(version) < _numbers(oldest):
                 raise UsageError(
                     f"the cluster at {self.address} runs {name} {version}; stylize-batch needs {oldest} or newer there"
                 )
@@ -360,6 +362,10 @@ def _status(info: JobDetails) -> int:
         signal = -code if code < 0 else code - 128
         raise JobFailedError(f"the run was ended by signal {signal} on the cluster")
     return code or 0
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
 def _name(output: str) -> str:

@@ -245,7 +245,7 @@ def test_an_address_without_a_dashboard_is_refused(head: Head, server: S3Server)
         (f"http://127.0.0.1:{port}", "cannot be reached"),
         (server.endpoint, "is no dashboard of Ray"),
         ("ray://127.0.0.1:10001", "jobs are submitted to the dashboard of the head"),
-        ("http://user:secret@127.0.0.1", "credentials"),
+        ("http://user:secret@127.0.0.1", "carries a credential"),
     ):
         assert said in refused("s3://b/pairs.parquet", "-o", "s3://b/out", "--address", address)
 
@@ -272,7 +272,7 @@ main()
     [
         ("2.55.0", None, r"it runs Ray \S+ on Python \S+, this is Ray 2.55.0"),
         (None, "", "wants a token; put the cluster's token"),
-        (None, "wrong" * 5, "the token is missing or wrong; put the cluster's token"),
+        (None, "wrong" * 5, "the token is missing or wrong; set RAY_AUTH_MODE=token"),
     ],
     ids=["another Ray", "no token", "wrong token"],
 )

@@ -59,7 +59,7 @@ def _reason(error: Exception) -> str:
     if "Failed to connect to Ray cluster" in text:
         return (
             "something listens there and does not take this process: either it is not the head's port (6379), "
-            f"or the token is missing or wrong; {TOKEN_ADVICE}"
+            f"or the token is missing or wrong; set RAY_AUTH_MODE=token and {TOKEN_ADVICE}"
         )
     return text
 
