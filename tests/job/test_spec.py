@@ -84,4 +84,5 @@ def test_a_bad_job_file_is_refused(tmp_path: Path, text: str | None, message: st
 
 def test_every_job_file_of_the_repository_is_valid() -> None:
     for job in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml")):
-        make_spec({"manifest": "m"}, str(job))
+        if job.name != "rayjob.yaml":  # an object of Kubernetes: tests/test_cluster_files.py
+            make_spec({"manifest": "m"}, str(job))
