@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stylize_batch import __version__
 from stylize_batch.engine.base import Engine, StyleRequest
 from stylize_batch.errors import GaveUpError, JobFailedError, RowError, UsageError
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
@@ -311,7 +312,8 @@ def _plan(
         chroma_subsampling=_chroma(spec),
         versions={
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("stylize-batch", "torch", "pillow", "ray")},
+            "stylize-batch": __version__,
+            **{name: metadata.version(name) for name in ("torch", "pillow", "ray")},
         },
     )
     _save(record, root)
