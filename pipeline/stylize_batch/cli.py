@@ -136,9 +136,22 @@ def run(
         _say("the `error` column of the results names each; --retry-failed tries them again")
     _say(f"pictures       {summary.output}/images/")
     _say(f"results        {summary.output}/results/")
-    _say(f"contact sheet  {summary.output}/report.html")
+    if summary.report_error:
+        _say(f"no report: {summary.report_error}; `stylize-batch report {summary.output}` tries again")
+    else:
+        _say(f"report         {summary.output}/report.html")
     if summary.failed:
         raise typer.Exit(Exit.ROWS_FAILED)
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(help="Output root of a run; path or URI.")],
+) -> None:
+    """Write report.html anew: pictures, losses, rate and failures of a run, finished or not."""
+    from stylize_batch.job.reporting import report as write
+
+    print(write(output))
 
 
 @app.command()

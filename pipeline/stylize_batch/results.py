@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +23,12 @@ from stylize_batch.storage import Root
 
 RUN = b"stylize_batch.run"
 """Parquet metadata key of the run a part belongs to; a part of another run counts as absent."""
+
+FINISHED = b"stylize_batch.finished"
+"""Parquet metadata key of the time at which a part was finished: seconds since 1970, as text."""
+
+READ_AHEAD = 16
+"""Parts being read ahead of the one in use."""
 
 _PART = re.compile(r"results/part-(\d+)\.parquet")
 _TYPES: dict[str, pa.DataType] = {
@@ -118,7 +125,8 @@ def results_table(plan: pa.Table, outcomes: list[Outcome], model: str) -> pa.Tab
 
 def put_part(root: Root, shard: int, table: pa.Table, run: str) -> Totals:
     """Write a shard's results in one atomic put; the shard is done once this returns."""
-    root.put(part_key(shard), parquet.dumps(table.replace_schema_metadata({RUN: run.encode()})))
+    metadata = {RUN: run.encode(), FINISHED: f"{time.time():.3f}".encode()}
+    root.put(part_key(shard), parquet.dumps(table.replace_schema_metadata(metadata)))
     return totals_of(table)
 
 
@@ -182,7 +190,23 @@ def listed_shards(root: Root) -> set[int]:
     return {int(match[1]) for key in root.list("results") if (match := _PART.fullmatch(key))}
 
 
-def read_results(root: Root) -> Iterator[pa.Table]:
-    """Read all parts, one after the other, in shard order."""
-    for shard in sorted(listed_shards(root)):
-        yield read_part(root, shard)
+def read_parts(root: Root, run: str) -> Iterator[pa.Table]:
+    """Read the parts that this run has written, one after the other in shard order, some ahead.
+
+    Raises:
+        OSError: storage refused or did not answer.
+    """
+    pending: deque[Future[pa.Table | None]] = deque()
+    with ThreadPoolExecutor(READ_AHEAD) as threads:
+        for shard in sorted(listed_shards(root)):
+            pending.append(threads.submit(read_finished, root, shard, run))
+            if len(pending) == READ_AHEAD:
+                yield from _found(pending.popleft())
+        while pending:
+            yield from _found(pending.popleft())
+
+
+def _found(part: Future[pa.Table | None]) -> Iterator[pa.Table]:
+    table = part.result()
+    if table is not None:
+        yield table
