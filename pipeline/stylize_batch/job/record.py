@@ -30,7 +30,7 @@ class RunRecord(BaseModel):
         model_digest: BLAKE2b-128 of the model file.
         manifest_fingerprint: BLAKE2b-128 of the manifest's bytes.
         base: folder that relative image paths start from.
-        home: absolute output root of the last run.
+        home: the output root as the last run reached it, with a `/` at its end.
         precision: of the network, as resolved when the first worker started.
         shard_pairs: pairs per shard, as planned.
         pairs: rows of the manifest.

@@ -247,7 +247,7 @@ def _planned(spec: JobSpec, source: Source, root: Root, model_digest: str, held:
         if record is None or _lacks_plan(spec, record):
             partition = partition or _check(spec, source, folder)
             return _plan(spec, partition, source, root, model_digest, manifest, record)
-    record.settings, record.base, record.home = spec.model_dump(), source.base, root.uri
+    record.settings, record.base, record.home = spec.model_dump(), source.base, root.uri_of("")
     record.state = "running"
     _save(record, root)
     return record
@@ -302,7 +302,7 @@ def _plan(
         model_digest=model_digest,
         manifest_fingerprint=manifest,
         base=source.base,
-        home=root.uri,
+        home=root.uri_of(""),
         shard_pairs=shard_pairs,
         chroma_subsampling=_chroma(spec),
         versions={

@@ -97,15 +97,13 @@
   let open = 0;
 
   const figure = (image, title, name) => {
-    const picture =
-      image.image === null
-        ? make("span", { className: "blank", textContent: image.problem ?? "" })
-        : make("img", { src: source(image.image), alt: `${title}: ${image.name}` });
+    const picture = image.image === null ? "" : make("img", { src: source(image.image), alt: `${title}: ${image.name}` });
     const caption = make("figcaption", {}, make("b", { textContent: title }));
     if (image.link) {
       caption.append(make("a", { href: image.link, target: "_blank", rel: "noopener noreferrer", textContent: "Full image" }));
     }
     caption.append(make("code", { textContent: image.uri }));
+    if (image.problem) caption.append(make("span", { className: "bad", textContent: image.problem }));
     return make("figure", { className: name }, picture, caption);
   };
 

@@ -22,6 +22,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
 from stylize_batch.errors import KINDS
+from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.manifest.schema import RESULT_COLUMNS
 from stylize_batch.report.charts import digits, histogram, moment, rate
 from stylize_batch.report.numbers import LOSSES, Groups, RunNumbers
@@ -59,7 +60,7 @@ class Run(NamedTuple):
         pairs: rows of the manifest; 0 until they are counted.
         finished: whether the run is.
         base: folder that relative image paths start from.
-        home: absolute output root while the run was at work; it may have been moved since.
+        home: the output root while the run was at work, with a `/` at its end; it may have been moved since.
         settings: shown as they are.
     """
 
@@ -79,7 +80,7 @@ def make_report(root: Root, run: Run) -> bytes:
     """
     numbers = RunNumbers(read_parts(root, run.identity))
     pairs = numbers.selection.rows()
-    images = _Images(pairs, lambda uri: _moved(absolute(uri, run.base), run.home, root.uri))
+    images = _Images(pairs, lambda uri: _moved(absolute(uri, run.base), run.home, root.uri_of("")))
     places = {row["pair_id"]: place for place, row in enumerate(pairs)}
 
     def at(rows: Iterable[Row]) -> list[int]:
@@ -162,7 +163,7 @@ def _described(row: Row, images: _Images, root: Root) -> dict[str, Any]:
     def image(uri: str) -> dict[str, Any]:
         located = images.locate(uri)
         return {
-            "name": _shortened(uri.rstrip("/").rsplit("/", 1)[-1]),
+            "name": _shortened(_name(uri)),
             "uri": _shortened(uri),
             "link": _link(located, root),
             "image": images.place(uri),
@@ -224,14 +225,13 @@ def _tables(numbers: RunNumbers, images: _Images) -> list[dict[str, Any]]:
 
 def _moved(uri: str, home: str, now: str) -> str:
     """Return where a picture lies now if the output root has been moved since the run."""
-    home, now = home.rstrip("/") + "/", now.rstrip("/") + "/"
     return now + uri[len(home) :] if uri.startswith(home) else uri
 
 
 def _link(uri: str, root: Root) -> str | None:
     """Return what a browser opens an image by: a path from the page for what lies below the root, so that both can be
     moved and served together; None for what no browser opens."""
-    below = root.uri.rstrip("/") + "/"
+    below = root.uri_of("")
     if uri.startswith(below):
         return quote(uri[len(below) :])
     if uri.startswith(("http://", "https://")):
@@ -239,10 +239,18 @@ def _link(uri: str, root: Root) -> str | None:
     return Path(uri).as_uri() if root.local and not is_uri(uri) else None
 
 
+def _name(uri: str) -> str:
+    """Return what people call an image: the end of its path, without what says that it is an image."""
+    name = uri.rstrip("/").rsplit("/", 1)[-1]
+    stem, extension = posixpath.splitext(name)
+    return stem if extension.lower() in SUFFIXES else name
+
+
 def _text(value: object) -> str:
     """Write a carried value: text as it is, numbers, lists and structures as JSON."""
     if isinstance(value, float):
-        return str(single) if (single := np.float32(value)) == value else str(value)
+        single = np.float32(value)  # whose shortest decimal is what was written, where it is one
+        return str(single if single == value else value).removesuffix(".0")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -278,5 +286,5 @@ def _template() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    environment.filters["digits"] = digits
+    environment.filters.update(digits=digits, name=_name)
     return environment.from_string(_file("page.html"))

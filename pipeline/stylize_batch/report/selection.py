@@ -78,17 +78,24 @@ class Selection:
             self.lowest[name].add(losses[name], shown)
             self.highest[name].add(-losses[name], shown)
         for kind in kinds:
-            rows = shown.filter(pc.starts_with(shown["error"], f"{kind}:"))
+            rows = _one_per_content(shown.filter(pc.starts_with(shown["error"], f"{kind}:")))
             self.failed.setdefault(kind, Smallest(EXAMPLES)).add(_identities(rows), rows)
 
     def rows(self) -> list[Row]:
-        """Return every chosen row once: the sample first."""
+        """Return every chosen row once: pictures first, and of those the sample."""
         chosen = [self.sample, *self.lowest.values(), *self.highest.values(), *self.failed.values()]
-        return list({row["pair_id"]: row for each in chosen for row in each.rows}.values())
+        rows = {row["pair_id"]: row for each in chosen for row in each.rows}
+        return sorted(rows.values(), key=lambda row: row["status"] != "ok")
 
 
 def _identities(rows: pa.Table) -> npt.NDArray[np.str_]:
     return np.array(rows["pair_id"].to_pylist(), dtype=np.str_)
+
+
+def _one_per_content(rows: pa.Table) -> pa.Table:
+    """Keep a content's first row: all its rows lie in one part, and often fail alike."""
+    _, first = np.unique(np.array(rows["content"].to_pylist(), dtype=np.str_), return_index=True)
+    return rows.take(pa.array(np.sort(first)))
 
 
 def _is_binary(kind: pa.DataType) -> bool:
