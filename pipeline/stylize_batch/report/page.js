@@ -81,6 +81,7 @@
 
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", update);
+    form.addEventListener("change", update); // all that some programs which fill in forms send
     form.addEventListener("reset", () => setTimeout(update));
     more.addEventListener("click", () => {
       all = true;
