@@ -92,7 +92,8 @@ class Browser:
 def chromium() -> Generator[Browser]:
     """Start Chromium with its driver, both as Debian packages them, and end them afterwards."""
     binary, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
-    assert binary and driver_path, "there is no chromium with chromedriver: `make test-browser` installs them"
+    if not (binary and driver_path):
+        raise FileNotFoundError("there is no chromium with chromedriver: `make test-browser` installs them")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ChromeOptions()
         options.binary_location = binary

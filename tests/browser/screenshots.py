@@ -28,7 +28,7 @@ def main() -> None:
             ("report-dark", DESKTOP, True, 1160),
             ("report-phone", PHONE, False, 1400),
         ):
-            browser.open(page, size, dark=dark, scale=1.5)
+            browser.open(page, size, dark=dark, scale=1.25)
             data = io.BytesIO()
             Image.open(io.BytesIO(browser.photograph(height))).convert("RGB").save(data, "JPEG", quality=82)
             assert data.tell() < MAX_BYTES, f"{name} takes {data.tell()} bytes"
