@@ -23,6 +23,7 @@ from stylize_batch.images.decode import decode
 from stylize_batch.images.encode import encode
 from stylize_batch.images.plot import line_plot
 from stylize_batch.images.sheet import contact_sheet
+from stylize_batch.model.convolution import ReflectedConv2d
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.progress import TrainingLines
@@ -56,7 +57,7 @@ def adain(_: Recipe, phi: Encoder) -> Transfer:
 def concatenation(_: Recipe, phi: Encoder) -> Transfer:
     """Enc-Concat-Dec."""
     decoder = Decoder("vgg16")
-    decoder.conv4_1 = nn.Conv2d(2 * 512, 256, 3)
+    decoder.conv4_1 = ReflectedConv2d(2 * 512, 256)
     return Concatenation(phi, decoder)
 
 

@@ -198,12 +198,16 @@ def test_rows_without_styles_losses_or_with_many_styles_are_shown(
     picture = rows[0]["outcome"].output
     styles = [f"style/{name.name}" for name in sorted((pictures / "style").iterdir())]
     other = [
-        row("content/cat.jpg", [], Outcome(picture, height=48, width=64)),
+        row("content/cat.jpg", [], Outcome(picture, height=48, width=64), alpha=None),
         row("content/cat.jpg", styles, Outcome(picture, height=48, width=64)),
     ]
     page = report(make_root(tmp_path / "out", [other], pictures), pictures)
     original, blend = sorted(page.data["pair-data"], key=lambda pair: len(pair["styles"]))
-    assert (original["styles"], original["losses"]["style_loss"]) == ([], None)
+    assert (original["styles"], original["losses"]["style_loss"], original["columns"]["alpha"]) == (
+        [],
+        None,
+        "",
+    )
     assert (len(blend["styles"]), len(blend["more"])) == (3, 2)
     assert "kept as it is" in page.text
     assert "Style loss" not in page.text

@@ -10,7 +10,7 @@ from stylize_batch.report.page import Run, make_report
 from stylize_batch.storage import Root
 
 SHOWN_SETTINGS = (
-    "manifest", "model", "size", "crop", "style_size", "format", "quality", "limit",
+    "manifest", "content", "style", "model", "size", "crop", "style_size", "format", "quality", "limit",
 )  # fmt: skip
 
 
@@ -58,4 +58,4 @@ def _shown(record: RunRecord) -> dict[str, str]:
         "model_digest": record.model_digest,
     }
     found |= record.versions
-    return {name.replace("_", " "): str(value) for name, value in found.items() if value is not None}
+    return {name.replace("_", " "): str(value) for name, value in found.items() if value not in (None, "")}

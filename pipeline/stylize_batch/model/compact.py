@@ -26,15 +26,15 @@ class _Network(nn.Module):
     def __init__(self, plan: Sequence[Convolution], strided: Sequence[str] = ()) -> None:
         super().__init__()
         for conv in plan:
-            stride = 2 if conv.name in strided else 1
-            self.add_module(conv.name, nn.Conv2d(conv.channels_in, conv.channels_out, conv.kernel, stride))
+            stride, margin = 2 if conv.name in strided else 1, conv.kernel // 2
+            layer = nn.Conv2d(
+                conv.channels_in, conv.channels_out, conv.kernel, stride, margin, padding_mode="reflect"
+            )
+            self.add_module(conv.name, layer)
 
     def convolve(self, name: str, x: Tensor) -> Tensor:
         """Convolve with reflection padding: the output has ⌈size / stride⌉."""
-        conv = self.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
-        margin = conv.kernel_size[0] // 2
-        return conv(F.pad(x, (margin,) * 4, mode="reflect") if margin else x)
+        return self.get_submodule(name)(x)
 
     def residual(self, name: str, x: Tensor) -> Tensor:
         """Add what two convolutions make of the input."""

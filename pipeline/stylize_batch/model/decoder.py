@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylize_batch.model.architecture import VggArchitecture, vgg_decoder
+from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d
 
 
 class Decoder(nn.Module):
@@ -19,17 +20,16 @@ class Decoder(nn.Module):
     def __init__(self, architecture: VggArchitecture) -> None:
         super().__init__()
         self.architecture: VggArchitecture = architecture
+        enlarge = False
         for conv in vgg_decoder(architecture):
-            self.add_module(conv.name, nn.Conv2d(conv.channels_in, conv.channels_out, conv.kernel))
+            kind = EnlargingConv2d if enlarge else ReflectedConv2d
+            self.add_module(conv.name, kind(conv.channels_in, conv.channels_out))
+            enlarge = conv.name.endswith("_1")  # the encoder pools before each block's first convolution
 
     def forward(self, features: Tensor) -> Tensor:
         """Decode features to images (T = g(t), Eq. 9)."""
+        *hidden, last = self.children()
         x = features
-        for name, conv in self.named_children():
-            x = conv(F.pad(x, (1, 1, 1, 1), mode="reflect"))
-            if name == "conv1_1":
-                break
-            x = F.relu(x)
-            if name.endswith("_1"):  # the encoder pools before each block's first convolution
-                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return x
+        for conv in hidden:
+            x = F.relu(conv(x))
+        return last(x)

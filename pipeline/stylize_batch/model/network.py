@@ -21,6 +21,7 @@ from stylize_batch.model.architecture import (
 )
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.color import ColorMap
+from stylize_batch.model.convolution import quicken
 from stylize_batch.model.losses import Losses, LossMeter
 from stylize_batch.model.regions import Regions
 from stylize_batch.model.tiling import PASS_PIXELS, STRIDE, Box, tiles
@@ -114,7 +115,9 @@ class Network:
 
     def _place(self, module: _Module) -> _Module:
         # A copy: `to` would change the caller's own module.
-        return copy.deepcopy(module).to(self.device, self.dtype, memory_format=torch.channels_last)  # pyright: ignore
+        placed = copy.deepcopy(module).to(self.device, self.dtype, memory_format=torch.channels_last)  # pyright: ignore
+        quicken(placed)
+        return placed
 
     def upload(self, images: Tensor) -> Tensor:
         """Move uint8 images [N, H, W, 3] to the device as [N, 3, H, W] in 0..1, channels last."""

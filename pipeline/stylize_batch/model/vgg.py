@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylize_batch.model.architecture import VggArchitecture, vgg_encoder
+from stylize_batch.model.convolution import ReflectedConv2d
 
 
 class Encoder(nn.Module):
@@ -19,7 +20,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.architecture: VggArchitecture = architecture
         for conv in vgg_encoder(architecture):
-            self.add_module(conv.name, nn.Conv2d(conv.channels_in, conv.channels_out, conv.kernel))
+            self.add_module(conv.name, ReflectedConv2d(conv.channels_in, conv.channels_out))
 
     def taps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the activations at `architecture.TAPS`, each [N, C, H', W'] at 1, 1/2, 1/4 and 1/8 of the size."""
@@ -28,7 +29,7 @@ class Encoder(nn.Module):
         for name, conv in self.named_children():
             if name.endswith("_1") and found:
                 x = F.max_pool2d(x, 2, 2, ceil_mode=True)
-            x = F.relu(conv(F.pad(x, (1, 1, 1, 1), mode="reflect")))
+            x = F.relu(conv(x))
             if name.endswith("_1"):
                 found.append(x)
         relu1_1, relu2_1, relu3_1, relu4_1 = found

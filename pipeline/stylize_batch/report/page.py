@@ -186,7 +186,7 @@ def _described(row: Row, images: _Images, root: Root) -> dict[str, Any]:
         "size": [row["width"], row["height"]] if row["width"] else None,
         "columns": {
             "style": " + ".join(_shortened(uri) for uri in styles),
-            "alpha": _text(row["alpha"]),
+            "alpha": "" if row["alpha"] is None else _text(row["alpha"]),
             **{name: _shortened(_text(value)) for name, value in carried.items()},
         },
     }

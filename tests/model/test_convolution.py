@@ -1,0 +1,101 @@
+"""The convolutions of inference against those that were trained."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from stylize_batch.model import checkpoint, container
+from stylize_batch.model.convolution import (
+    MIN_TILES,
+    EnlargingConv2d,
+    ReflectedConv2d,
+    SubPixelConv2d,
+    WinogradConv2d,
+    quicken,
+)
+from tests.model.models import picture
+
+sides = st.integers(2, 37)
+
+
+def convolution(kind: type[nn.Conv2d], channels: int = 3, dtype: torch.dtype = torch.float64) -> nn.Conv2d:
+    torch.manual_seed(channels)
+    return kind(channels, 5).to(dtype).requires_grad_(False)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+@given(sides, sides, st.integers(1, 2), st.booleans())
+def test_sub_pixel_convolution_is_up_sampling_and_convolution(
+    height: int, width: int, samples: int, bias: bool
+) -> None:
+    conv = convolution(EnlargingConv2d)
+    if not bias:
+        conv.bias = None
+    features = torch.randn(samples, 3, height, width, dtype=torch.float64)
+    assert isinstance(conv, EnlargingConv2d)
+    torch.testing.assert_close(SubPixelConv2d(conv)(features), conv(features), rtol=1e-12, atol=1e-12)
+
+
+@given(sides, sides, st.integers(1, 2), st.booleans())
+def test_winograd_convolution_is_the_convolution(height: int, width: int, samples: int, bias: bool) -> None:
+    conv = convolution(ReflectedConv2d)
+    if not bias:
+        conv.bias = None
+    features = torch.randn(samples, 3, height, width, dtype=torch.float64)
+    torch.testing.assert_close(WinogradConv2d(conv)(features), conv(features), rtol=1e-11, atol=1e-11)
+
+
+def test_small_maps_are_convolved_as_trained() -> None:
+    conv = convolution(ReflectedConv2d, dtype=torch.float32)
+    features = torch.randn(1, 3, 4, 4 * (MIN_TILES - 1))
+    assert torch.equal(WinogradConv2d(conv)(features), conv(features))
+
+
+def test_many_blocks_of_tiles_make_one_picture_without_seams() -> None:
+    conv = convolution(ReflectedConv2d, dtype=torch.float64)
+    features = torch.randn(1, 3, 150, 1030, dtype=torch.float64)
+    torch.testing.assert_close(WinogradConv2d(conv)(features), conv(features), rtol=1e-11, atol=1e-11)
+
+
+def test_rounding_of_the_quickened_network_stays_far_below_a_step_of_a_pixel() -> None:
+    model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    images = picture(160, 160)
+    with torch.inference_mode():
+        features = model.encoder(images)
+        decoded = model.decoder(features)
+        for network in (model.encoder, model.decoder):
+            quicken(network)
+        found = model.encoder(images)
+        assert (found - features).abs().max() < 1e-5 * features.abs().max()
+        assert (model.decoder(found) - decoded).abs().max() < 0.02 / 255
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    conv = WinogradConv2d(convolution(ReflectedConv2d, 130, torch.float32))
+    features = torch.randn(1, 130, 60, 60)
+    threads = torch.get_num_threads()
+    try:
+        made: list[torch.Tensor] = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            made.append(conv(features))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+
+
+@pytest.mark.parametrize(("dtype", "winograd"), [(torch.float32, 6), (torch.bfloat16, 0)])
+def test_winograd_is_for_wide_layers_in_float32(dtype: torch.dtype, winograd: int) -> None:
+    model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    encoder, decoder = copy.deepcopy(model.encoder).to(dtype), copy.deepcopy(model.decoder).to(dtype)
+    quicken(encoder)
+    quicken(decoder)
+    assert [type(each) for each in encoder.children()].count(WinogradConv2d) == winograd
+    assert [type(each) for each in decoder.children()].count(SubPixelConv2d) == 3
+    assert isinstance(encoder.conv1_1, ReflectedConv2d)
