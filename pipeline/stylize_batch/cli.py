@@ -175,7 +175,10 @@ def run(
         _say(f"{node} was given no more work: {reason}")
     _say(f"pictures       {summary.output}/images/")
     _say(f"results        {summary.output}/results/")
-    _say(f"contact sheet  {summary.output}/report.html")
+    if summary.report_error:
+        _say(f"no report: {summary.report_error}; `stylize-batch report {summary.output}` tries again")
+    else:
+        _say(f"report         {summary.output}/report.html")
     if summary.failed:
         raise typer.Exit(Exit.ROWS_FAILED)
 
@@ -268,6 +271,16 @@ def status(
     if found.pairs_per_second and found.seconds_left is not None:
         _say(f"{found.pairs_per_second:.2f} pairs/s lately, {duration(found.seconds_left)} left")
     _say_failures(found.kinds)
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(help="Output root of a run; path or URI.")],
+) -> None:
+    """Write report.html anew: pictures, losses, rate and failures of a run, finished or not."""
+    from stylize_batch.job.reporting import report as write
+
+    print(write(output))
 
 
 @app.command()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,6 +26,9 @@ RUN = b"stylize_batch.run"
 
 FINISHED = b"stylize_batch.finished"
 """Parquet metadata key of the time at which a part was finished: seconds since 1970, as text."""
+
+READ_AHEAD = 16
+"""Parts being read ahead of the one in use."""
 
 _PART = re.compile(r"results/part-(\d+)\.parquet")
 _TYPES: dict[str, pa.DataType] = {
@@ -202,7 +205,23 @@ def listed_shards(root: Root) -> set[int]:
     return {int(match[1]) for key in root.list("results") if (match := _PART.fullmatch(key))}
 
 
-def read_results(root: Root) -> Iterator[pa.Table]:
-    """Read all parts, one after the other, in shard order."""
-    for shard in sorted(listed_shards(root)):
-        yield read_part(root, shard)
+def read_parts(root: Root, run: str) -> Iterator[pa.Table]:
+    """Read the parts that this run has written, one after the other in shard order, some ahead.
+
+    Raises:
+        OSError: storage refused or did not answer.
+    """
+    pending: deque[Future[pa.Table | None]] = deque()
+    with ThreadPoolExecutor(READ_AHEAD) as threads:
+        for shard in sorted(listed_shards(root)):
+            pending.append(threads.submit(read_finished, root, shard, run))
+            if len(pending) == READ_AHEAD:
+                yield from _found(pending.popleft())
+        while pending:
+            yield from _found(pending.popleft())
+
+
+def _found(part: Future[pa.Table | None]) -> Iterator[pa.Table]:
+    table = part.result()
+    if table is not None:
+        yield table

@@ -16,7 +16,7 @@ import unicodedata
 import uuid
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -407,6 +407,13 @@ class Root:
         if self._local:
             # An actor that has outlived its driver may still be writing there.
             shutil.rmtree(Path(self._path) / TEMPORARY, ignore_errors=True)
+
+    def drop_temporaries(self) -> None:
+        """Remove the folder of this object's own temporaries, and the one around it unless others use it."""
+        if self._local:
+            with suppress(OSError):
+                self._temporary.rmdir()
+                self._temporary.parent.rmdir()
 
 
 def _write_to_disk(path: Path, data: bytes) -> None:

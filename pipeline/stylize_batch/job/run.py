@@ -16,13 +16,14 @@ from typing import Any
 
 from stylize_batch import __version__
 from stylize_batch.engine.base import Engine, StyleRequest
-from stylize_batch.errors import GaveUpError, JobFailedError, RowError, UsageError
+from stylize_batch.errors import GaveUpError, JobFailedError, RowError, UsageError, one_line
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
 from stylize_batch.job import record as records
 from stylize_batch.job.build import ensure_manifest
 from stylize_batch.job.lease import KEY as LEASE
 from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
+from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
 from stylize_batch.manifest.plan import (
     Partition,
@@ -35,7 +36,6 @@ from stylize_batch.manifest.plan import (
 from stylize_batch.manifest.source import Source, fingerprint, locate
 from stylize_batch.model import container
 from stylize_batch.progress import Observer, Silent
-from stylize_batch.report import write_report
 from stylize_batch.results import Totals, finished_shards, listed_shards
 from stylize_batch.settings import WorkerSettings
 from stylize_batch.storage import Root
@@ -58,6 +58,7 @@ class RunSummary:
         kinds: failed rows by kind.
         stages: seconds by stage, summed over workers and their threads.
         peak_memory: bytes; of the driver and of the largest worker.
+        report_error: why there is no report.html.
         notes: of building the manifest, one line for each thing a user should know of.
         dropped_nodes: nodes of the cluster that were given no more work, and why.
     """
@@ -74,6 +75,7 @@ class RunSummary:
     kinds: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    report_error: str | None = None
     notes: list[str] = field(default_factory=list)
     dropped_nodes: dict[str, str] = field(default_factory=dict)
 
@@ -127,12 +129,21 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
                 summary.skipped < summary.pairs or not record.totals
             ):  # else the run that did the work says more
                 record.totals = asdict(summary)
-            write_report(root, record.totals, source.base)
             record.save(root)
         except OSError as error:
             raise JobFailedError(f"cannot use {root.uri}: {_reason(error)}") from None
+        summary.report_error = _report(root, record)
     root.clear_temporaries()
     return summary
+
+
+def _report(root: Root, record: RunRecord) -> str | None:
+    """Write report.html; returns why it could not be written."""
+    try:
+        put_report(root, record)
+    except Exception as error:  # the work is done and kept: nothing about a page of pictures may fail the run
+        return one_line(f"{type(error).__name__}: {error}")
+    return None
 
 
 def _work(
@@ -254,8 +265,8 @@ def _planned(spec: JobSpec, source: Source, root: Root, model_digest: str, held:
         record = examine()  # again: another run may just have ended
         if record is None or _lacks_plan(spec, record):
             partition = partition or _check(spec, source, folder)
-            return _plan(spec, partition, root, model_digest, manifest, record)
-    record.settings = spec.model_dump()
+            return _plan(spec, partition, source, root, model_digest, manifest, record)
+    record.settings, record.base, record.home = spec.model_dump(), source.base, root.uri_of("")
     record.state = "running"
     _save(record, root)
     return record
@@ -289,6 +300,7 @@ def _check(spec: JobSpec, source: Source, folder: str) -> Partition:
 def _plan(
     spec: JobSpec,
     partition: Partition,
+    source: Source,
     root: Root,
     model_digest: str,
     manifest: str,
@@ -308,6 +320,8 @@ def _plan(
         settings=spec.model_dump(),
         model_digest=model_digest,
         manifest_fingerprint=manifest,
+        base=source.base,
+        home=root.uri_of(""),
         shard_pairs=shard_pairs,
         chroma_subsampling=_chroma(spec),
         versions={
