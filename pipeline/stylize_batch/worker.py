@@ -453,7 +453,7 @@ class Worker:
             pictures.put(pair.row, data)
         self._clock.count("written", len(data))
         height, width = picture.pixels.shape[:2]
-        return Outcome(None, *picture.losses, height, width)
+        return Outcome(None, None, *picture.losses, height, width)
 
 
 def _regions(job: tuple[int, Job]) -> int:

@@ -139,18 +139,15 @@ def run(nodes: Nodes, manifest: Path, tmp_path: Path) -> Iterator[Run]:
     with ThreadPoolExecutor(1) as thread:
 
         def start(**settings: Any) -> Future[RunSummary]:
-            return thread.submit(
-                stylize_batch.run,
-                str(manifest),
-                **{
-                    "output": str(tmp_path / "out"),
-                    "address": nodes.address,
-                    "shard_pairs": 1,
-                    "style_size": 48,
-                    "actors": 2,
-                    **settings,
-                },
-            )
+            given: dict[str, Any] = {
+                "output": str(tmp_path / "out"),
+                "address": nodes.address,
+                "shard_pairs": 1,
+                "style_size": 48,
+                "actors": 2,
+                **settings,
+            }
+            return thread.submit(lambda: stylize_batch.run(str(manifest), **given))
 
         yield start
     ray.shutdown()

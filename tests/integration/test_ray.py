@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import stylize_batch
-from stylize_batch.layout.reading import PictureReader
+from stylize_batch.layout.reading import PictureReader, address
 from tests.conftest import MakeManifest, Row, read_results
 from tests.faults.processes import processes
 
@@ -42,7 +42,7 @@ def check_complete(output: Path, rows: int) -> list[Row]:
     reader = PictureReader()
     for row in results:
         if row["status"] == "ok":
-            with Image.open(io.BytesIO(reader.read(row["output"], row["pair_id"]))) as image:
+            with Image.open(io.BytesIO(reader.read(address(row["output"], row["pair_id"])))) as image:
                 image.load()
                 assert (image.height, image.width) == (row["height"], row["width"])
     assert not (output / ".tmp").exists()

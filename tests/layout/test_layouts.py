@@ -21,7 +21,7 @@ from webdataset.tariterators import base_plus_ext
 import stylize_batch
 from stylize_batch import worker
 from stylize_batch.errors import UsageError
-from stylize_batch.layout.reading import PictureReader
+from stylize_batch.layout.reading import PictureReader, address
 from stylize_batch.layout.webdataset import sample_key
 from stylize_batch.storage import Root, checked_key
 from tests.conftest import Cli, MakeManifest, Row, read_results
@@ -37,8 +37,12 @@ def run(manifest: Path, output: object, **settings: Any) -> stylize_batch.RunSum
 def pictures_of(output: Path) -> dict[str, bytes]:
     """The file of every picture that the results name, by pair."""
     reader = PictureReader()
-    found = {row["pair_id"]: (row["output"], row["pair_id"]) for row in read_results(output) if row["output"]}
-    return {pair: reader.read(*where) for pair, where in found.items()}
+    found = {
+        row["pair_id"]: address(row["output"], row["pair_id"])
+        for row in read_results(output)
+        if row["output"]
+    }
+    return {pair: reader.read(where) for pair, where in found.items()}
 
 
 def listed(output: Path) -> list[str]:

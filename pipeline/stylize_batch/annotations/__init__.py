@@ -7,13 +7,14 @@ from stylize_batch.results import listed_shards, read_part
 from stylize_batch.storage import Root
 
 
-def write_annotations(root: Root, size: int | None, crop: int | None) -> list[str]:
+def write_annotations(root: Root, run: str, size: int | None, crop: int | None) -> list[str]:
     """Write what the results' columns call for, and return the keys of the files.
 
     COCO's columns become `annotations.json`; others become metadata by which Hugging Face `datasets` loads the tree.
 
     Args:
         root: of a finished run with the layout `files`.
+        run: its identity.
         size: the run's `--size`.
         crop: its `--crop`.
 
@@ -22,5 +23,5 @@ def write_annotations(root: Root, size: int | None, crop: int | None) -> list[st
     """
     schema = read_part(root, min(listed_shards(root))).schema
     if coco.describes(schema):
-        return [coco.write(root, schema, size, crop)]
-    return image_folder.write(root) if image_folder.describes(schema) else []
+        return [coco.write(root, run, schema, size, crop)]
+    return image_folder.write(root, run) if image_folder.describes(schema) else []

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from stylize_batch import __version__
 from stylize_batch.images.decode import resized
-from stylize_batch.results import read_results
+from stylize_batch.results import read_parts
 from stylize_batch.storage import Root
 
 KEY = "annotations.json"
@@ -108,20 +108,21 @@ def geometry(
     return Geometry(scaled[0] / width, scaled[1] / height, left, top, *picture)
 
 
-def write(root: Root, schema: pa.Schema, size: int | None, crop: int | None) -> str:
+def write(root: Root, run: str, schema: pa.Schema, size: int | None, crop: int | None) -> str:
     """Write `annotations.json`, and return its key.
 
     In memory are the numbers of images and annotations, 8 bytes each, and a few parts of the results.
 
     Args:
         root: of the run.
+        run: its identity.
         schema: of its results.
         size: the run's `--size`.
         crop: its `--crop`.
     """
     columns = [*_NEEDED, *(name for name in LISTS if name in schema.names)]
-    own_ids = _own_ids(root, columns)
-    root.put_large(KEY, lambda file: _Rewriting(root, columns, own_ids, size, crop).write(file))
+    rewriting = (columns, _own_ids(root, run), size, crop)
+    root.put_large(KEY, lambda file: _Rewriting(root, run, *rewriting).write(file))
     return KEY
 
 
@@ -132,10 +133,10 @@ class _OwnIds(NamedTuple):
     annotations: bool
 
 
-def _own_ids(root: Root, columns: list[str]) -> _OwnIds:
+def _own_ids(root: Root, run: str) -> _OwnIds:
     images, annotations = list[np.ndarray](), list[np.ndarray]()
     numbered = True
-    for table in read_results(root, ["output", "image_id", "annotation_ids"]):
+    for table in read_parts(root, run, ["output", "image_id", "annotation_ids"]):
         table = table.filter(table["output"].is_valid())
         found = table["annotation_ids"].combine_chunks().flatten()
         ids = table["image_id"]
@@ -157,9 +158,10 @@ class _Rewriting:
     """Streams the results into one JSON object."""
 
     def __init__(
-        self, root: Root, columns: list[str], own_ids: _OwnIds, size: int | None, crop: int | None
+        self, root: Root, run: str, columns: list[str], own_ids: _OwnIds, size: int | None, crop: int | None
     ) -> None:
         self._root = root
+        self._run = run
         self._columns = columns
         self._own_ids = own_ids
         self._size, self._crop = size, crop
@@ -183,7 +185,7 @@ class _Rewriting:
         file.write(("\n],\n" + ",\n".join(texts) + "}\n").encode())
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for table in read_results(self._root, self._columns):
+        for table in read_parts(self._root, self._run, self._columns):
             yield from table.filter(table["output"].is_valid()).to_pylist()
 
     def _add(self, images: IO[bytes], row: dict[str, Any], annotations: IO[bytes]) -> None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from stylize_batch.manifest.collect import SPLITS
 from stylize_batch.manifest.plan import METADATA
 from stylize_batch.manifest.schema import RESULT_COLUMNS
-from stylize_batch.results import OF_OUTCOME, read_results
+from stylize_batch.results import OF_OUTCOME, read_parts
 from stylize_batch.storage import Root
 
 CONTROLS = ("style_weights", "preserve_color", "mask")
@@ -33,12 +33,12 @@ def describes(schema: pa.Schema) -> bool:
     return not {*schema.names} <= {*RESULT_COLUMNS, *CONTROLS}
 
 
-def write(root: Root) -> list[str]:
+def write(root: Root, run: str) -> list[str]:
     """Write the metadata of all pictures, and return the keys of the files."""
     images = root.uri_of("images") + "/"
     with ExitStack() as held:
         files: dict[str, _Spooled] = {}
-        for table in read_results(root):
+        for table in read_parts(root, run):
             for folder, rows in _by_folder(_described(table, images)):
                 if folder not in files:
                     files[folder] = _Spooled(held.enter_context(root.spool()), rows.schema)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from stylize_batch.engine.base import StyleRequest
+from stylize_batch.engine.cluster import join
 from stylize_batch.engine.crew import Crew, reason_of
 from stylize_batch.engine.dispatch import MAX_CRASHES, Dispatch
 from stylize_batch.engine.guardian import guarded, release
@@ -26,7 +26,6 @@ from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.settings import Device, ShardReport, WorkerSettings
 from stylize_batch.styles import StyleBank, StyleBatch
 
-CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -57,10 +56,10 @@ class RayEngine:
                 with guarded() as self._guardian:
                     ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
             else:
-                _refuse_silent_host(address)
-                ray.init(address, **quiet)
+                join(address)
         except (OSError, RuntimeError, ValueError) as error:
-            raise _unreachable(address or "local", error) from None
+            reason = " ".join(str(error).split())
+            raise UsageError(f"cannot start Ray on this machine: {reason}") from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init replaces it by one that prints a stack
         self._own = address is None
@@ -161,19 +160,3 @@ class RayEngine:
             if isinstance(found[index], RayError):
                 raise JobFailedError(reason_of(found[index]))
         return found
-
-
-def _refuse_silent_host(address: str) -> None:
-    """Raise OSError when nothing listens at an address, which Ray itself finds out only after minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-
-
-def _unreachable(address: str, error: Exception) -> UsageError:
-    reason = " ".join(str(error).split())
-    if "Version mismatch" in reason:
-        return UsageError(
-            f"the cluster at {address} runs other versions; use the same here and there: {reason}"
-        )
-    return UsageError(f"cannot reach a Ray cluster at {address}: {reason}")

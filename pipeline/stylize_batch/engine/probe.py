@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from importlib import metadata
 from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from stylize_batch import __version__
 from stylize_batch.engine.crew import reason_of
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.plan import shard_key
@@ -63,7 +63,7 @@ def _probe(settings: WorkerSettings, read: str, write: str) -> str:
     """Copy an object under the root; return the package's version."""
     root = Root(settings.root, settings.run)
     root.put(write, root.read(read))
-    return metadata.version("stylize-batch")
+    return __version__
 
 
 def _problem(root: Root, answer: Any) -> str | None:
@@ -77,7 +77,7 @@ def _problem(root: Root, answer: Any) -> str | None:
         return f"cannot run this package, install it there as it is here: {reason_of(error)}"
     except RayError as error:
         return f"does not answer: {reason_of(error)}"
-    here = metadata.version("stylize-batch")
+    here = __version__
     return None if there == here else f"has stylize-batch {there}, here is {here}; install the same on both"
 
 

@@ -17,7 +17,7 @@ from typing import IO, NamedTuple, Protocol
 import pyarrow as pa
 
 from stylize_batch.manifest.plan import Shard
-from stylize_batch.results import read_results
+from stylize_batch.results import read_parts
 from stylize_batch.storage import Root
 
 _NAME = re.compile(r"images/part-\d{6,}(-[0-9a-f]{16})?\.(tar|parquet)")
@@ -113,13 +113,13 @@ def container_name(shard: Shard, pair_ids: list[str]) -> str:
     return f"{name}-{hashlib.blake2b(''.join(pair_ids).encode(), digest_size=8).hexdigest()}"
 
 
-def delete_unnamed(root: Root) -> None:
-    """Delete the containers that no results name, once all shards have theirs.
+def delete_unnamed(root: Root, run: str) -> None:
+    """Delete the containers that no results of a run name, once all shards have theirs.
 
     Whoever reads `images/*.tar` would find their pictures twice.
     """
     listed = {key for key in root.list("images") if _NAME.fullmatch(key)}
-    for table in read_results(root, ["output"]):
+    for table in read_parts(root, run, ["output"]):
         outputs = {output.rpartition("/")[2] for output in table["output"].to_pylist() if output}
         listed -= {f"images/{name}" for name in outputs}
     root.delete(sorted(listed))

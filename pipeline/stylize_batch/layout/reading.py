@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -32,45 +34,66 @@ class _Cell(NamedTuple):
     row: int
 
 
+_IN_PARQUET = re.compile(r"(.+\.parquet)#([0-9a-f]{32})", re.DOTALL)
+
+
+def address(output: str, pair_id: str) -> str:
+    """Return what names one picture alone, wherever it lies: a row of a Parquet file needs its pair.
+
+    Args:
+        output: of its row in the results.
+        pair_id: of the same row.
+    """
+    return f"{output}#{pair_id}" if output.endswith(".parquet") else output
+
+
+def in_container(address: str) -> bool:
+    """Whether a picture lies in a tar or Parquet file, and so is nothing that a browser opens."""
+    return address.startswith("tar://") or _IN_PARQUET.fullmatch(address) is not None
+
+
 class PictureReader:
-    """Reads pictures that a run has made. Good for one thread."""
+    """Reads pictures that a run has made, for any number of threads."""
 
     def __init__(self) -> None:
         self._spans: OrderedDict[str, dict[str, _Span]] = OrderedDict()
         self._cells: OrderedDict[str, dict[str, _Cell]] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def read(self, output: str, pair_id: str) -> bytes:
+    def read(self, address: str) -> bytes:
         """Read a picture's file.
 
         Args:
-            output: of its row in the results.
-            pair_id: of the same row.
+            address: what `address` gives.
 
         Raises:
             RowError: as `storage.read_bytes`.
             SystemicError: as `storage.read_bytes`.
         """
-        if output.startswith("tar://"):
-            return self._guarded(self._from_tar, output, *output.removeprefix("tar://").split("::", 1))
-        if output.endswith(".parquet"):
-            return self._guarded(self._from_parquet, output, pair_id, output)
-        return read_bytes(output)
+        if address.startswith("tar://"):
+            member, _, container = address.removeprefix("tar://").partition("::")
+            return self._guarded(self._from_tar, address, member, container)
+        if cell := _IN_PARQUET.fullmatch(address):
+            return self._guarded(self._from_parquet, address, cell[2], cell[1])
+        return read_bytes(address)
 
-    def _guarded(self, read: Callable[[str, str], bytes], output: str, name: str, container: str) -> bytes:
+    def _guarded(self, read: Callable[[str, str], bytes], address: str, name: str, container: str) -> bytes:
         try:
             return read(name, container)
         except KeyError:
-            raise RowError("NotFound", f"{output} does not exist") from None
+            raise RowError("NotFound", f"{address} does not exist") from None
         except Exception as error:
             raise failure(error, container) from None
 
     def _from_tar(self, member: str, container: str) -> bytes:
-        span = _kept(self._spans, container, _spans)[member]
+        with self._lock:
+            span = _kept(self._spans, container, _spans)[member]
         fs, path = filesystem(container)
         return bytes(fs.cat_file(path, *span))
 
     def _from_parquet(self, pair_id: str, container: str) -> bytes:
-        cell = _kept(self._cells, container, _cells)[pair_id]
+        with self._lock:
+            cell = _kept(self._cells, container, _cells)[pair_id]
         fs, path = filesystem(container)
         with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
             images = file.read_row_group(cell.group, ["image.bytes"])["image"]
