@@ -36,7 +36,7 @@ def test_json_prints_the_contracts_object_and_nothing_else_on_stdout(manifest: P
 def test_a_run_says_where_everything_is(manifest: Path, cli: Cli, tmp_path: Path) -> None:
     done = cli("run", manifest, *FAST, "-o", "out")
     assert done.stdout == ""
-    for line in ("pictures", "results", "contact sheet"):
+    for line in ("pictures", "results", "report  "):
         assert line in done.stderr
     assert str(tmp_path / "out" / "report.html") in done.stderr
 
