@@ -98,6 +98,13 @@ class Totals:
         self.measured += other.measured
 
 
+class Part(NamedTuple):
+    """What a shard's results tell without their rows: the totals, and when they were finished (seconds since 1970)."""
+
+    totals: Totals
+    finished: float | None
+
+
 def part_key(shard: int) -> str:
     """Return the key of a shard's results."""
     return f"results/part-{shard:06d}.parquet"
@@ -172,17 +179,25 @@ def complete(plan: pa.Table, earlier: pa.Table | None, make: Callable[[pa.Table]
     return pa.concat_tables([earlier.replace_schema_metadata(None), made]).take(pa.array(position))
 
 
-def finished_shards(root: Root, run: str) -> dict[int, Totals]:
-    """Return the shards whose results this run has written, with their totals."""
+def finished_parts(root: Root, run: str) -> dict[int, Part]:
+    """Return the shards whose results this run has written, with what their parts tell."""
     shards = sorted(listed_shards(root))
 
-    def load(shard: int) -> Totals | None:
+    def load(shard: int) -> Part | None:
         table = read_finished(root, shard, run, COUNTED)
-        return None if table is None else totals_of(table)
+        if table is None:
+            return None
+        finished = (table.schema.metadata or {}).get(FINISHED)
+        return Part(totals_of(table), None if finished is None else float(finished))
 
     with ThreadPoolExecutor(16) as threads:
         found = zip(shards, threads.map(load, shards), strict=True)
-        return {shard: totals for shard, totals in found if totals is not None}
+        return {shard: part for shard, part in found if part is not None}
+
+
+def finished_shards(root: Root, run: str) -> dict[int, Totals]:
+    """Return the shards whose results this run has written, with their totals."""
+    return {shard: part.totals for shard, part in finished_parts(root, run).items()}
 
 
 def listed_shards(root: Root) -> set[int]:

@@ -364,6 +364,16 @@ class Root:
         with _os_errors():
             return kind(self._fs, join(self._path, key)) == "file"
 
+    def modified(self, key: str) -> float:
+        """Return when an object was last written, in seconds since 1970 by the storage's clock.
+
+        Raises:
+            FileNotFoundError: there is none under this key.
+            OSError: storage refused or did not answer.
+        """
+        with _os_errors():
+            return float(self._fs.modified(join(self._path, key)).timestamp())
+
     def list(self, prefix: str) -> list[str]:
         """List the keys below a prefix (a folder), sorted."""
         base = self._path.rstrip("/")

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stylize_batch import __version__
 from stylize_batch.engine.base import Engine, StyleRequest
 from stylize_batch.errors import GaveUpError, JobFailedError, RowError, UsageError, one_line
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
@@ -59,6 +60,7 @@ class RunSummary:
         peak_memory: bytes; of the driver and of the largest worker.
         report_error: why there is no report.html.
         notes: of building the manifest, one line for each thing a user should know of.
+        dropped_nodes: nodes of the cluster that were given no more work, and why.
     """
 
     pairs: int
@@ -75,6 +77,7 @@ class RunSummary:
     peak_memory: dict[str, int] = field(default_factory=dict)
     report_error: str | None = None
     notes: list[str] = field(default_factory=list)
+    dropped_nodes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object `--json` prints."""
@@ -168,6 +171,7 @@ def _work(
     skipped = totals.pairs + sum(finished[shard].ok for shard in pending if shard in finished)
     stages: Counter[str] = Counter()
     peak_worker = 0
+    dropped: dict[str, str] = {}
     seconds = time.monotonic() - started
     limit = spec.allowed_failures(record.pairs)
     _check_failures(totals, limit)
@@ -185,6 +189,7 @@ def _work(
                 seconds = time.monotonic() - started
                 observer.advance(totals.pairs, totals.failed)
                 _check_failures(totals, limit)
+            dropped = engine.dropped
     missing = set(range(record.shards)) - listed_shards(root)
     if totals.pairs != record.pairs or missing:
         raise JobFailedError(
@@ -206,6 +211,7 @@ def _work(
             "driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "worker": peak_worker,
         },
+        dropped_nodes=dropped,
     )
 
 
@@ -320,7 +326,8 @@ def _plan(
         chroma_subsampling=_chroma(spec),
         versions={
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("stylize-batch", "torch", "pillow", "ray")},
+            "stylize-batch": __version__,
+            **{name: metadata.version(name) for name in ("torch", "pillow", "ray")},
         },
     )
     _save(record, root)
