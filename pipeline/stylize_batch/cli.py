@@ -184,16 +184,6 @@ def run(
 
 
 @app.command()
-def report(
-    output: Annotated[str, typer.Argument(help="Output root of a run; path or URI.")],
-) -> None:
-    """Write report.html anew: pictures, losses, rate and failures of a run, finished or not."""
-    from stylize_batch.job.reporting import report as write
-
-    print(write(output))
-
-
-@app.command()
 @_takes_settings
 def submit(
     settings: dict[str, Any],
@@ -281,6 +271,16 @@ def status(
     if found.pairs_per_second and found.seconds_left is not None:
         _say(f"{found.pairs_per_second:.2f} pairs/s lately, {duration(found.seconds_left)} left")
     _say_failures(found.kinds)
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(help="Output root of a run; path or URI.")],
+) -> None:
+    """Write report.html anew: pictures, losses, rate and failures of a run, finished or not."""
+    from stylize_batch.job.reporting import report as write
+
+    print(write(output))
 
 
 @app.command()
