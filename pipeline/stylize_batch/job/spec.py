@@ -29,6 +29,7 @@ class JobSpec(BaseModel):
         manifest: Parquet file, folder or glob; path or URI.
         output: root the results are put under; path or URI.
         model: a shipped model's name, or the path or URI of a safetensors file.
+        styles: bank file that styles are taken from where it has them as they are; none by default.
         size: length of the content's shorter side, pixels; None keeps the content's size.
         crop: side of the centre crop after resizing, pixels.
         style_size: length of the style's shorter side, pixels.
@@ -54,6 +55,7 @@ class JobSpec(BaseModel):
     manifest: str = Field(min_length=1)
     output: str = ""
     model: str = container.DEFAULT
+    styles: str = ""
     size: int | None = Field(None, ge=9, le=16384)
     crop: int | None = Field(None, ge=9, le=16384)
     style_size: int = Field(512, ge=9, le=16384)
@@ -94,9 +96,9 @@ class JobSpec(BaseModel):
             raise ValueError("--in-process and --address exclude each other")
         if self.in_process and self.actors not in (None, 1):
             raise ValueError("--in-process runs one worker; leave --actors out")
-        for name in ("manifest", "output", "model"):
+        for name in ("manifest", "output", "model", "styles"):
             refuse_credentials(getattr(self, name), name)
-        in_memory = (self.resolved_output(), self.manifest, self.model)
+        in_memory = (self.resolved_output(), self.manifest, self.model, self.styles)
         if any(uri.startswith("memory://") for uri in in_memory) and not self.in_process:
             raise ValueError("memory:// lives in one process; add --in-process or use another storage")
         return self
