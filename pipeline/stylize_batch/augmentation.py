@@ -128,10 +128,10 @@ class RandomStyle(v2.Transform):
             data = read_model(self.model)
             if container.digest(data) != self._digest:
                 raise UsageError(f"the model {self.model} has changed since RandomStyle was made")
-            with torch.random.fork_rng(devices=[]):  # a network is made with random weights, then loaded
-                model = checkpoint.loads(data)
             # Not float32 on a GPU: convolutions of the training itself would lose TF32 with it.
-            self._networks[device] = Network(model, str(device), "fp16" if device.type == "cuda" else "fp32")
+            precision = "fp16" if device.type == "cuda" else "fp32"
+            with torch.random.fork_rng(devices=[]):  # networks are made with random weights, then loaded
+                self._networks[device] = Network(checkpoint.loads(data), str(device), precision)
         return self._networks[device]
 
 

@@ -130,7 +130,8 @@ def _table(vectors: Sequence[StyleVector], key: str) -> pa.Table:
 
 def _matrix(table: pa.Table) -> Vectors:
     """Return a table's vectors, [n, width], in its own memory."""
-    return table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    width = table.schema.field("vector").type.list_size
+    return table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), width)
 
 
 def put_part(root: Root, vectors: list[StyleVector], key: str) -> None:

@@ -26,9 +26,8 @@ SIZE = 48
 
 
 def encoded(source: object, output: object, **settings: Any) -> Encoded:
-    return encode(
-        str(source), str(output), **{"style_size": SIZE, "device": "cpu", "observer": Silent(), **settings}
-    )
+    fast: dict[str, Any] = {"style_size": SIZE, "device": "cpu", "observer": Silent()}
+    return encode(str(source), str(output), **{**fast, **settings})
 
 
 @pytest.fixture
