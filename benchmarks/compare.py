@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,7 +30,10 @@ from stylize_batch.model.adain import adain, statistics
 
 SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
 STYLE_SIZE = 512
-REPEATS = 3
+PAIRS = 120
+"""Pairs of every run of the command, so that its start does not drown the rate."""
+
+PLAIN_PAIRS = 15
 
 
 def load(path: Path, size: int) -> torch.Tensor:
@@ -44,7 +48,7 @@ def load(path: Path, size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def plain_loop(pairs: list[tuple[Path, Path]], size: int, folder: Path) -> float:
-    """Stylize pairs one by one; return seconds."""
+    """Stylize pairs one by one; return images per second."""
     model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
     started = time.perf_counter()
     for index, (content, style) in enumerate(pairs):
@@ -52,17 +56,23 @@ def plain_loop(pairs: list[tuple[Path, Path]], size: int, folder: Path) -> float
         wanted = statistics(model.encoder(load(style, STYLE_SIZE)))
         output = model.decoder(adain(statistics(features), wanted).apply(features))
         save_image(output, folder / f"{index}.jpg")
-    return time.perf_counter() - started
+    return len(pairs) / (time.perf_counter() - started)
 
 
 def package(manifest: Path, size: int, folder: Path, *options: str) -> float:
-    """Run the command on the same pairs; return the seconds it reports."""
+    """Run the command; return the images per second it reports, its start included."""
     command = [
         str(Path(sys.executable).parent / "stylize-batch"), "run", str(manifest), "-o", str(folder),
-        "--size", str(size), "--no-metrics", "--json", *options,
+        "--size", str(size), "--json", *options,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)["seconds"])
+    return float(json.loads(done.stdout)["images_per_second"])
+
+
+def pairs_of(contents: list[Path], styles: list[Path], per_content: int) -> list[tuple[Path, Path]]:
+    """Pair every content with the next styles in turn."""
+    drawn = cycle(styles)
+    return [(content, style) for content in contents for style in islice(drawn, per_content)]
 
 
 def main() -> None:
@@ -70,30 +80,33 @@ def main() -> None:
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 256
     contents = sorted((SAMPLE / "content").glob("*.jpg"))
     styles = sorted((SAMPLE / "style").glob("*.jpg"))
-    pairs = [(content, style) for content in contents for style in styles]
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
-    print(
-        f"{REPEATS * len(contents)} contents, each with the same {len(styles)} styles, shorter side {size}\n"
-    )
+    print(f"{PAIRS} pairs of the sample's photographs and {len(styles)} styles, shorter side {size}\n")
+    print("| | styles per content | losses | images/s | ÷ plain loop |")
+    print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # Each content several times under other names, so that start-up does not drown the rate.
-        rows: dict[str, list[str]] = {"content": [], "style": []}
-        for repeat in range(REPEATS):
-            for content, style in pairs:
-                copy = folder / f"{repeat}-{content.name}"
+        plain = plain_loop(pairs_of(contents, styles, len(styles))[::2][:PLAIN_PAIRS], size, folder)
+        print(f"| plain loop | | no | {plain:.2f} | 1.00 |")
+        for per_content in (1, 4):
+            # Each content several times under other names: no two are the same to the package.
+            copies = [
+                folder / f"{number}-{content.name}"
+                for number, content in enumerate(islice(cycle(contents), PAIRS // per_content))
+            ]
+            for content, copy in zip(cycle(contents), copies, strict=False):
                 copy.write_bytes(content.read_bytes())
-                rows["content"].append(str(copy))
-                rows["style"].append(str(style))
-        pq.write_table(pa.table(rows), folder / "pairs.parquet")
-        count = len(pairs) * REPEATS
-        plain = plain_loop(pairs, size, folder) * REPEATS
-        alone = package(folder / "pairs.parquet", size, folder / "alone", "--in-process")
-        on_ray = package(folder / "pairs.parquet", size, folder / "ray")
-    print("| | images/s | ÷ plain loop |")
-    print("|---|---|---|")
-    for label, seconds in (("plain loop", plain), ("`--in-process`", alone), ("local Ray", on_ray)):
-        print(f"| {label} | {count / seconds:.2f} | {plain / seconds:.2f} |")
+            rows = [(str(content), str(style)) for content, style in pairs_of(copies, styles, per_content)]
+            manifest = folder / f"{per_content}.parquet"
+            pq.write_table(
+                pa.table(dict(zip(("content", "style"), zip(*rows, strict=True), strict=True))), manifest
+            )
+            for engine, *options in (("`--in-process`", "--in-process"), ("local Ray",)):
+                for losses, *more in (("no", "--no-metrics"), ("yes",)):
+                    rate = package(
+                        manifest, size, folder / f"{per_content}-{engine}-{losses}", *options, *more
+                    )
+                    print(f"| {engine} | {per_content} | {losses} | {rate:.2f} | {rate / plain:.2f} |")
 
 
 if __name__ == "__main__":
