@@ -85,6 +85,53 @@ def test_every_picture_has_the_resized_contents_size_and_the_recorded_one(
             assert (image.height, image.width) == (row["height"], row["width"])
 
 
+def test_a_row_without_styles_is_the_content_as_its_siblings_are_cut(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    turned = tmp_path / "turned.jpg"
+    with Image.open(contents[0]) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(turned, exif=exif)
+    rows = [
+        {"content": str(turned), "style": [], "preserve_color": None, "output": "original.png"},
+        {"content": str(turned), "style": styles[:1], "preserve_color": None, "output": "stylized.png"},
+        {"content": str(turned), "style": styles[:1], "preserve_color": True, "output": "colour.png"},
+        {
+            "content": str(tmp_path / "absent.jpg"),
+            "style": [],
+            "preserve_color": None,
+            "output": "absent.png",
+        },
+    ]
+    summary, results = run(make_manifest(rows), tmp_path / "out", size=40, crop=32)
+    assert (summary.ok, summary.kinds) == (3, {"NotFound": 1})
+    found = {Path(row["output"] or "").name: row for row in results}
+    original = found["original.png"]
+    pixels = decode(Path(original["output"]).read_bytes())
+    assert np.array_equal(pixels, decode(turned.read_bytes(), size=40, crop=32))
+    assert (original["status"], original["height"], original["width"]) == ("ok", 32, 32)
+    assert original["style"] == []
+    for name in ("alpha", "content_loss", "style_loss", "content_distance"):
+        assert original[name] is None
+        assert found["stylized.png"][name] is not None
+    assert summary.mean_style_loss == pytest.approx(
+        (found["stylized.png"]["style_loss"] + found["colour.png"]["style_loss"]) / 2, rel=1e-5
+    )
+
+
+def test_contents_that_are_only_kept_never_meet_the_network(
+    make_manifest: MakeManifest, contents: list[str], tmp_path: Path
+) -> None:
+    summary, _ = run(
+        make_manifest([{"content": content, "style": []} for content in contents]), tmp_path / "out"
+    )
+    assert summary.ok == 6
+    assert summary.mean_style_loss is None
+    assert not {"encode", "stylize"} & set(summary.stages)
+    assert {"decode", "codec"} <= set(summary.stages)
+
+
 def test_crop_gives_squares(make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path) -> None:
     _, results = run(make_manifest(pairs[:2]), tmp_path / "out", size=40, crop=32)
     assert {(row["height"], row["width"]) for row in results} == {(32, 32)}
@@ -258,8 +305,20 @@ def test_batches_make_the_pictures_that_single_pairs_make_with_controls_too(
 ) -> None:
     manifest = make_manifest(controlled_rows(contents[0], styles, tmp_path))
     _, singles = run(manifest, tmp_path / "singles", format="png", shard_pairs=100)
-    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)  # what a GPU does
+    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 8)  # what a GPU does
+    sizes: list[int] = []
+    stylize = Network.stylize
+
+    def counted(
+        self: Network, content: ContentFeatures, vectors: torch.Tensor, *rest: Any, **more: Any
+    ) -> Any:
+        sizes.append(len(vectors))
+        return stylize(self, content, vectors, *rest, **more)
+
+    monkeypatch.setattr(Network, "stylize", counted)
     _, batches = run(manifest, tmp_path / "batches", format="png", shard_pairs=100)
+    # Pairs without masks share a batch whatever their α, weights and colours, and so do those of as many regions.
+    assert sizes == [5, 2, 5]
     _, one = by_name(singles)
     _, other = by_name(batches)
     assert one.keys() == other.keys()

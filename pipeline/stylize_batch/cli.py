@@ -82,6 +82,13 @@ def run(
         str | None, typer.Option("--output", "-o", help="Output root; <manifest name>-stylized by default.")
     ] = None,
     job: Annotated[str | None, typer.Option(help="YAML file with any of these settings; flags win.")] = None,
+    content: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of MANIFEST: folder, list or COCO JSON to build one of, beside the output."
+        ),
+    ] = None,
+    style: Annotated[str | None, typer.Option(help="With --content: the same, of style images.")] = None,
     model: Annotated[str | None, typer.Option(help="Shipped model, or path or URI of one.")] = None,
     styles: Annotated[
         str | None, typer.Option(help="Style bank of `styles encode`; what it lacks is encoded.")
@@ -111,7 +118,10 @@ def run(
     limit: Annotated[int | None, typer.Option(help="Only the manifest's first rows.")] = None,
     as_json: Annotated[bool | None, typer.Option("--json", help="Print one JSON object on stdout.")] = None,
 ) -> None:
-    """Stylize every pair of a manifest. Running the same command again resumes."""
+    """Stylize every pair of a manifest, or of the one built of --content and --style.
+
+    Running the same command again resumes.
+    """
     from stylize_batch.job.run import execute
     from stylize_batch.job.spec import make_spec
     from stylize_batch.progress import TerminalProgress, duration
@@ -143,6 +153,9 @@ def run(
         _say(f"failed: {count} × {kind} ({KINDS[kind]})" if kind in KINDS else f"failed: {count} × {kind}")
     if summary.kinds:
         _say("the `error` column of the results names each; --retry-failed tries them again")
+    if spec.content:
+        _say_some(summary.notes)
+        _say(f"manifest       {spec.resolved_manifest()}")
     _say(f"pictures       {summary.output}/images/")
     _say(f"results        {summary.output}/results/")
     _say(f"contact sheet  {summary.output}/report.html")
@@ -370,6 +383,12 @@ def manifest_build(
     preserve_color: Annotated[
         bool, typer.Option("--preserve-color", help="Keep the colours of the contents.")
     ] = False,
+    keep_originals: Annotated[
+        bool, typer.Option("--keep-originals", help="Each content as it is, too.")
+    ] = False,
+    sample: Annotated[
+        int | None, typer.Option(help="Only so many contents, drawn; they get the styles of the whole.")
+    ] = None,
     content_root: Annotated[
         str | None,
         typer.Option(help="Where the paths of a list of contents start; its own folder by default."),
@@ -385,10 +404,12 @@ def manifest_build(
         all_pairs=all_pairs,
         style_map=style_map,
         seed=seed,
-        by_label=style_by_label,
+        style_by_label=style_by_label,
         separate_splits=separate_splits,
         alpha=alpha,
         preserve_color=preserve_color,
+        keep_originals=keep_originals,
+        sample=sample,
     )
     with TerminalProgress() as progress:
         built = build(

@@ -35,11 +35,11 @@ STYLES_KEPT = 32
 
 
 class Pair(NamedTuple):
-    """One row of a shard, ready to be stylized."""
+    """One row of a shard, ready to be stylized; without styles, and without α, it asks for the content itself."""
 
     row: int
     output: str
-    alpha: float
+    alpha: float | None
     styles: list[str]
     weights: list[float] | None
     masks: list[str]

@@ -73,8 +73,8 @@ def _rows(root: Root) -> Iterator[dict[str, Any]]:
 
 def _figure(row: dict[str, Any], thumbnails: _Thumbnails) -> str:
     names = " + ".join(uri.rsplit("/", 1)[-1] for uri in row["style"])
-    caption = f"{row['content'].rsplit('/', 1)[-1]} × {names}"
-    if row["alpha"] != 1:
+    caption = row["content"].rsplit("/", 1)[-1] + (f" × {names}" if names else ", as it is")
+    if row["alpha"] not in (None, 1):
         caption += f", α = {row['alpha']:.2g}"
     if row["status"] != "ok":
         return (
@@ -83,7 +83,7 @@ def _figure(row: dict[str, Any], thumbnails: _Thumbnails) -> str:
         )
     if row["style_loss"] is not None:
         caption += f" — content loss {row['content_loss']:.2f}, style loss {row['style_loss']:.2f}"
-    pictures = "".join(thumbnails.image(uri) for uri in (row["content"], row["style"][0], row["output"]))
+    pictures = "".join(thumbnails.image(uri) for uri in (row["content"], *row["style"][:1], row["output"]))
     return f"<figure><div>{pictures}</div><figcaption>{_text(caption)}</figcaption></figure>"
 
 

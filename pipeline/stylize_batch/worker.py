@@ -74,7 +74,8 @@ class Prepared(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What the network made: uint8 RGB [H, W, 3], whether all of it was finite, and the three losses."""
+    """What the network made, or a content as it is: uint8 RGB [H, W, 3], whether all of it was finite, and the three
+    losses."""
 
     pixels: Array
     finite: bool
@@ -243,7 +244,11 @@ class Worker:
                 try:
                     if isinstance(loaded, RowError):
                         raise loaded
-                    jobs.append(self._job(pair, loaded, bank, images))
+                    if pair.styles:
+                        jobs.append(self._job(pair, loaded, bank, images))
+                    else:
+                        original = Picture(loaded.image, True, (None, None, None))
+                        yield pair.row, self._finish(pair, original)
                 except RowError as error:
                     if isinstance(loaded, RowError) or pair.needs_files:
                         unread.append(error)
@@ -344,10 +349,8 @@ class Worker:
             if not picture.finite:
                 error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
                 yield job.pair.row, Outcome(error=str(error))
-            elif self._large(picture.pixels.shape):  # several that wait to be written would fill the memory
-                yield job.pair.row, self._write(job.pair.output, picture)
             else:
-                yield job.pair.row, self._writers.submit(self._write, job.pair.output, picture)
+                yield job.pair.row, self._finish(job.pair, picture)
 
     def _run_network(
         self, features: ContentFeatures, batch: list[tuple[int, Job]]
@@ -395,6 +398,11 @@ class Worker:
         if self._network.device.type == "cuda":
             raise DeviceError(text.splitlines()[0]) from None
         return RowError("NetworkError", text.splitlines()[0])
+
+    def _finish(self, pair: Pair, picture: Picture) -> Outcome | Future[Outcome]:
+        if self._large(picture.pixels.shape):  # several that wait to be written would fill the memory
+            return self._write(pair.output, picture)
+        return self._writers.submit(self._write, pair.output, picture)
 
     def _write(self, key: str, picture: Picture) -> Outcome:
         try:

@@ -45,7 +45,7 @@ def manifest(make_manifest: MakeManifest, contents: list[str], paintings: Path) 
 
 
 def run(manifest: Path, output: Path, **settings: Any) -> stylize_batch.RunSummary:
-    fast = {"in_process": True, "device": "cpu", "style_size": SIZE, "format": "png"}
+    fast: dict[str, Any] = {"in_process": True, "device": "cpu", "style_size": SIZE, "format": "png"}
     return stylize_batch.run(str(manifest), output=str(output), **{**fast, **settings})
 
 

@@ -30,9 +30,8 @@ from tests.conftest import MakeManifest, Row, read_results
 
 
 def run(manifest: Path | str, output: Path | str, **settings: Any) -> stylize_batch.RunSummary:
-    return stylize_batch.run(
-        str(manifest), output=str(output), in_process=True, device="cpu", **{"style_size": 48, **settings}
-    )
+    settings = {"style_size": 48, **settings}
+    return stylize_batch.run(str(manifest), output=str(output), in_process=True, device="cpu", **settings)
 
 
 @pytest.fixture

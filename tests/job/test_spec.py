@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stylize_batch.cli import manifest_build
 from stylize_batch.errors import UsageError
+from stylize_batch.job.build import BuildSettings
 from stylize_batch.job.spec import make_spec
+
+MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(manifest_build).parameters}
+"""The options of `manifest build`."""
 
 
 @pytest.mark.parametrize(
@@ -25,7 +31,20 @@ from stylize_batch.job.spec import make_spec
         ({"manifest": "m", "output": "memory://x"}, "add --in-process"),
         ({"manifest": "memory://x/m.parquet"}, "add --in-process"),
         ({"manifest": "m", "in_process": True, "address": "auto"}, "exclude each other"),
-        ({"manifest": "m", "sise": 3}, "unknown setting 'sise'"),
+        ({"manifest": "m", "sise": 3}, "unknown setting 'sise'; known: manifest, content, "),
+        ({"content": "c"}, "--content and --style go together"),
+        ({"style": "s"}, "--content and --style go together"),
+        ({"manifest": "m", "content": "c", "style": "s"}, "exclude each other"),
+        ({"manifest": "m", "build": {"seed": 1}}, "leave them out"),
+        ({"content": "c", "style": "s", "output": "c/x/out"}, "lies in --content"),
+        ({"content": ".", "style": "s"}, "lies in --content"),
+        (
+            {"content": "c", "style": "s", "build": {"alfa": 1}},
+            "unknown setting 'build.alfa'; known: styles_per",
+        ),
+        ({"content": "c", "style": "s", "build": {"seed": "x"}}, "^build.seed: "),
+        ({"content": "c", "style": "s", "build": 3}, "^build: "),
+        ({"content": "memory://c", "style": "s"}, "add --in-process"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line_that_names_them(
@@ -57,6 +76,31 @@ def test_allowed_failures_are_a_number_or_a_share(max_failed: str, pairs: int, a
     assert make_spec({"manifest": "m", "max_failed": max_failed}).allowed_failures(pairs) == allowed
 
 
+def test_a_built_manifest_lies_beside_the_output() -> None:
+    spec = make_spec({"content": "data/photos/", "style": "s"})
+    assert spec.resolved_output() == str(Path.cwd() / "photos-stylized")
+    assert spec.resolved_manifest() == str(Path.cwd() / "photos-stylized.parquet")
+    spec = make_spec({"content": "s3://b/photos", "style": "s", "output": "s3://b/out/"})
+    assert spec.resolved_manifest() == "s3://b/out.parquet"
+
+
+def test_the_section_build_takes_the_names_of_manifest_build(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "manifest: old.parquet\nbuild:\n  styles-per-content: 2\n  alpha: 0.5\n  style_by_label: true\n"
+    )
+    spec = make_spec({"content": "c", "style": "s"}, str(job))
+    build = spec.build
+    assert (spec.manifest, build.styles_per_content, build.alpha, build.style_by_label) == (
+        "",
+        2,
+        "0.5",
+        True,
+    )
+    for name in BuildSettings.model_fields:
+        assert f"--{name.replace('_', '-')}" in MANIFEST_BUILD
+
+
 def test_flags_win_over_the_job_file(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text("manifest: m.parquet\nsize: 256\nstyle-size: 384\nbatch_size: auto\n")
@@ -79,9 +123,4 @@ def test_a_bad_job_file_is_refused(tmp_path: Path, text: str | None, message: st
     if text is not None:
         job.write_text(text)
     with pytest.raises(UsageError, match=message):
-        make_spec({"manifest": "m"}, str(job))
-
-
-def test_every_job_file_of_the_repository_is_valid() -> None:
-    for job in sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml")):
         make_spec({"manifest": "m"}, str(job))

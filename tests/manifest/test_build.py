@@ -114,14 +114,21 @@ keys = st.lists(st.text("abcAB1.-_ü/", min_size=1, max_size=12), min_size=1, ma
     styles=st.lists(st.text("abcAB1-_/", min_size=1, max_size=6), min_size=1, max_size=8, unique=True),
     count=st.integers(1, 8),
     ending=st.sampled_from([".jpg", ".tif", ".png.gif", ""]),
+    originals=st.booleans(),
     order=st.randoms(),
 )
 def test_pairs_depend_on_seed_and_keys_alone_and_never_share_a_picture(
-    tmp_path: Path, contents: list[str], styles: list[str], count: int, ending: str, order: Any
+    tmp_path: Path,
+    contents: list[str],
+    styles: list[str],
+    count: int,
+    ending: str,
+    originals: bool,
+    order: Any,
 ) -> None:
     (tmp_path / "first").touch()
 
-    def pairs(name: str, contents: Sequence[str]) -> set[tuple[str, str, float, str]]:
+    def pairs(name: str, contents: Sequence[str]) -> set[tuple[str, str, float | None, str]]:
         for role, listed in (("content", ["first", *contents]), ("style", ["first", *styles])):
             listed = [
                 f"s3://{role}/{each}" if number else str(tmp_path / each)
@@ -131,13 +138,16 @@ def test_pairs_depend_on_seed_and_keys_alone_and_never_share_a_picture(
         output = tmp_path / f"{name}.parquet"
         rows = built(
             tmp_path / "content.parquet", tmp_path / "style.parquet", output,
-            styles_per_content=min(count, len(styles) + 1), alpha="0..1",
+            styles_per_content=min(count, len(styles) + 1), alpha="0..1", keep_originals=originals,
         )  # fmt: skip
-        return {(row["content"], row["style"], row["alpha"], row["output"]) for row in rows}
+        return {(row["content"], str(row["style"]), row["alpha"], row["output"]) for row in rows}
 
     contents = [each + ending for each in contents]
+    # Names that an original and a stylized sibling could share.
+    contents += [f"{contents[0].removesuffix(ending)}-{styles[0]}{ending}", f"first-first{ending}"]
+    contents = list(dict.fromkeys(contents))
     first = pairs("one", contents)
-    assert len(first) == (len(contents) + 1) * min(count, len(styles) + 1)
+    assert len(first) == (len(contents) + 1) * (min(count, len(styles) + 1) + originals)
     shuffled = list(contents)
     order.shuffle(shuffled)
     order.shuffle(styles)
@@ -153,6 +163,54 @@ def test_pairs_depend_on_seed_and_keys_alone_and_never_share_a_picture(
 def test_several_styles_are_named_in_the_picture(tmp_path: Path, styles: Path) -> None:
     rows = built(tree(tmp_path / "photos", "dog/1.jpg"), styles, tmp_path / "p.parquet", all_pairs=True)
     assert [row["output"] for row in rows] == ["dog/1-a.jpg", "dog/1-b.jpg", "dog/1-c.jpg", "dog/1-d.jpg"]
+
+
+def test_originals_keep_their_names_and_have_no_controls(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", "train/dog/1.jpg", "train/cat/2.png")
+    options = {"alpha": "0.2..0.9", "preserve_color": True, "seed": 5}
+    without = built(photos, styles, tmp_path / "without.parquet", **options)
+    rows = built(photos, styles, tmp_path / "p.parquet", keep_originals=True, **options)
+    originals = [row for row in rows if not row["style"]]
+    assert [row["output"] for row in originals] == ["train/cat/2.png", "train/dog/1.jpg"]
+    for row in originals:
+        assert (row["style"], row["alpha"], row["preserve_color"], row["style_label"]) == (
+            [],
+            None,
+            False,
+            None,
+        )
+        assert row["label"] in row["output"]
+    stylized = [row for row in rows if row["style"]]
+    for row, alone in zip(stylized, without, strict=True):
+        assert row["output"] == f"train/{row['label']}/{Path(row['content']).stem}-" + (
+            f"{Path(row['style'][0]).stem}{Path(row['content']).suffix}"
+        )
+        assert {**row, "style": row["style"][0], "output": alone["output"]} == alone
+
+
+def test_an_original_named_like_a_siblings_picture_does_not_take_its_place(
+    tmp_path: Path, styles: Path
+) -> None:
+    photos = tree(tmp_path / "photos", "1.jpg", "1-a.jpg", "1-e.jpg")
+    rows = built(photos, styles, tmp_path / "p.parquet", all_pairs=True, keep_originals=True)
+    outputs = [row["output"].lower() for row in rows]
+    assert len(set(outputs)) == len(rows) == 15
+    assert "1-e.jpg" in outputs
+
+
+def test_a_sample_has_the_pairs_it_has_in_the_whole(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", *(f"{split}/{n}.jpg" for split in ("train", "val") for n in range(40)))
+    options = {"styles_per_content": 2, "alpha": "0..1", "seed": 3, "separate_splits": True}
+    whole = built(photos, styles, tmp_path / "whole.parquet", **options)
+    drawn = made(photos, styles, tmp_path / "drawn.parquet", sample=12, **options)
+    rows = pq.read_table(tmp_path / "drawn.parquet").to_pylist()
+    assert (drawn.contents, drawn.rows, len(rows)) == (12, 24, 24)
+    assert all(row in whole for row in rows)
+    assert drawn.splits == {
+        split: len({row["content"] for row in rows if row["split"] == split}) for split in ("train", "val")
+    }
+    assert set(drawn.splits) == {"train", "val"}  # not the first of the listing
+    assert made(photos, styles, tmp_path / "all.parquet", sample=500).contents == 80
 
 
 def test_names_that_differ_in_case_or_format_alone_get_pictures_of_their_own(
@@ -226,6 +284,27 @@ def test_coco_boxes_categories_and_ids_are_carried(tmp_path: Path, styles: Path)
     assert second["boxes"] == []
 
 
+def test_coco_annotations_of_unlisted_images_are_told_of_and_unknown_categories_refused(
+    tmp_path: Path, styles: Path
+) -> None:
+    tree(tmp_path, "1.jpg")
+    coco = {
+        "images": [{"id": 7, "file_name": "1.jpg", "height": 480, "width": 640}],
+        "categories": [{"id": 18, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 18},
+            {"id": 2, "image_id": 8, "category_id": 18},
+        ],
+    }
+    listed = tmp_path / "instances.json"
+    listed.write_text(json.dumps(coco))
+    notes = made(listed, styles, tmp_path / "p.parquet").notes
+    assert any("1 annotations are left out" in note and note.endswith("image_id 8") for note in notes)
+    coco["annotations"][0]["category_id"] = 90
+    listed.write_text(json.dumps(coco))
+    assert "annotation 1 has the category_id 90, which is not among" in refused(listed, styles, tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
 def test_a_style_map_is_followed(tmp_path: Path, styles: Path, kind: str) -> None:
     photos = tree(tmp_path / "photos", "dog/1.jpg", "2.jpg")
@@ -276,7 +355,7 @@ def test_styles_follow_labels_and_splits_where_asked(tmp_path: Path, styles: Pat
         tmp_path / "photos",
         *(f"{s}/{c}/{n}.jpg" for s in ("train", "val") for c in ("monet", "x") for n in range(9)),
     )
-    rows = built(photos, styles, tmp_path / "p.parquet", by_label=True, separate_splits=True)
+    rows = built(photos, styles, tmp_path / "p.parquet", style_by_label=True, separate_splits=True)
     assert {(row["label"], row["style_label"]) for row in rows} == {("monet", "monet"), ("x", "ukiyo-e")}
     used = {split: {row["style"] for row in rows if row["split"] == split} for split in ("train", "val")}
     assert not used["train"] & used["val"]
@@ -299,9 +378,10 @@ def test_controls_become_columns(tmp_path: Path, styles: Path) -> None:
         ({"alpha": "strong"}, "give a number (0.8) or a range"),
         ({"styles_per_content": 5}, "5 styles per content are asked for, but there are only 4;"),
         ({"styles_per_content": 0}, "at least 1"),
+        ({"sample": 0}, "at least 1"),
         ({"styles_per_content": 1, "all_pairs": True}, "exclude each other"),
         ({"style_map": "absent.csv"}, "cannot read the style map"),
-        ({"by_label": True}, "the contents have no labels"),
+        ({"style_by_label": True}, "the contents have no labels"),
         ({"separate_splits": True}, "the contents have no splits"),
         ({"content_root": "/nowhere"}, "--content-root is for lists"),
     ],

@@ -59,9 +59,7 @@ def test_alpha_is_the_same_stored_as_float32_or_float64(alpha: float) -> None:
     assert np.float32(float(shortest(alpha))) == np.float32(alpha)
 
 
-@given(
-    st.lists(st.tuples(st.text(), st.lists(st.text(), min_size=1), st.floats(0, 1, width=32)), unique_by=str)
-)
+@given(st.lists(st.tuples(st.text(), st.lists(st.text()), st.floats(0, 1, width=32)), unique_by=str))
 def test_different_pairs_have_different_identifiers(rows: list[tuple[str, list[str], float]]) -> None:
     distinct = {json.dumps([c, s, None if a == 1 else a]) for c, s, a in rows}
     assert len({pair_id(c, s, alpha=a) for c, s, a in rows}) == len(distinct)
@@ -86,7 +84,7 @@ def test_output_key_follows_the_contract(key: str | None, expected: str) -> None
     ]
 
 
-@given(st.lists(st.tuples(st.text(), st.lists(st.text(), min_size=1)), min_size=1), st.data())
+@given(st.lists(st.tuples(st.text(), st.lists(st.text())), min_size=1), st.data())
 def test_pairs_named_together_are_named_as_each_alone(
     rows: list[tuple[str, list[str]]], data: st.DataObject
 ) -> None:
@@ -95,6 +93,13 @@ def test_pairs_named_together_are_named_as_each_alone(
     styles = pa.array([style for _, style in rows], pa.list_(pa.string())).slice(start)
     expected = [by_the_contract(content, style, None, None, None, None) for content, style in rows[start:]]
     assert pair_ids(contents, styles).to_pylist() == expected
+
+
+def test_a_content_kept_as_it_is_is_named_after_itself() -> None:
+    content, style, identity = (
+        pa.array([text], pa.string()) for text in ("in/cat.jpeg", None, "0123456789abcdef")
+    )
+    assert output_keys(None, content, style, identity, "png").to_pylist() == ["cat-0123456789abcdef.png"]
 
 
 @given(st.lists(st.text(), min_size=1), st.sampled_from(["jpeg", "png"]))

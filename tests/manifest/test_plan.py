@@ -84,6 +84,17 @@ def test_distinct_styles_are_listed_once(make_manifest: MakeManifest, tmp_path: 
     assert read_styles(Root(str(tmp_path / "x" / "out"))) == ["s", "t"]
 
 
+def test_rows_without_styles_are_planned_beside_their_siblings(
+    make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    rows = [{"content": "a", "style": ["s"], "alpha": 0.5}, {"content": "a", "style": [], "alpha": None}]
+    _, (table,) = planned(make_manifest(rows), tmp_path / "x")
+    assert [(row["style"], row["alpha"]) for row in table.to_pylist()] == [(["s"], 0.5), ([], None)]
+    assert read_styles(Root(str(tmp_path / "x" / "out"))) == ["s"]
+    rows = [{"content": "a", "style": []}, {"content": "a", "style": []}]
+    assert "rows 0 and 1 are identical" in refused(make_manifest(rows), tmp_path / "y")
+
+
 def test_other_columns_are_carried_unchanged(make_manifest: MakeManifest, tmp_path: Path) -> None:
     rows = [{"content": "a", "style": ["s"], "label": 7, "split": "train", "box": [1.5, 2.5]}]
     _, (table,) = planned(make_manifest(rows), tmp_path / "x")
@@ -153,7 +164,8 @@ GOOD: Row = {"content": "c", "style": ["s"]}
     [
         ({"content": None}, "'content' is empty"),
         ({"content": ""}, "'content' is empty"),
-        ({"style": []}, "'style' is empty"),
+        ({"style": None}, "'style' is empty"),
+        ({"style": [""]}, "'style' is empty"),
         ({"style": ["s", None]}, "'style' is empty"),
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"alpha": -0.1}, "alpha is -0.1"),
@@ -164,6 +176,10 @@ GOOD: Row = {"content": "c", "style": ["s"]}
         ({"style_weights": [0.5, 0.5]}, "2 style_weights for 1 styles"),
         ({"mask": ["m", "n"]}, "2 masks for 1 styles"),
         ({"style": ["s", "t"], "mask": ["m", "n"], "style_weights": [1.0, 1.0]}, "cannot be combined"),
+        ({"style": [], "alpha": 0.5}, "leave its controls null"),
+        ({"style": [], "preserve_color": True}, "leave its controls null"),
+        ({"style": [], "mask": ["m"]}, "leave its controls null"),
+        ({"style": [], "style_weights": []}, "leave its controls null"),
         ({"output": "../../etc/passwd"}, "would leave the output root"),
         ({"output": "/etc/passwd"}, "would leave the output root"),
         ({"output": "s3://other/key"}, "would leave the output root"),
@@ -212,6 +228,7 @@ KEYS = st.none() | st.sampled_from(
                 "content": TEXTS,
                 "style": st.none() | st.lists(TEXTS, max_size=2),
                 "alpha": st.none() | st.sampled_from([0.0, 0.5, 1.0, -0.1, 1.5, float("nan"), float("inf")]),
+                "preserve_color": st.none() | st.booleans(),
                 "style_weights": st.none() | st.lists(st.sampled_from([0.0, 1.0, -1.0, None]), max_size=2),
                 "mask": st.none() | st.lists(TEXTS, max_size=2),
                 "output": KEYS,
@@ -225,29 +242,31 @@ def test_rows_checked_in_bulk_are_refused_as_each_alone(rows: list[Row]) -> None
     schema = pa.schema(
         [
             ("content", pa.string()), ("style", pa.list_(pa.string())), ("alpha", pa.float32()),
-            ("style_weights", pa.list_(pa.float32())), ("mask", pa.list_(pa.string())), ("output", pa.string()),
+            ("preserve_color", pa.bool_()), ("style_weights", pa.list_(pa.float32())),
+            ("mask", pa.list_(pa.string())), ("output", pa.string()),
         ]
     )  # fmt: skip
     columns = pa.RecordBatch.from_pylist(rows, schema)
     found = remarkable_rows(
-        columns["content"], columns["style"], columns["alpha"], columns["output"],
+        columns["content"], columns["style"], columns["alpha"], columns["preserve_color"], columns["output"],
         [columns["style_weights"], columns["mask"]],
     )  # fmt: skip
+    names = ("content", "style", "style_weights", "alpha", "preserve_color", "mask", "output")
     for index, row in enumerate(rows):
         try:
-            check_row(
-                *(row[name] for name in ("content", "style", "style_weights", "alpha", "mask", "output"))
-            )
+            check_row(*(row[name] for name in names))
         except UsageError:
             assert index in found
 
 
 def test_most_manifests_hold_no_remarkable_row(contents: list[str], styles: list[str]) -> None:
     keys = [f"train/n01440764/{Path(content).stem} (1).png" for content in contents]
-    alphas = pa.array([0.5] * 6, pa.float32())
-    assert not len(
-        remarkable_rows(pa.array(contents), pa.array([styles[:1]] * 6), alphas, pa.array(keys), [])
-    )
+    listed = pa.array([styles[:1], []] * 3, pa.list_(pa.string()))
+    alphas = pa.array([0.5, None] * 3, pa.float32())
+    colors = pa.array([True, None] * 3, pa.bool_())
+    assert not len(remarkable_rows(pa.array(contents), listed, alphas, colors, pa.array(keys), []))
+    originals = pa.array([[]] * 6, pa.list_(pa.string()))
+    assert not len(remarkable_rows(pa.array(contents), originals, None, None, pa.array(keys), []))
 
 
 def test_nothing_is_written_for_a_bad_manifest(make_manifest: MakeManifest, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from stylize_batch.engine.base import Engine
 from stylize_batch.errors import GaveUpError, JobFailedError, UsageError
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
 from stylize_batch.job import record as records
+from stylize_batch.job.build import ensure_manifest
 from stylize_batch.job.lease import KEY as LEASE
 from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
@@ -55,6 +56,7 @@ class RunSummary:
         styles: how many were encoded, taken from a bank file, kept from earlier runs, and failed.
         stages: seconds by stage, summed over workers and their threads.
         peak_memory: bytes; of the driver and of the largest worker.
+        notes: of building the manifest, one line for each thing a user should know of.
     """
 
     pairs: int
@@ -70,6 +72,7 @@ class RunSummary:
     styles: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object `--json` prints."""
@@ -80,11 +83,13 @@ class RunSummary:
         return {key: getattr(self, key) for key in keys}
 
 
-def run(manifest: str, **settings: Any) -> RunSummary:
-    """Stylize every pair of a manifest: `run("pairs.parquet", output="out", size=256)`.
+def run(manifest: str | None = None, *, job: str | None = None, **settings: Any) -> RunSummary:
+    """Stylize every pair of a manifest, `run("pairs.parquet", output="out", size=256)`, or of the one built from a
+    dataset, `run(content="photos/", style="paintings/", build={"alpha": "0.5..1"}, output="out")`.
 
     Args:
         manifest: Parquet file, folder or glob; path or URI.
+        job: YAML file with settings; those given directly win.
         settings: see `JobSpec`.
 
     Raises:
@@ -92,21 +97,29 @@ def run(manifest: str, **settings: Any) -> RunSummary:
         GaveUpError: more rows failed than `max_failed` allows.
         JobFailedError: the job could not finish; running it again continues.
     """
-    return execute(make_spec({"manifest": manifest, **settings}), Silent())
+    given = settings if manifest is None else {"manifest": manifest, **settings}
+    return execute(make_spec(given, job), Silent())
 
 
 def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     """Run a job; see `run`."""
-    started = time.monotonic()
     model = read_model(spec.resolved_model())
     container.check_model(model)
     root = Root(spec.resolved_output(), run=uuid.uuid4().hex[:12])
-    source = locate(spec.manifest, root.uri)
     lender = open_bank(spec.styles, container.digest(model), spec.style_size) if spec.styles else None
+    manifest, notes = spec.resolved_manifest(), []
+    if spec.content:
+        _examine(root)
+        notes = ensure_manifest(
+            manifest, spec.content, spec.style, spec.build, observer, overwrite=spec.overwrite
+        )
+    started = time.monotonic()
+    source = locate(manifest, root.uri)
     with ExitStack() as held:
         record = _planned(spec, source, root, container.digest(model), held)
         try:
             summary = _work(spec, source, root, record, model, lender, observer, started)
+            summary.notes = notes
             record.state = "finished"
             if (
                 summary.skipped < summary.pairs or not record.totals

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
+from stylize_batch.job.build import BuildSettings
 from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.model import container
 from stylize_batch.settings import Device, Precision
@@ -27,6 +28,9 @@ class JobSpec(BaseModel):
 
     Attributes:
         manifest: Parquet file, folder or glob; path or URI.
+        content: what to build the manifest of, in its place: folder, list or COCO annotations; path or URI.
+        style: the same, of style images.
+        build: how they are paired.
         output: root the results are put under; path or URI.
         model: a shipped model's name, or the path or URI of a safetensors file.
         styles: bank file that styles are taken from where it has them as they are; none by default.
@@ -52,7 +56,10 @@ class JobSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
 
-    manifest: str = Field(min_length=1)
+    manifest: str = ""
+    content: str = ""
+    style: str = ""
+    build: BuildSettings = BuildSettings()
     output: str = ""
     model: str = container.DEFAULT
     styles: str = ""
@@ -90,24 +97,50 @@ class JobSpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> JobSpec:
+        self._check_sources()
         if self.size is not None and self.crop is not None and self.crop > self.size:
             raise ValueError(f"--crop {self.crop} is larger than --size {self.size}")
         if self.in_process and self.address:
             raise ValueError("--in-process and --address exclude each other")
         if self.in_process and self.actors not in (None, 1):
             raise ValueError("--in-process runs one worker; leave --actors out")
-        for name in ("manifest", "output", "model", "styles"):
+        for name in ("manifest", "content", "style", "output", "model", "styles"):
             refuse_credentials(getattr(self, name), name)
-        in_memory = (self.resolved_output(), self.manifest, self.model, self.styles)
+        in_memory = (
+            self.resolved_output(), self.manifest, self.content, self.style, self.model, self.styles
+        )  # fmt: skip
         if any(uri.startswith("memory://") for uri in in_memory) and not self.in_process:
             raise ValueError("memory:// lives in one process; add --in-process or use another storage")
         return self
 
+    def _check_sources(self) -> None:
+        if not (self.manifest or self.content or self.style):
+            raise ValueError("no manifest: name one, or --content and --style to build it of")
+        if self.manifest and (self.content or self.style):
+            raise ValueError("a manifest and --content with --style exclude each other")
+        if self.manifest and self.build != BuildSettings():
+            raise ValueError(
+                "build: these settings make a manifest of --content and --style; with one that is there, leave them out"
+            )
+        if not self.manifest and not (self.content and self.style):
+            raise ValueError("--content and --style go together")
+        root = self.resolved_output().rstrip("/") + "/"
+        for name in ("content", "style"):
+            if getattr(self, name) and root.startswith(absolute(getattr(self, name)).rstrip("/") + "/"):
+                raise ValueError(
+                    f"the output root {root} lies in --{name}, where it would be listed too; choose another --output"
+                )
+
+    def resolved_manifest(self) -> str:
+        """Return the manifest; one that is built is put beside the output root, with its name."""
+        return self.manifest or f"{self.resolved_output().rstrip('/')}.parquet"
+
     def resolved_output(self) -> str:
-        """Return the output root; by default `<manifest name>-stylized` in the working directory."""
+        """Return the output root; by default `<name>-stylized` in the working directory, for the name of the manifest
+        or else of the content."""
         if self.output:
             return absolute(self.output)
-        name = self.manifest.rstrip("/").rsplit("/", 1)[-1]
+        name = (self.manifest or absolute(self.content)).rstrip("/").rsplit("/", 1)[-1]
         stem = re.sub(r"[*?\[\]]+", "", name.removesuffix(".parquet")).strip("-_.") or "manifest"
         return absolute(f"{stem}-stylized")
 
@@ -130,18 +163,18 @@ def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
         UsageError: a setting is unknown or out of range, or the file cannot be read.
     """
     merged = {**(_read_job_file(job_file) if job_file else {}), **settings}
+    if "content" in settings and "manifest" not in settings:
+        merged.pop("manifest", None)  # the job file's
     try:
         return JobSpec.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing" and name == "manifest":
-            raise UsageError("no manifest: name one, on the command line or in the job file") from None
         if first["type"] == "extra_forbidden":
-            known = ", ".join(JobSpec.model_fields)
-            raise UsageError(f"unknown setting '{name}'; known: {known}") from None
+            fields = (BuildSettings if name.startswith("build.") else JobSpec).model_fields
+            raise UsageError(f"unknown setting '{name}'; known: {', '.join(fields)}") from None
         message = first["msg"].removeprefix("Value error, ")
-        flag = f"--{name.replace('_', '-')}: " if name else ""
+        flag = f"{'' if name.startswith('build') else '--'}{name.replace('_', '-')}: " if name else ""
         raise UsageError(f"{flag}{message}") from None
 
 
@@ -154,7 +187,13 @@ def _read_job_file(path: str) -> dict[str, Any]:
         raise UsageError(f"the job file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise UsageError(f"the job file {path} must be a list of `setting: value` lines")
-    found = {str(key).replace("-", "_"): value for key, value in settings.items()}
+    found = _with_underscores(settings)
+    if isinstance(found.get("build"), dict):
+        found["build"] = _with_underscores(found["build"])
     if "no_metrics" in found:
         found["metrics"] = not found.pop("no_metrics")
     return found
+
+
+def _with_underscores(settings: dict[Any, Any]) -> dict[str, Any]:
+    return {str(key).replace("-", "_"): value for key, value in settings.items()}

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.collect import Collected, collect, read_map
 from stylize_batch.manifest.naming import (
     MARK,
     claims,
+    folded,
     hashes,
     marked,
     picture_stem,
@@ -33,38 +34,55 @@ from stylize_batch.manifest.naming import (
 from stylize_batch.manifest.pairing import Group, Hashes, Integers, draw, draw_alpha, make_pools, seeded
 from stylize_batch.manifest.schema import check_schema
 from stylize_batch.manifest.unpack import KEY, URI
-from stylize_batch.storage import Root, absolute, filesystem, parent
+from stylize_batch.storage import Root, absolute, failure, filesystem, kind, parent, replacing
 
 if TYPE_CHECKING:
     from stylize_batch.progress import Observer
+
+ORIGINAL = -1
+"""In place of a style's number: the content as it is."""
 
 ROW_GROUP = 131_072
 """Rows of a row group, and about what is in memory at once."""
 
 
-@dataclass(frozen=True)
-class Pairing:
-    """Which styles each content gets.
+BUILT_WITH = b"stylize_batch.built_with"
+"""Parquet metadata key of the sources and settings that a manifest was built with, as JSON."""
+
+
+class Pairing(BaseModel):
+    """Which contents there are and which styles each gets, with the names of `manifest build`'s options.
 
     Attributes:
         styles_per_content: styles drawn for each content, no style twice.
         all_pairs: every style for every content instead.
         style_map: list of contents and their styles instead: CSV, JSON, JSON lines or Parquet.
         seed: of everything drawn.
-        by_label: contents of one label get styles of one label.
+        style_by_label: contents of one label get styles of one label.
         separate_splits: no style is shared between splits.
         alpha: content-style trade-off: a number, or a range `0.5..1` it is drawn from.
         preserve_color: value of the column of that name.
+        keep_originals: each content as it is, beside its stylized pictures.
+        sample: only so many contents, drawn; they get the styles they would get among all.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     styles_per_content: int | None = None
     all_pairs: bool = False
     style_map: str | None = None
     seed: int = 0
-    by_label: bool = False
+    style_by_label: bool = False
     separate_splits: bool = False
     alpha: str | None = None
     preserve_color: bool = False
+    keep_originals: bool = False
+    sample: int | None = None
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) else value
 
 
 @dataclass
@@ -74,7 +92,7 @@ class Built:
     Attributes:
         output: the manifest.
         rows: of it.
-        contents: all of them are in it.
+        contents: that are in it.
         styles: to choose from.
         used: styles that are in it.
         splits: contents of each.
@@ -120,6 +138,7 @@ def build(
         JobFailedError: archives could not be unpacked to the end; repeating the call goes on.
     """
     alpha = _checked(pairing)
+    settings = settings_of(content, style, pairing, content_root=content_root, unpack=unpack)
     if not output.endswith(".parquet"):
         raise UsageError(f"-o {output}: a manifest's name ends in .parquet")
     unpacked = Root(unpack) if unpack else None
@@ -130,32 +149,74 @@ def build(
             content, "content", Path(folder), root=content_root, unpacked=unpacked, observer=observer
         )
         mapped = _load_map(pairing.style_map, styles, style) if pairing.style_map else None
-        most = _most_styles(pairing, len(styles.keys), mapped)
+        most = _most_styles(pairing, len(styles.keys), mapped) + pairing.keep_originals
         names = style_names(styles.keys) if most > 1 else None
         room = MARK + (1 + max(len(name.encode()) for name in names) if names else 0)
-        survey = _survey(contents, room, mapped)
+        survey = _survey(contents, pairing, room, names or [], mapped)
         choose = _chooser(pairing, styles, survey.groups, mapped)
-        rows = _Rows(
-            parent(absolute(output)), pairing.seed, alpha, pairing.preserve_color, styles, names, room
-        )
-        tables = rows.tables(contents, survey.taken, choose, max(1, ROW_GROUP // most))
-        observer.phase("Pairing", contents.items, 0, lambda: 0)
-        _put(tables, output, lambda: observer.advance(rows.contents, 0))
+        rows = _Rows(parent(absolute(output)), pairing, alpha, styles, names, room)
+        tables = rows.tables(contents, survey, choose, max(1, ROW_GROUP // most))
+        observer.phase("Pairing", survey.contents, 0, lambda: 0)
+        _put(tables, output, settings, lambda: observer.advance(rows.contents, 0))
     splits: Counter[str] = Counter()
-    for group, count in survey.groups.items():
+    for group, count in rows.groups.items():
         if group.split is not None:
             splits[str(group.split)] += count
     return Built(
         output=absolute(output),
         rows=rows.pairs,
-        contents=contents.items,
+        contents=rows.contents,
         styles=len(styles.keys),
         used=int(rows.used.sum()),
         splits=dict(splits),
-        labels=len({group.label for group in survey.groups} - {None}),
+        labels=len({group.label for group in rows.groups} - {None}),
         notes=contents.notes,
         problems=listed.problems + contents.problems,
     )
+
+
+def settings_of(
+    content: str,
+    style: str,
+    pairing: Pairing,
+    *,
+    content_root: str | None = None,
+    unpack: str | None = None,
+) -> dict[str, Any]:
+    """Return what decides a manifest, besides what lies at its sources: equal settings build equal manifests."""
+    places = {"content_root": content_root, "style_map": pairing.style_map, "unpack": unpack}
+    drawn = not pairing.all_pairs and pairing.style_map is None
+    return {
+        "content": absolute(content),
+        "style": absolute(style),
+        **pairing.model_dump(),
+        "styles_per_content": (pairing.styles_per_content or 1) if drawn else None,
+        **{name: place and absolute(place) for name, place in places.items()},
+    }
+
+
+def read_settings(manifest: str) -> dict[str, Any] | None:
+    """Return the `settings_of` a manifest that was built; None if there is no such file.
+
+    Raises:
+        UsageError: there is something else, or it cannot be read.
+    """
+    uri = absolute(manifest)
+    try:
+        fs, path = filesystem(uri)
+        if kind(fs, path) is None:
+            return None
+        with fs.open(path, "rb") as handle:
+            metadata: dict[bytes, bytes] = pq.read_schema(handle).metadata or {}
+        return json.loads(metadata[BUILT_WITH])
+    except UsageError:
+        raise
+    except (pa.ArrowException, KeyError, ValueError):
+        raise UsageError(
+            f"{manifest} is there and is no manifest that was built; move it or choose another --output"
+        ) from None
+    except Exception as error:
+        raise UsageError(f"cannot read the manifest {manifest}: {failure(error, uri)}") from None
 
 
 def _checked(pairing: Pairing) -> tuple[float, float] | None:
@@ -170,8 +231,10 @@ def _checked(pairing: Pairing) -> tuple[float, float] | None:
         raise UsageError(f"{' and '.join(given)} exclude each other")
     if pairing.styles_per_content is not None and pairing.styles_per_content < 1:
         raise UsageError("--styles-per-content must be at least 1")
+    if pairing.sample is not None and pairing.sample < 1:
+        raise UsageError("--sample must be at least 1")
     for name, present in (
-        ("--style-by-label", pairing.by_label),
+        ("--style-by-label", pairing.style_by_label),
         ("--separate-splits", pairing.separate_splits),
     ):
         if present and pairing.style_map is not None:
@@ -259,22 +322,34 @@ class _Survey(NamedTuple):
     Attributes:
         groups: contents by split and label.
         taken: hashes of picture names that more than one content would have.
+        contents: that get rows.
+        last: the highest seeded hash of those, if they are a sample.
     """
 
     groups: Counter[Group]
     taken: frozenset[int]
+    contents: int
+    last: np.uint64 | None
 
 
-def _survey(contents: Collected, room: int, mapped: Map | None) -> _Survey:
+def _survey(
+    contents: Collected, pairing: Pairing, room: int, styles: list[str], mapped: Map | None
+) -> _Survey:
     groups: Counter[Group] = Counter()
     keys: list[Hashes] = []
+    draws: list[Hashes] = []
     claimed: list[Hashes] = []
     missing: list[str] = []
     for table in contents.tables():
         batch: list[str] = table[KEY].to_pylist()
         groups.update(_groups(table))
         keys.append(hashes(batch))
-        claimed.append(hashes(name for key in batch for name in claims(*picture_stem(safe_key(key, room)))))
+        pictures = [picture_stem(safe_key(key, room)) for key in batch]
+        claimed.append(hashes(name for picture in pictures for name in claims(*picture)))
+        if pairing.keep_originals:
+            claimed.append(hashes(_claims_of_originals(pictures, styles)))
+        if pairing.sample is not None:
+            draws.append(seeded(pairing.seed, batch))
         if mapped is not None:
             missing += [key for key in batch if not mapped.get(key)]
     twice = _repeated(keys)
@@ -294,7 +369,20 @@ def _survey(contents: Collected, room: int, mapped: Map | None) -> _Survey:
         raise UsageError(
             f"the style map names {len(mapped)} contents that are not in {contents.source}, such as {next(iter(mapped))!r}"
         )
-    return _Survey(groups, frozenset(map(int, _repeated(claimed))))
+    count, last = contents.items, None
+    if pairing.sample is not None and pairing.sample < count:
+        count = pairing.sample
+        last = np.partition(np.concatenate(draws), count - 1)[count - 1]
+    return _Survey(groups, frozenset(map(int, _repeated(claimed))), count, last)
+
+
+def _claims_of_originals(pictures: list[tuple[str, str]], styles: list[str]) -> Iterator[str]:
+    """Yield the pictures whose stylized siblings an original's name could be: `dog-wave` may be `dog` in `wave`."""
+    endings = set(map(folded, styles))
+    for stem, suffix in pictures:
+        sibling, _, ending = stem.rpartition("-")
+        if folded(ending) in endings:
+            yield from claims(sibling, suffix)
 
 
 def _repeated(batches: list[Hashes]) -> Hashes:
@@ -310,7 +398,7 @@ def _chooser(pairing: Pairing, styles: _Styles, groups: Counter[Group], mapped: 
             return np.repeat(np.arange(len(keys)), counts), np.concatenate([mapped[key] for key in keys])
 
         return look_up
-    if pairing.by_label:
+    if pairing.style_by_label:
         for who, found in (("contents", groups), ("styles", styles.groups)):
             if all(group.label is None for group in found):
                 raise UsageError(
@@ -328,7 +416,7 @@ def _chooser(pairing: Pairing, styles: _Styles, groups: Counter[Group], mapped: 
         styles.groups,
         seeded(pairing.seed, styles.keys),
         count or 1,
-        by_label=pairing.by_label,
+        by_label=pairing.style_by_label,
         separate_splits=pairing.separate_splits,
     )
 
@@ -358,58 +446,66 @@ class _Rows:
     def __init__(
         self,
         base: str,
-        seed: int,
+        pairing: Pairing,
         alpha: tuple[float, float] | None,
-        preserve_color: bool,
         styles: _Styles,
         names: list[str] | None,
         room: int,
     ) -> None:
         self.contents = 0
+        self.groups: Counter[Group] = Counter()
         self.pairs = 0
         self.used = np.zeros(len(styles.keys), bool)
-        self._base, self._seed, self._alpha, self._preserve_color = (
-            base.rstrip("/") + "/",
-            seed,
-            alpha,
-            preserve_color,
-        )
+        self._base = base.rstrip("/") + "/"
+        self._pairing, self._alpha = pairing, alpha
         self._names, self._room = names, room
         self._style_uris = pa.array([self._relative(uri) for uri in styles.uris], pa.string())
         labels = [None if group.label is None else str(group.label) for group in styles.groups]
         self._style_labels = pa.array(labels, pa.string()) if any(labels) else None
 
-    def tables(
-        self, contents: Collected, taken: frozenset[int], choose: Choose, step: int
-    ) -> Iterator[pa.Table]:
+    def tables(self, contents: Collected, survey: _Survey, choose: Choose, step: int) -> Iterator[pa.Table]:
         """Yield the rows of so many contents at once."""
         for table in contents.tables():
+            if survey.last is not None:
+                draws = seeded(self._pairing.seed, table[KEY].to_pylist())
+                table = table.filter(pa.array(draws <= survey.last))
             for start in range(0, len(table), step):
-                yield self._table(table.slice(start, step), taken, choose)
+                yield self._table(table.slice(start, step), survey.taken, choose)
 
     def _table(self, items: pa.Table, taken: frozenset[int], choose: Choose) -> pa.Table:
         keys: list[str] = items[KEY].to_pylist()
-        contents = seeded(self._seed, keys)
-        rows, styles = choose(keys, _groups(items), contents)
+        contents = seeded(self._pairing.seed, keys)
+        groups = _groups(items)
+        rows, styles = choose(keys, groups, contents)
+        if self._pairing.keep_originals:  # behind the others of their contents, whose draws stay as they are
+            rows = np.concatenate([rows, np.arange(len(keys))])
+            order = np.argsort(rows, kind="stable")
+            rows, styles = rows[order], np.concatenate([styles, np.full(len(keys), ORIGINAL)])[order]
+        original = styles == ORIGINAL
+        chosen = pa.array(styles, mask=original)
         uris = pa.array([self._relative(uri) for uri in items[URI].to_pylist()], pa.string())
         columns: dict[str, Any] = {
             "content": uris.take(pa.array(rows)),
-            "style": self._style_uris.take(pa.array(styles)),
+            "style": self._style_uris.take(chosen),
         }
+        if self._pairing.keep_originals:
+            ends = np.concatenate([[0], np.cumsum(~original)]).astype(np.int32)
+            columns["style"] = pa.ListArray.from_arrays(ends, columns["style"].drop_null())
         if self._alpha is not None:
             ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
-            columns["alpha"] = pa.array(draw_alpha(contents[rows], ranks, *self._alpha))
-        if self._preserve_color:
-            columns["preserve_color"] = pa.array(np.ones(len(rows), bool))
+            columns["alpha"] = pa.array(draw_alpha(contents[rows], ranks, *self._alpha), mask=original)
+        if self._pairing.preserve_color:
+            columns["preserve_color"] = pa.array(~original)
         columns["output"] = pa.array(self._outputs(keys, taken, rows, styles), pa.string())
         if self._style_labels is not None:
-            columns["style_label"] = self._style_labels.take(pa.array(styles))
+            columns["style_label"] = self._style_labels.take(chosen)
         for name in items.column_names:
             if name not in (KEY, URI):
                 columns[name] = items[name].take(pa.array(rows))
         self.contents += len(keys)
+        self.groups.update(groups)
         self.pairs += len(rows)
-        self.used[styles] = True
+        self.used[styles[~original]] = True
         return pa.table(columns)
 
     def _outputs(self, keys: list[str], taken: frozenset[int], rows: Integers, styles: Integers) -> list[str]:
@@ -422,39 +518,29 @@ class _Rows:
         if self._names is None:
             return [stem + suffix for stem, suffix in (pictures[row] for row in rows.tolist())]
         names = self._names
+        styled = ["" if style == ORIGINAL else f"-{names[style]}" for style in styles.tolist()]
         return [
-            f"{pictures[row][0]}-{names[style]}{pictures[row][1]}"
-            for row, style in zip(rows.tolist(), styles.tolist(), strict=True)
+            f"{pictures[row][0]}{style}{pictures[row][1]}"
+            for row, style in zip(rows.tolist(), styled, strict=True)
         ]
 
     def _relative(self, uri: str) -> str:
         return uri.removeprefix(self._base)
 
 
-def _put(tables: Iterator[pa.Table], output: str, advanced: Callable[[], None]) -> None:
+def _put(
+    tables: Iterator[pa.Table], output: str, settings: dict[str, Any], advanced: Callable[[], None]
+) -> None:
     """Write a Parquet file row group by row group, and put it in place when it is whole."""
-    uri = absolute(output)
-    fs, path = filesystem(uri)
-    local = isinstance(fs, LocalFileSystem)
     first = next(tables)
     check_schema(first.schema, output)
-    folder = Path(path).parent if local else Path(tempfile.mkdtemp(prefix="stylize-batch-build-"))
-    temporary = folder / f".{Path(path).name}.{uuid.uuid4().hex}.tmp"
+    schema = first.schema.with_metadata({BUILT_WITH: json.dumps(settings).encode()})
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temporary, first.schema, compression="zstd") as writer:
+        with replacing(output) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for table in chain([first], tables):
                 writer.write_table(table, row_group_size=ROW_GROUP)
                 advanced()
-        if local:
-            temporary.replace(path)
-        else:
-            fs.put_file(str(temporary), path)
     except (UsageError, pa.ArrowException):
         raise
     except Exception as error:
         raise UsageError(f"cannot write the manifest {output}: {' '.join(str(error).split())}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-        if not local:
-            folder.rmdir()

@@ -13,7 +13,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -193,7 +193,9 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
         return _Source(_items((_key(each, base), each) for each in uris), 0, [], [])
     if _are(uris, ARCHIVES) or (_are(uris, (".parquet",)) and _embedded(uris[0])):
         if unpacked is None:
-            raise UsageError(f"{source} holds images in archives; name a folder to extract to: --unpack DIR")
+            raise UsageError(
+                f"{source} holds images in archives; extract them first: stylize-batch manifest build … --unpack DIR"
+            )
         found = unpack(uris, base, unpacked, role, observer)
         tables = (_with_free_names(table, source, found.notes) for table in found.tables())
         return _Source(tables, int(len(uris) > 1), found.notes, found.problems)
@@ -275,7 +277,7 @@ def _lists(uris: list[str], role: str, root: str | None, notes: list[str]) -> It
     for uri in uris:
         base = absolute(root) if root else parent(uri)
         row = 0
-        for table in _raw_tables(uri):
+        for table in _raw_tables(uri, notes):
             name = _path_column(table.schema, role, uri)
             paths = table[name].cast(pa.string()).to_pylist()
             for place, path in enumerate(paths, row):
@@ -305,7 +307,7 @@ def read_map(uri: str) -> Iterator[tuple[str, list[str]]]:
         UsageError: it cannot be read, or lacks a column.
     """
     try:
-        for table in _raw_tables(absolute(uri), pairs=True):
+        for table in _raw_tables(absolute(uri), [], pairs=True):
             for name in ("content", "style"):
                 if name not in table.column_names:
                     raise UsageError(
@@ -354,7 +356,7 @@ def _check_exists(uri: str, where: str) -> None:
         )
 
 
-def _raw_tables(uri: str, pairs: bool = False) -> Iterator[pa.Table]:
+def _raw_tables(uri: str, notes: list[str], *, pairs: bool = False) -> Iterator[pa.Table]:
     """Read a list by the ending of its name."""
     suffix = os.path.splitext(uri)[1].lower()  # noqa: PTH122 (a URI)
     fs, path = filesystem(uri)
@@ -372,7 +374,7 @@ def _raw_tables(uri: str, pairs: bool = False) -> Iterator[pa.Table]:
             with pq.ParquetFile(handle) as file:
                 yield from map(_table, file.iter_batches(batch_size=BATCH))
         elif suffix == ".json":
-            yield from map(_table, _json_table(handle, uri, pairs).to_batches(max_chunksize=BATCH))
+            yield from map(_table, _json_table(handle, uri, notes, pairs).to_batches(max_chunksize=BATCH))
         elif suffix not in LISTS:
             raise UsageError(f"{uri} is no list; its name must end in one of {', '.join(LISTS)}")
         else:
@@ -388,7 +390,7 @@ def _table(batch: pa.RecordBatch) -> pa.Table:
     return pa.Table.from_batches([batch])
 
 
-def _json_table(handle: Any, uri: str, pairs: bool) -> pa.Table:
+def _json_table(handle: Any, uri: str, notes: list[str], pairs: bool) -> pa.Table:
     def without_outlines(object: dict[str, Any]) -> dict[str, Any]:
         object.pop("segmentation", None)  # most of COCO's bytes; `annotation_ids` leads back to them
         return object
@@ -402,19 +404,36 @@ def _json_table(handle: Any, uri: str, pairs: bool) -> pa.Table:
             {"content": pa.array(found, pa.string()), "style": pa.array(styles, pa.list_(pa.string()))}
         )
     try:
-        return _coco_table(found)
+        return _coco_table(found, uri, notes)
     except (KeyError, TypeError, AttributeError):
         raise UsageError(
             f"{uri} is neither COCO annotations nor a list of objects with a path each"
         ) from None
 
 
-def _coco_table(found: Any) -> pa.Table:
-    """Return a row per image of COCO annotations, with those of its annotations as lists of equal length."""
+def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
+    """Return a row per image of COCO annotations, with those of its annotations as lists of equal length.
+
+    Raises:
+        UsageError: an annotation's category is not among those that the file names.
+    """
     names = {category["id"]: category["name"] for category in found.get("categories", [])}
     annotations: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in found.get("annotations", []):
         annotations[annotation["image_id"]].append(annotation)
+    if names:
+        for annotation in chain.from_iterable(annotations.values()):
+            if "category_id" in annotation and annotation["category_id"] not in names:
+                raise UsageError(
+                    f"{uri}: annotation {annotation.get('id')} has the category_id {annotation['category_id']}, which is "
+                    "not among the file's categories; add it there or remove the annotation"
+                )
+    strangers = annotations.keys() - {image["id"] for image in found["images"]}
+    if strangers:
+        count = sum(len(annotations[image]) for image in strangers)
+        notes.append(
+            f"{uri}: {count} annotations are left out, whose images it does not list, such as image_id {min(strangers, key=str)}"
+        )
     present = {key for each in annotations.values() for annotation in each for key in annotation}
     images: list[dict[str, Any]] = found["images"]
     columns: dict[str, pa.Array] = {

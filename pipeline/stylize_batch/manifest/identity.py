@@ -92,13 +92,14 @@ def output_keys(
     Args:
         keys: the manifest's `output`, already checked; an explicit image extension is kept.
         contents: URIs of the contents.
-        styles: URI of each pair's first style.
+        styles: URI of each pair's first style, null where there is none.
         identities: the pairs' identifiers.
         format: the job's image format, whose extension is added otherwise.
     """
     extension = EXTENSIONS[format]
     short = pc.utf8_slice_codeunits(identities, 0, 16)
-    default = pc.binary_join_element_wise(_stems(contents), _stems(styles), short, "-")
+    names = (_stems(contents), _stems(styles), short)
+    default = pc.binary_join_element_wise(*names, "-", null_handling="skip")
     default = pc.binary_join_element_wise(default, extension, "")
     if keys is None:
         return default
@@ -118,5 +119,5 @@ def _stems(uris: pa.Array) -> pa.Array:
     if (pc.max(pc.binary_length(stems)).as_py() or 0) <= MAX_STEM:
         return stems
     return pa.array(
-        [stem.encode()[:MAX_STEM].decode(errors="ignore") for stem in stems.to_pylist()], pa.string()
+        [stem and stem.encode()[:MAX_STEM].decode(errors="ignore") for stem in stems.to_pylist()], pa.string()
     )

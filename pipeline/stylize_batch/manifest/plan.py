@@ -91,7 +91,10 @@ def shard_key(shard: int) -> str:
 
 
 def read_shard(root: Root, shard: int) -> pa.Table:
-    """Read one shard: `pair_id`, `content`, `style` (list), `alpha`, `output` (key), the manifest's other columns."""
+    """Read one shard: `pair_id`, `content`, `style` (list), `alpha`, `output` (key), the manifest's other columns.
+
+    Where there are no styles, `alpha` is null.
+    """
     return parquet.loads(root.read(shard_key(shard)))
 
 
@@ -253,23 +256,24 @@ def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format, allo
         masks = batch["mask"] if "mask" in names else None
         outputs = plain_strings(batch["output"]) if "output" in names else None
         others = [column for column in (weights, masks) if column is not None]
-        for row in remarkable_rows(contents, styles, alphas, outputs, others).tolist():
-            weight, alpha, mask, output = (
+        for row in remarkable_rows(contents, styles, alphas, colors, outputs, others).tolist():
+            weight, alpha, color, mask, output = (
                 None if column is None else column[row].as_py()
-                for column in (weights, alphas, masks, outputs)
+                for column in (weights, alphas, colors, masks, outputs)
             )
             listed = [mask] if isinstance(mask, str) else mask
             try:
-                check_row(contents[row].as_py(), styles[row].as_py(), weight, alpha, listed, output)
+                check_row(contents[row].as_py(), styles[row].as_py(), weight, alpha, color, listed, output)
             except UsageError as error:
                 raise ManifestError(f"{uri}, row {start + row}: {error}") from None
         identities = pair_ids(contents, styles, _settings(weights, alphas, colors, masks))
-        first_styles = pc.list_element(styles, 0)
+        first_styles = pc.list_element(pc.list_slice(styles, 0, 1, return_fixed_size_list=True), 0)
+        shares = pa.array(np.ones(len(batch), np.float32)) if alphas is None else alphas.fill_null(1.0)
         columns = {
             "pair_id": identities,
             "content": contents,
             "style": styles,
-            "alpha": pa.array(np.ones(len(batch), np.float32)) if alphas is None else alphas.fill_null(1.0),
+            "alpha": pc.if_else(first_styles.is_valid(), shares, pa.scalar(None, pa.float32())),
             "output": output_keys(outputs, contents, first_styles, identities, format),
         }
         for name in names:

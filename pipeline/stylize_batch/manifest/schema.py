@@ -129,6 +129,7 @@ def remarkable_rows(
     contents: pa.Array,
     styles: pa.Array,
     alphas: pa.Array | None,
+    colors: pa.Array | None,
     outputs: pa.Array | None,
     others: Sequence[pa.Array],
 ) -> npt.NDArray[np.int64]:
@@ -138,17 +139,24 @@ def remarkable_rows(
         contents: strings.
         styles: lists of strings.
         alphas: float32.
+        colors: booleans.
         outputs: strings.
         others: columns, present in the manifest, whose every value is to be looked at.
     """
     filled = pc.greater(pc.binary_length(styles.values), 0).fill_null(False)
-    known = pc.and_(pc.greater(pc.binary_length(contents), 0), pc.greater(pc.list_value_length(styles), 0))
+    known = pc.and_(pc.greater(pc.binary_length(contents), 0), styles.is_valid())
     plain = known.fill_null(False)
-    if not pc.all(filled).as_py():
-        plain = pc.and_(plain, pa.array([bool(style) and all(style) for style in styles.to_pylist()]))
+    if pc.any(pc.invert(filled)).as_py():
+        plain = pc.and_(
+            plain, pa.array([style is not None and all(style) for style in styles.to_pylist()], pa.bool_())
+        )
+    styled = pc.greater(pc.list_value_length(styles), 0).fill_null(False)
     if alphas is not None:
-        inside = pc.and_(pc.greater_equal(alphas, 0), pc.less_equal(alphas, 1))
+        least = pc.cast(pc.invert(styled), pa.float32())  # without styles only the default, 1
+        inside = pc.and_(pc.greater_equal(alphas, least), pc.less_equal(alphas, 1))
         plain = pc.and_(plain, inside.fill_null(True))
+    if colors is not None:
+        plain = pc.and_(plain, pc.or_(styled, pc.invert(colors.fill_null(False))))
     if outputs is not None:
         named = pc.and_(
             pc.match_substring_regex(outputs, _PLAIN_KEY), pc.less_equal(pc.binary_length(outputs), MAX_NAME)
@@ -164,20 +172,23 @@ def check_row(
     styles: Sequence[str | None] | None,
     weights: Sequence[float | None] | None,
     alpha: float | None,
+    preserve_color: bool | None,
     masks: Sequence[str | None] | None,
     output: str | None,
 ) -> None:
-    """Check one row against the contract.
+    """Check one row against the contract. An empty list of styles asks for the content itself.
 
     Raises:
         ManifestError: without the row's place, which the caller adds.
     """
     if not content:
         raise ManifestError("'content' is empty")
-    if not styles or not all(styles):
+    if styles is None or not all(styles):
         raise ManifestError("'style' is empty")
     if alpha is not None and not 0 <= alpha <= 1:
         raise ManifestError(f"alpha is {alpha:g}, it must be between 0 and 1")
+    if not styles and (alpha not in (None, 1) or weights is not None or preserve_color or masks):
+        raise ManifestError("a row without styles keeps the content as it is; leave its controls null")
     if weights is not None:
         if len(weights) != len(styles):
             raise ManifestError(f"{len(weights)} style_weights for {len(styles)} styles; give one per style")

@@ -1,0 +1,52 @@
+"""A job's manifest, built from a dataset when a job names one in a manifest's place."""
+
+from __future__ import annotations
+
+from stylize_batch.errors import UsageError
+from stylize_batch.manifest.build import Pairing, build, read_settings, settings_of
+from stylize_batch.progress import Observer
+
+
+class BuildSettings(Pairing):
+    """The section `build` of a job file: settings of `manifest build`, under their names.
+
+    Attributes:
+        content_root: what the relative paths of a list of contents start from; the list's folder by default.
+    """
+
+    content_root: str | None = None
+
+
+def ensure_manifest(
+    manifest: str, content: str, style: str, settings: BuildSettings, observer: Observer, *, overwrite: bool
+) -> list[str]:
+    """Build a manifest, or leave the one that an earlier run has built as it is: sources are listed once.
+
+    Args:
+        manifest: path or URI to put it at.
+        content: as for `manifest build`.
+        style: the same.
+        settings: how contents and styles are paired.
+        observer: hears of progress.
+        overwrite: build anew.
+
+    Returns:
+        One line for each thing a user should know of.
+
+    Raises:
+        UsageError: a source or a setting cannot be used, or the manifest there was built with others.
+    """
+    pairing = Pairing(**settings.model_dump(exclude={"content_root"}))
+    wanted = settings_of(content, style, pairing, content_root=settings.content_root)
+    found = read_settings(manifest)
+    if found is not None and not overwrite:
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                raise UsageError(
+                    f"{name} was {found.get(name)} when {manifest} was built and is now {value}; choose another --output, "
+                    "or start anew with --overwrite"
+                )
+        return []
+    return build(
+        content, style, manifest, pairing, content_root=settings.content_root, observer=observer
+    ).notes
