@@ -3,13 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test faults lint format clean
+.PHONY: demo test test-browser screenshots faults lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/stylize-batch run manifests/sample.parquet
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+test-browser: $(VENV)/installed
+	tests/browser/install.sh
+	$(BIN)/python -m pytest tests/browser -m browser
+
+screenshots: demo
+	tests/browser/install.sh
+	$(BIN)/python -m tests.browser.screenshots sample-stylized
 
 faults: $(VENV)/installed
 	$(BIN)/python -m tests.faults -o docs/reliability.md

@@ -1,19 +1,127 @@
-"""cluster.yaml against the schema that `ray up` checks it with."""
+"""The files that make clusters: against the schemas of who reads them, and against each other."""
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import re
+import shlex
+from importlib import metadata
 from pathlib import Path
+from typing import Any, cast
 
 import jsonschema
+import pytest
 import ray.autoscaler
 import yaml
+from typer.main import get_command
+
+from stylize_batch import submission
+from stylize_batch.cli import app
+from stylize_batch.job.spec import JobSpec, make_spec
+from stylize_batch.submission import command
 
 REPOSITORY = Path(__file__).parent.parent
+RUN: Any = cast("Any", get_command(app)).commands["run"]
+
+
+def load(path: str) -> dict[str, Any]:
+    return yaml.safe_load((REPOSITORY / path).read_text())
+
+
+def settings_of(line: str) -> dict[str, Any]:
+    """Read a command line as `run` itself does; an unknown option is an error."""
+    words = shlex.split(line)
+    arguments = words[words.index("run") + 1 :]
+    return {
+        name: value for name, value in RUN.make_context("run", arguments).params.items() if value is not None
+    }
 
 
 def test_cluster_yaml_is_what_ray_up_accepts() -> None:
     schema = json.loads((Path(ray.autoscaler.__path__[0]) / "ray-schema.json").read_text())
-    config = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+    config = load("cluster.yaml")
     jsonschema.validate(config, schema)
     assert config["head_node_type"] in config["available_node_types"]
+    assert config["available_node_types"]["gpu"]["max_workers"] == config["max_workers"]
+
+
+def test_rayjob_yaml_is_what_kuberay_accepts() -> None:
+    schema = json.loads((REPOSITORY / "tests/rayjob.schema.json").read_text())
+    job = load("jobs/rayjob.yaml")
+    jsonschema.validate(job, schema)
+    for damage in ({"backofLimit": 1}, {"ttlSecondsAfterFinished": "1h"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**job, "spec": {**job["spec"], **damage}}, schema)
+    cluster = job["spec"]["rayClusterSpec"]
+    (workers,) = cluster["workerGroupSpecs"]
+    for pod in (cluster["headGroupSpec"], workers):
+        for container in pod["template"]["spec"]["containers"]:
+            limits, requests = container["resources"]["limits"], container["resources"]["requests"]
+            for name in limits:
+                assert requests[name] == limits[name], (
+                    "a pod that may use more than it asked for is evicted first"
+                )
+    settings = settings_of(job["spec"]["entrypoint"])
+    assert int(settings["actors"]) == workers["maxReplicas"]
+    assert settings["address"] == "auto"
+
+
+def test_all_cluster_files_name_one_version_of_ray_and_each_four_values_to_change() -> None:
+    named = {
+        re.search(r"rayproject/ray:([\d.]+)-", load("cluster.yaml")["docker"]["image"]),
+        re.search(r"([\d.]+)", load("jobs/rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"]),
+        re.search(r"ARG RAY=([\d.]+)", (REPOSITORY / "Dockerfile").read_text()),
+    }
+    assert len({match[1] for match in named if match}) == 1
+    for path in ("cluster.yaml", "jobs/rayjob.yaml"):
+        assert len(re.findall(r"# CHANGE", (REPOSITORY / path).read_text())) == 4
+
+
+def test_the_docker_context_holds_what_is_copied_and_little_else() -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    kept = [line[1:] for line in lines if line.startswith("!")]
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    copied = [
+        word
+        for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.MULTILINE)
+        for word in line.split()[:-1]
+    ]
+    assert copied
+    assert set(copied) == set(kept)
+    files = [
+        path
+        for name in kept
+        for path in [REPOSITORY / name, *(REPOSITORY / name).rglob("*")]
+        if path.is_file()
+    ]
+    files = [path for path in files if not fnmatch.fnmatch(str(path), "*/__pycache__/*")]
+    assert {path.name for path in files} >= {*copied[:-1], "cli.py"}
+    assert sum(path.stat().st_size for path in files) < 40e6
+    assert "USER 1000" in dockerfile
+
+
+def test_the_versions_a_cluster_must_have_are_those_of_the_package() -> None:
+    assert f"ray>={submission.OLDEST_RAY}" in (metadata.requires("stylize-batch") or [])
+    assert metadata.metadata("stylize-batch")["Requires-Python"] == f">={submission.OLDEST_PYTHON}"
+
+
+def test_every_setting_of_a_run_reaches_the_cluster() -> None:
+    given: dict[str, Any] = {
+        "manifest": "s3://b/it's here/*.parquet", "output": "s3://b/out", "model": "adain-vgg16", "size": 300, "crop": 256,
+        "style_size": 100, "format": "webp", "quality": 80, "metrics": False, "batch_size": 3, "actors": 2,
+        "device": "cuda", "precision": "bf16", "shard_pairs": 7, "retry_failed": True, "overwrite": True,
+        "max_failed": "2%", "limit": 5, "as_json": True,
+    }  # fmt: skip
+    assert set(given) == set(JobSpec.model_fields) - {"address", "in_process", "content", "style", "build"}, (
+        "a new setting needs a value here"
+    )
+    for installed in (True, False):
+        line = command(make_spec(given), installed)
+        understood = settings_of(line)
+        assert understood.pop("address") == "auto"
+        assert understood.pop("no_metrics") is True
+        assert make_spec({**understood, "metrics": False}) == make_spec(given)
+    assert command(make_spec({"manifest": "s3://b/m", "output": "s3://b/o"}), True) == (
+        "stylize-batch run s3://b/m --output s3://b/o --address auto"
+    )

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from stylize_batch.stylizer import Stylizer
 
 __all__ = ["RandomStyle", "RunSummary", "Stylizer", "run"]
-__version__ = metadata.version("stylize-batch")
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

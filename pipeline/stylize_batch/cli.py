@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import sys
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
@@ -72,9 +74,7 @@ styles_app = typer.Typer(
 app.add_typer(styles_app, name="styles")
 
 
-@app.command()
-def run(
-    context: typer.Context,
+def _settings(
     manifest: Annotated[
         str | None, typer.Argument(help="Parquet manifest: file, folder or glob; path or URI.")
     ] = None,
@@ -105,8 +105,6 @@ def run(
     actors: Annotated[str | None, typer.Option(help="Workers, or auto.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster: auto, host:port or ray://…")] = None,
-    in_process: Annotated[bool | None, typer.Option("--in-process", help="Run without Ray.")] = None,
     shard_pairs: Annotated[int | None, typer.Option(help="Pairs per shard.")] = None,
     retry_failed: Annotated[
         bool | None, typer.Option("--retry-failed", help="Redo failed rows of earlier runs.")
@@ -117,6 +115,39 @@ def run(
     max_failed: Annotated[str | None, typer.Option(help="Failed rows allowed: 20 or 2%.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the manifest's first rows.")] = None,
     as_json: Annotated[bool | None, typer.Option("--json", help="Print one JSON object on stdout.")] = None,
+) -> dict[str, Any]:
+    """The settings that `run` and `submit` share, under the names of a JobSpec."""
+    given = {
+        name: value
+        for name, value in locals().items()
+        if value is not None and name not in ("job", "no_metrics")
+    }
+    return {**given, "metrics": False} if no_metrics else given
+
+
+def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that are settings of a run; it gets them as a dictionary, then the job file."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[2:]
+    shared = inspect.signature(_settings, eval_str=True).parameters
+
+    def called(**given: Any) -> None:
+        taken = {name: given.pop(name) for name in shared}
+        command(_settings(**taken), taken["job"], **given)
+
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    parameters = [*shared.values(), *own]
+    called.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    called.__annotations__ = {each.name: each.annotation for each in parameters}
+    return called
+
+
+@app.command()
+@_takes_settings
+def run(
+    settings: dict[str, Any],
+    job: str | None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster: auto, host:port or ray://…")] = None,
+    in_process: Annotated[bool | None, typer.Option("--in-process", help="Run without Ray.")] = None,
 ) -> None:
     """Stylize every pair of a manifest, or of the one built of --content and --style.
 
@@ -126,14 +157,8 @@ def run(
     from stylize_batch.job.spec import make_spec
     from stylize_batch.progress import TerminalProgress, duration
 
-    given: dict[str, Any] = {
-        name: value
-        for name, value in context.params.items()
-        if value is not None and name not in ("job", "no_metrics")
-    }
-    if no_metrics:
-        given["metrics"] = False
-    spec = make_spec(given, job)
+    own = {"address": address, "in_process": in_process}
+    spec = make_spec({**settings, **{name: value for name, value in own.items() if value is not None}}, job)
     with TerminalProgress() as progress:
         summary = execute(spec, progress)
     if spec.as_json:
@@ -149,18 +174,122 @@ def run(
         _say(
             f"mean content loss {summary.mean_content_loss:.3f}, mean style loss {summary.mean_style_loss:.3f}"
         )
-    for kind, count in summary.kinds.items():
-        _say(f"failed: {count} × {kind} ({KINDS[kind]})" if kind in KINDS else f"failed: {count} × {kind}")
+    _say_failures(summary.kinds)
     if summary.kinds:
         _say("the `error` column of the results names each; --retry-failed tries them again")
     if spec.content:
         _say_some(summary.notes)
         _say(f"manifest       {spec.resolved_manifest()}")
+    for node, reason in summary.dropped_nodes.items():
+        _say(f"{node} was given no more work: {reason}")
     _say(f"pictures       {summary.output}/images/")
     _say(f"results        {summary.output}/results/")
-    _say(f"contact sheet  {summary.output}/report.html")
+    if summary.report_error:
+        _say(f"no report: {summary.report_error}; `stylize-batch report {summary.output}` tries again")
+    else:
+        _say(f"report         {summary.output}/report.html")
     if summary.failed:
         raise typer.Exit(Exit.ROWS_FAILED)
+
+
+@app.command()
+@_takes_settings
+def submit(
+    settings: dict[str, Any],
+    job: str | None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the cluster's head.")
+    ] = "http://127.0.0.1:8265",
+    job_id: Annotated[
+        str | None, typer.Option(help="Name of the job on the cluster; one after the output by default.")
+    ] = None,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Run the package that the cluster has; else this one is sent.")
+    ] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Print the job's name on stdout, and do not follow it.")
+    ] = False,
+) -> None:
+    """Run as a job of a Ray cluster, which goes on without this machine. The same command again resumes.
+
+    Manifest, output and model must be URIs that the cluster reaches, with the credentials of its nodes.
+    """
+    from stylize_batch.job.spec import make_spec
+    from stylize_batch.submission import Cluster, StoppedError, refuse_local, summary_of
+
+    # The cluster runs with the settings given here, without the job file, which it does not have.
+    spec = make_spec(settings, job)
+    refuse_local(spec)
+    cluster = Cluster(address)
+    submitted = cluster.submit(spec, job_id, installed)
+    at = f"{cluster.address} (Ray {cluster.ray}, Python {cluster.python})"
+    _say(f"job {submitted.name} {'submitted to' if submitted.new else 'is at work already on'} {at}")
+    for verb in ("status", "logs", "stop"):
+        _say(f"  {submitted.command(verb)}")
+    if no_wait:
+        print(submitted.name)
+        return
+
+    def hear(line: str) -> None:
+        if spec.as_json and summary_of(line):
+            print(line)
+        else:
+            _say(line)
+
+    try:
+        try:
+            status = submitted.follow(hear)
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, _Terminated) or not _asks_to_stop():
+                _say(
+                    f"the job goes on; repeat the command to follow it, or stop it: {submitted.command('stop')}"
+                )
+                raise typer.Exit(Exit.INTERRUPTED) from None
+            submitted.stop()
+            _say("stopping the job")
+            status = submitted.follow(lambda line: None)
+    except StoppedError:
+        _say("the job was stopped; nothing finished is lost: repeat the command to go on")
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    if status:
+        raise typer.Exit(status)
+
+
+@app.command()
+def status(
+    output: Annotated[str, typer.Argument(help="Output root of a run; path or URI.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+) -> None:
+    """Show how far a run has come: from its output root, on any machine, also while it is at work."""
+    from stylize_batch.job.status import status as look
+    from stylize_batch.progress import duration
+
+    found = look(output)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    by = f", by process {found.pid} on {found.host}" if found.host and found.state != "stopped" else ""
+    _say(f"{found.state}{by}")
+    if found.state == "stopped":
+        died = f"process {found.pid} on {found.host} died; " if found.host else ""
+        _say(f"{died}repeat the command to go on")
+    if found.pairs:
+        done = found.ok + found.failed
+        _say(
+            f"{done} of {found.pairs} pairs, {found.finished_shards} of {found.shards} shards ({done / found.pairs:.0%})"
+        )
+    if found.pairs_per_second and found.seconds_left is not None:
+        _say(f"{found.pairs_per_second:.2f} pairs/s lately, {duration(found.seconds_left)} left")
+    _say_failures(found.kinds)
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(help="Output root of a run; path or URI.")],
+) -> None:
+    """Write report.html anew: pictures, losses, rate and failures of a run, finished or not."""
+    from stylize_batch.job.reporting import report as write
+
+    print(write(output))
 
 
 @app.command()
@@ -473,11 +602,26 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     pass
 
 
+def _asks_to_stop() -> bool:
+    """Ask who sits at the terminal whether the job shall stop; without a terminal it goes on."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        return typer.confirm("\nThe job runs on the cluster. Stop it?", default=False, err=True)
+    except (typer.Abort, KeyboardInterrupt):
+        return False
+
+
 def _say(line: str) -> None:
     # Names come from manifests and storage: no escape sequence of theirs may reach the terminal.
     print(
         "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line), file=sys.stderr
     )
+
+
+def _say_failures(kinds: dict[str, int]) -> None:
+    for kind, count in kinds.items():
+        _say(f"failed: {count} × {kind} ({KINDS[kind]})" if kind in KINDS else f"failed: {count} × {kind}")
 
 
 def _say_some(lines: list[str]) -> None:
@@ -487,8 +631,12 @@ def _say_some(lines: list[str]) -> None:
         _say(f"… and {len(lines) - SHOWN} more such lines")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which is nobody at a terminal who could be asked."""
+
+
 def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise _Terminated
 
 
 def main() -> None:

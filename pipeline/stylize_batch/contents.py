@@ -107,7 +107,7 @@ class ContentLoader:
         Args:
             settings: of the job.
             threads: that fetch and decode.
-            clock: counts seconds by stage.
+            clock: counts seconds by stage, and bytes read.
             large: whether a picture of this shape is to be decoded only when its turn has come.
         """
         self._settings = settings
@@ -141,7 +141,7 @@ class ContentLoader:
         """Load a content with its masks. Of a large one only the files: decoded ones would fill the memory."""
         try:
             with self._clock("fetch"):
-                data = read_bytes(absolute(content.uri, self._settings.base))
+                data = self._read(content.uri)
                 uris = {uri for pair in content.pairs for uri in pair.masks}
                 masks = {uri: self._fetch_mask(uri) for uri in uris}
             fetched = Fetched(data, *decoded_size(data, self._settings.size), masks)
@@ -154,9 +154,14 @@ class ContentLoader:
 
     def _fetch_mask(self, uri: str) -> bytes | RowError:
         try:
-            return read_bytes(absolute(uri, self._settings.base))
+            return self._read(uri)
         except RowError as error:
             return error
+
+    def _read(self, uri: str) -> bytes:
+        data = read_bytes(absolute(uri, self._settings.base))
+        self._clock.count("read", len(data))
+        return data
 
     def _decode(self, content: Content, fetched: Fetched) -> Loaded:
         """Decode a content, and its masks to its size.

@@ -88,6 +88,10 @@ class DeviceError(_OneLineError):
     """The device is unusable from now on; only a new process can go on."""
 
 
+class HandedBackError(_OneLineError):
+    """The worker has to go and hands back what it has not finished, by no fault of a row or a device."""
+
+
 class RowError(Exception):
     """One row cannot be made; the job goes on.
 

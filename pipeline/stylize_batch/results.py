@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +23,12 @@ from stylize_batch.storage import Root
 
 RUN = b"stylize_batch.run"
 """Parquet metadata key of the run a part belongs to; a part of another run counts as absent."""
+
+FINISHED = b"stylize_batch.finished"
+"""Parquet metadata key of the time at which a part was finished: seconds since 1970, as text."""
+
+READ_AHEAD = 16
+"""Parts being read ahead of the one in use."""
 
 _PART = re.compile(r"results/part-(\d+)\.parquet")
 _TYPES: dict[str, pa.DataType] = {
@@ -91,6 +98,13 @@ class Totals:
         self.measured += other.measured
 
 
+class Part(NamedTuple):
+    """What a shard's results tell without their rows: the totals, and when they were finished (seconds since 1970)."""
+
+    totals: Totals
+    finished: float | None
+
+
 def part_key(shard: int) -> str:
     """Return the key of a shard's results."""
     return f"results/part-{shard:06d}.parquet"
@@ -118,7 +132,8 @@ def results_table(plan: pa.Table, outcomes: list[Outcome], model: str) -> pa.Tab
 
 def put_part(root: Root, shard: int, table: pa.Table, run: str) -> Totals:
     """Write a shard's results in one atomic put; the shard is done once this returns."""
-    root.put(part_key(shard), parquet.dumps(table.replace_schema_metadata({RUN: run.encode()})))
+    metadata = {RUN: run.encode(), FINISHED: f"{time.time():.3f}".encode()}
+    root.put(part_key(shard), parquet.dumps(table.replace_schema_metadata(metadata)))
     return totals_of(table)
 
 
@@ -164,17 +179,25 @@ def complete(plan: pa.Table, earlier: pa.Table | None, make: Callable[[pa.Table]
     return pa.concat_tables([earlier.replace_schema_metadata(None), made]).take(pa.array(position))
 
 
-def finished_shards(root: Root, run: str) -> dict[int, Totals]:
-    """Return the shards whose results this run has written, with their totals."""
+def finished_parts(root: Root, run: str) -> dict[int, Part]:
+    """Return the shards whose results this run has written, with what their parts tell."""
     shards = sorted(listed_shards(root))
 
-    def load(shard: int) -> Totals | None:
+    def load(shard: int) -> Part | None:
         table = read_finished(root, shard, run, COUNTED)
-        return None if table is None else totals_of(table)
+        if table is None:
+            return None
+        finished = (table.schema.metadata or {}).get(FINISHED)
+        return Part(totals_of(table), None if finished is None else float(finished))
 
     with ThreadPoolExecutor(16) as threads:
         found = zip(shards, threads.map(load, shards), strict=True)
-        return {shard: totals for shard, totals in found if totals is not None}
+        return {shard: part for shard, part in found if part is not None}
+
+
+def finished_shards(root: Root, run: str) -> dict[int, Totals]:
+    """Return the shards whose results this run has written, with their totals."""
+    return {shard: part.totals for shard, part in finished_parts(root, run).items()}
 
 
 def listed_shards(root: Root) -> set[int]:
@@ -182,7 +205,23 @@ def listed_shards(root: Root) -> set[int]:
     return {int(match[1]) for key in root.list("results") if (match := _PART.fullmatch(key))}
 
 
-def read_results(root: Root) -> Iterator[pa.Table]:
-    """Read all parts, one after the other, in shard order."""
-    for shard in sorted(listed_shards(root)):
-        yield read_part(root, shard)
+def read_parts(root: Root, run: str) -> Iterator[pa.Table]:
+    """Read the parts that this run has written, one after the other in shard order, some ahead.
+
+    Raises:
+        OSError: storage refused or did not answer.
+    """
+    pending: deque[Future[pa.Table | None]] = deque()
+    with ThreadPoolExecutor(READ_AHEAD) as threads:
+        for shard in sorted(listed_shards(root)):
+            pending.append(threads.submit(read_finished, root, shard, run))
+            if len(pending) == READ_AHEAD:
+                yield from _found(pending.popleft())
+        while pending:
+            yield from _found(pending.popleft())
+
+
+def _found(part: Future[pa.Table | None]) -> Iterator[pa.Table]:
+    table = part.result()
+    if table is not None:
+        yield table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -50,10 +51,14 @@ class ShardReport(NamedTuple):
         shard: its number.
         totals: over its rows.
         seconds: by stage; what threads did at the same time adds up.
+        bytes_read: of images.
+        bytes_written: of pictures.
         peak_memory: of the worker's process, bytes.
     """
 
     shard: int
     totals: Totals
-    seconds: dict[str, float]
-    peak_memory: int
+    seconds: Mapping[str, float] = {}
+    bytes_read: int = 0
+    bytes_written: int = 0
+    peak_memory: int = 0

@@ -1,4 +1,4 @@
-"""Seconds by stage of the work, added up over threads."""
+"""Seconds by stage of the work, and bytes moved, added up over threads."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up seconds by stage, from any thread."""
+    """Adds up seconds by stage and bytes by direction, from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._sizes: defaultdict[str, int] = defaultdict(int)
 
     @contextmanager
     def __call__(self, stage: str) -> Generator[None]:
@@ -26,8 +27,15 @@ class Stopwatch:
             with self._lock:
                 self._seconds[stage] += time.perf_counter() - started
 
-    def take(self) -> dict[str, float]:
-        """Return what was counted and start again from zero."""
+    def count(self, direction: str, size: int) -> None:
+        """Count bytes."""
         with self._lock:
-            seconds, self._seconds = dict(self._seconds), defaultdict(float)
-        return seconds
+            self._sizes[direction] += size
+
+    def take(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Return seconds by stage and bytes by direction, and start again from zero."""
+        with self._lock:
+            counted = dict(self._seconds), dict(self._sizes)
+            self._seconds.clear()
+            self._sizes.clear()
+        return counted

@@ -17,7 +17,7 @@ import unicodedata
 import uuid
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -392,6 +392,16 @@ class Root:
         with _os_errors():
             return kind(self._fs, join(self._path, key)) == "file"
 
+    def modified(self, key: str) -> float:
+        """Return when an object was last written, in seconds since 1970 by the storage's clock.
+
+        Raises:
+            FileNotFoundError: there is none under this key.
+            OSError: storage refused or did not answer.
+        """
+        with _os_errors():
+            return float(self._fs.modified(join(self._path, key)).timestamp())
+
     def list(self, prefix: str) -> list[str]:
         """List the keys below a prefix (a folder), sorted."""
         base = self._path.rstrip("/")
@@ -425,6 +435,13 @@ class Root:
         if self._local:
             # An actor that has outlived its driver may still be writing there.
             shutil.rmtree(Path(self._path) / TEMPORARY, ignore_errors=True)
+
+    def drop_temporaries(self) -> None:
+        """Remove the folder of this object's own temporaries, and the one around it unless others use it."""
+        if self._local:
+            with suppress(OSError):
+                self._temporary.rmdir()
+                self._temporary.parent.rmdir()
 
 
 def _write_to_disk(path: Path, data: bytes) -> None:

@@ -8,9 +8,11 @@ timing, so a rerun makes the same pixels.
 
 from __future__ import annotations
 
+import math
 import resource
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -32,7 +34,7 @@ from stylize_batch.contents import (
     as_tensor,
     contents_of,
 )
-from stylize_batch.errors import DeviceError, RowError, SystemicError
+from stylize_batch.errors import DeviceError, HandedBackError, RowError, SystemicError
 from stylize_batch.images.decode import Array, decode
 from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
 from stylize_batch.images.mask import check_regions, stack_regions
@@ -85,12 +87,18 @@ class Picture(NamedTuple):
 class Worker:
     """Holds the network on its device and the threads around it."""
 
-    def __init__(self, settings: WorkerSettings, model: bytes) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        model: bytes,
+        heard: Callable[[str, Outcome], None] = lambda pair, outcome: None,
+    ) -> None:
         """Load the network.
 
         Args:
             settings: of the job.
             model: the bytes of the model file.
+            heard: is told the identity of each pair as it is finished, and what became of it.
         """
         Image.MAX_IMAGE_PIXELS = None  # `decode` has its own limit, and says which image and what size
         self._settings = settings
@@ -100,13 +108,20 @@ class Worker:
         self._writers = ThreadPoolExecutor(WRITE_THREADS, "write")
         self._clock = Stopwatch()
         self._loader = ContentLoader(settings, self._fetchers, self._clock, self._large)
+        self._heard = heard
         self.rows_done = 0
         """Rows of the shard in hand that are finished; a live counter for progress."""
+        self.leave_by = math.inf
+        """When (`time.monotonic`) it hands back what it has not finished; may be set from another thread."""
 
     def close(self) -> None:
         """Let the threads go; what they have not begun is dropped."""
         self._fetchers.shutdown(wait=False, cancel_futures=True)
         self._writers.shutdown(wait=False, cancel_futures=True)
+
+    def _stay(self) -> None:
+        if time.monotonic() > self.leave_by:
+            raise HandedBackError("this worker has to go")
 
     def _use_cores(self) -> None:
         # OpenMP keeps the number per calling thread, and an actor's methods run on threads of Ray's.
@@ -127,12 +142,14 @@ class Worker:
 
         Raises:
             SystemicError: storage answered for none of them.
+            HandedBackError: there was no time for all.
         """
         self._use_cores()
         vectors: list[StyleVector] = []
         failures: dict[str, RowError] = {}
         loads = [self._fetchers.submit(self._load_style, uri, versions.get(uri)) for uri in styles]
         for uri, load in zip(styles, loads, strict=True):
+            self._stay()
             try:
                 loaded = load.result()
                 if loaded is not None:
@@ -160,6 +177,7 @@ class Worker:
     def _load_style_image(self, uri: str) -> StyleImage:
         try:
             data = read_bytes(absolute(uri, self._settings.base))
+            self._clock.count("read", len(data))
             image = np.array(decode(data, size=self._settings.style_size, min_side=MIN_SIDE))
         except RowError as error:
             raise named(error, "style", uri) from None
@@ -173,6 +191,7 @@ class Worker:
         Raises:
             SystemicError: outputs cannot be written, or storage answered for no content; nothing is committed.
             DeviceError: the device is unusable from now on.
+            HandedBackError: there was no time for all rows; nothing is committed.
         """
         self._clock.take()
         try:
@@ -183,7 +202,10 @@ class Worker:
         except OSError as error:
             raise _output_error(error, self._root.uri) from None
         self.rows_done = 0
-        return ShardReport(shard, totals, self._clock.take(), peak_memory())
+        seconds, sizes = self._clock.take()
+        return ShardReport(
+            shard, totals, seconds, sizes.get("read", 0), sizes.get("written", 0), peak_memory()
+        )
 
     def stylize(self, plan: pa.Table, bank: StyleBank, *, alone: bool = False) -> pa.Table:
         """Stylize the rows of a plan, write the pictures and return the results, uncommitted.
@@ -195,24 +217,31 @@ class Worker:
 
         Raises:
             SystemicError: as `run_shard`.
+            HandedBackError: as `run_shard`.
         """
         self._use_cores()
         self.rows_done = 0
         outcomes: dict[int, Outcome] = {}
         writes: deque[tuple[int, Future[Outcome]]] = deque()
+        pairs = plan["pair_id"]
+
+        def finish(row: int, outcome: Outcome) -> None:
+            outcomes[row] = outcome
+            self.rows_done += 1
+            self._heard(pairs[row].as_py(), outcome)
 
         def settle(limit: int) -> None:
             while len(writes) > limit:
                 row, write = writes.popleft()
                 with self._clock("wait"):
-                    outcomes[row] = write.result()
-                self.rows_done += 1
+                    outcome = write.result()
+                finish(row, outcome)
 
         try:
             for row, made in self._make(contents_of(plan), bank, alone):
+                self._stay()
                 if isinstance(made, Outcome):
-                    outcomes[row] = made
-                    self.rows_done += 1
+                    finish(row, made)
                 else:
                     writes.append((row, made))
                     settle(MAX_PENDING_WRITES)
@@ -414,6 +443,7 @@ class Worker:
         key = f"images/{key}"
         with self._clock("put"):
             self._root.put(key, data)
+        self._clock.count("written", len(data))
         height, width = picture.pixels.shape[:2]
         return Outcome(self._root.uri_of(key), None, *picture.losses, height, width)
 

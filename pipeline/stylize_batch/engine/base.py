@@ -28,6 +28,11 @@ class Engine(Protocol):
         """Where the network runs when the job says auto."""
         ...
 
+    @property
+    def dropped(self) -> dict[str, str]:
+        """The nodes that were given no more work, and why."""
+        ...
+
     def start(self, settings: WorkerSettings, model: bytes) -> None:
         """Create the workers."""
         ...

@@ -29,6 +29,11 @@ class InProcessEngine:
         """CUDA if this machine has it."""
         return "cuda" if torch.cuda.is_available() else "cpu"
 
+    @property
+    def dropped(self) -> dict[str, str]:
+        """None: there is only this machine."""
+        return {}
+
     def start(self, settings: WorkerSettings, model: bytes) -> None:
         """Load the network."""
         self._worker = Worker(settings, model)

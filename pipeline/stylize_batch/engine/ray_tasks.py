@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from stylize_batch.engine.base import StyleRequest
+from stylize_batch.engine.metrics import WorkMetrics
 from stylize_batch.engine.ray_actor import Ref, encode_styles_alone, stylize_alone
 from stylize_batch.errors import RowError
 from stylize_batch.manifest.plan import read_shard
@@ -23,6 +24,10 @@ RunAlone = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 class Task(Protocol):
     """Something an actor does for the driver."""
 
+    def __str__(self) -> str:
+        """Return what people call it."""
+        ...
+
     def submit(self, actor: Any) -> Ref:
         """Start it on an actor."""
         ...
@@ -37,6 +42,9 @@ class StyleTask:
 
     def __init__(self, request: StyleRequest) -> None:
         self._request = request
+
+    def __str__(self) -> str:
+        return f"{len(self._request.uris)} styles from {self._request.uris[0]} on"
 
     def submit(self, actor: Any) -> Ref:
         """Start it on an actor."""
@@ -64,6 +72,9 @@ class ShardTask:
         self._shard = shard
         self._bank = bank
 
+    def __str__(self) -> str:
+        return f"shard {self._shard}"
+
     def submit(self, actor: Any) -> Ref:
         """Start it on an actor."""
         return actor.run_shard.remote(self._shard, [self._bank])
@@ -76,17 +87,21 @@ class ShardTask:
             error=str(RowError("WorkerDied", "the process that stylized this content ended without a word"))
         )
 
+        def dead(piece: pa.Table) -> pa.Table:
+            metrics = WorkMetrics(settings)
+            for _ in range(len(piece)):
+                metrics.pair(died)
+            return results_table(piece, [died] * len(piece), settings.model)
+
         def make(rows: pa.Table) -> pa.Table:
             pieces = by_content(rows)
-            found = run_alone(stylize_alone, [(piece, self._bank) for piece in pieces])
-            tables = [
-                results_table(piece, [died] * len(piece), settings.model) if table is None else table
-                for piece, table in zip(pieces, found, strict=True)
-            ]
-            return pa.concat_tables(tables)
+            found = run_alone(stylize_alone, [(self._shard, piece, self._bank) for piece in pieces])
+            return pa.concat_tables(
+                dead(piece) if table is None else table for piece, table in zip(pieces, found, strict=True)
+            )
 
         table = complete(plan, read_finished(root, self._shard, settings.run), make)
-        return ShardReport(self._shard, put_part(root, self._shard, table, settings.run), {}, 0)
+        return ShardReport(self._shard, put_part(root, self._shard, table, settings.run))
 
 
 def by_content(plan: pa.Table) -> list[pa.Table]:

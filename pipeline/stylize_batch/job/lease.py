@@ -64,7 +64,7 @@ def lease(root: Root, run: str) -> Generator[None]:
         UsageError: another run renews it.
         OSError: the root cannot be written.
     """
-    here = Holder(run, socket.gethostname(), os.getpid(), _place(), _born(os.getpid()) or "")
+    here = _myself(run)
     _wait_for_others(root, here)
     root.put(KEY, _dumps(here))
     stop = threading.Event()
@@ -78,9 +78,34 @@ def lease(root: Root, run: str) -> Generator[None]:
         with suppress(
             Exception
         ):  # it may be another's by now, or storage may be gone: a stale lease holds 15 s
-            holder = _read(root)
-            if holder is not None and holder.run == run and not renewing.is_alive():
+            found = _read(root)
+            if found is not None and found.run == run and not renewing.is_alive():
                 root.delete([KEY])
+
+
+def holder(root: Root) -> tuple[Holder, bool] | None:
+    """Return who holds the lease of a root and whether it lives, from any machine; None if nobody does.
+
+    Takes a few seconds only where the lease looks abandoned: clocks may differ, so it is watched.
+
+    Raises:
+        OSError: storage refused or did not answer.
+    """
+    first, here = _read(root), _myself("")
+    if first is None or first.dead(here):
+        return None if first is None else (first, False)
+    if first.place == here.place != "":
+        return first, True
+    with suppress(FileNotFoundError):
+        if abs(time.time() - root.modified(KEY)) < WATCH_SECONDS:
+            return first, True
+    deadline = time.monotonic() + 2 * RENEW_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        now = _read(root)
+        if now != first:
+            return None if now is None else (now, True)
+    return first, False
 
 
 def _renew(root: Root, here: Holder, stop: threading.Event) -> None:
@@ -123,6 +148,10 @@ def _read(root: Root) -> Holder | None:
 
 def _dumps(holder: Holder) -> bytes:
     return (json.dumps(holder._asdict()) + "\n").encode()
+
+
+def _myself(run: str) -> Holder:
+    return Holder(run, socket.gethostname(), os.getpid(), _place(), _born(os.getpid()) or "")
 
 
 def _place() -> str:

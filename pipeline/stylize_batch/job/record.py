@@ -29,6 +29,8 @@ class RunRecord(BaseModel):
         settings: all settings of the last run.
         model_digest: BLAKE2b-128 of the model file.
         manifest_fingerprint: BLAKE2b-128 of the manifest's bytes.
+        base: folder that relative image paths start from.
+        home: the output root as the last run reached it, with a `/` at its end.
         precision: of the network, as resolved when the first worker started.
         shard_pairs: pairs per shard, as planned.
         pairs: rows of the manifest.
@@ -46,6 +48,8 @@ class RunRecord(BaseModel):
     settings: dict[str, Any]
     model_digest: str
     manifest_fingerprint: str
+    base: str
+    home: str
     precision: Precision | None = None
     shard_pairs: int
     pairs: int = 0

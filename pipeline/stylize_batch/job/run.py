@@ -14,14 +14,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from stylize_batch import __version__
 from stylize_batch.engine.base import Engine
-from stylize_batch.errors import GaveUpError, JobFailedError, UsageError
+from stylize_batch.errors import GaveUpError, JobFailedError, UsageError, one_line
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
 from stylize_batch.job import record as records
 from stylize_batch.job.build import ensure_manifest
 from stylize_batch.job.lease import KEY as LEASE
 from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
+from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
 from stylize_batch.job.styles import encode_styles, offers, open_bank
 from stylize_batch.manifest.plan import (
@@ -35,7 +37,6 @@ from stylize_batch.manifest.plan import (
 from stylize_batch.manifest.source import Source, fingerprint, locate
 from stylize_batch.model import container
 from stylize_batch.progress import Observer, Silent
-from stylize_batch.report import write_report
 from stylize_batch.results import Totals, finished_shards, listed_shards
 from stylize_batch.settings import WorkerSettings
 from stylize_batch.storage import Root
@@ -56,7 +57,9 @@ class RunSummary:
         styles: how many were encoded, taken from a bank file, kept from earlier runs, and failed.
         stages: seconds by stage, summed over workers and their threads.
         peak_memory: bytes; of the driver and of the largest worker.
+        report_error: why there is no report.html.
         notes: of building the manifest, one line for each thing a user should know of.
+        dropped_nodes: nodes of the cluster that were given no more work, and why.
     """
 
     pairs: int
@@ -72,7 +75,9 @@ class RunSummary:
     styles: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    report_error: str | None = None
     notes: list[str] = field(default_factory=list)
+    dropped_nodes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object `--json` prints."""
@@ -125,12 +130,21 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
                 summary.skipped < summary.pairs or not record.totals
             ):  # else the run that did the work says more
                 record.totals = asdict(summary)
-            write_report(root, record.totals, source.base)
             record.save(root)
         except OSError as error:
             raise JobFailedError(f"cannot use {root.uri}: {_reason(error)}") from None
+        summary.report_error = _report(root, record)
     root.clear_temporaries()
     return summary
+
+
+def _report(root: Root, record: RunRecord) -> str | None:
+    """Write report.html; returns why it could not be written."""
+    try:
+        put_report(root, record)
+    except Exception as error:  # the work is done and kept: nothing about a page of pictures may fail the run
+        return one_line(f"{type(error).__name__}: {error}")
+    return None
 
 
 def _work(
@@ -160,6 +174,7 @@ def _work(
     stages: Counter[str] = Counter()
     style_counts: dict[str, int] = {}
     peak_worker = 0
+    dropped: dict[str, str] = {}
     seconds = time.monotonic() - started
     limit = spec.allowed_failures(record.pairs)
     _check_failures(totals, limit)
@@ -177,6 +192,7 @@ def _work(
                 seconds = time.monotonic() - started
                 observer.advance(totals.pairs, totals.failed)
                 _check_failures(totals, limit)
+            dropped = engine.dropped
     missing = set(range(record.shards)) - listed_shards(root)
     if totals.pairs != record.pairs or missing:
         raise JobFailedError(
@@ -199,6 +215,7 @@ def _work(
             "driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "worker": peak_worker,
         },
+        dropped_nodes=dropped,
     )
 
 
@@ -252,8 +269,8 @@ def _planned(spec: JobSpec, source: Source, root: Root, model_digest: str, held:
         record = examine()  # again: another run may just have ended
         if record is None or _lacks_plan(spec, record):
             partition = partition or _check(spec, source, folder)
-            return _plan(spec, partition, root, model_digest, manifest, record)
-    record.settings = spec.model_dump()
+            return _plan(spec, partition, source, root, model_digest, manifest, record)
+    record.settings, record.base, record.home = spec.model_dump(), source.base, root.uri_of("")
     record.state = "running"
     _save(record, root)
     return record
@@ -287,6 +304,7 @@ def _check(spec: JobSpec, source: Source, folder: str) -> Partition:
 def _plan(
     spec: JobSpec,
     partition: Partition,
+    source: Source,
     root: Root,
     model_digest: str,
     manifest: str,
@@ -306,11 +324,14 @@ def _plan(
         settings=spec.model_dump(),
         model_digest=model_digest,
         manifest_fingerprint=manifest,
+        base=source.base,
+        home=root.uri_of(""),
         shard_pairs=shard_pairs,
         chroma_subsampling=_chroma(spec),
         versions={
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("stylize-batch", "torch", "pillow", "ray")},
+            "stylize-batch": __version__,
+            **{name: metadata.version(name) for name in ("torch", "pillow", "ray")},
         },
     )
     _save(record, root)

@@ -22,6 +22,9 @@ FIXED = (
 )  # fmt: skip
 """Settings an output root keeps for good, beside the manifest; the others may change from run to run."""
 
+LOCATIONS = ("manifest", "content", "style", "output", "model", "styles")
+"""Settings that are paths or URIs."""
+
 
 class JobSpec(BaseModel):
     """Settings of a run, with the command line's names (`-` as `_`).
@@ -104,12 +107,10 @@ class JobSpec(BaseModel):
             raise ValueError("--in-process and --address exclude each other")
         if self.in_process and self.actors not in (None, 1):
             raise ValueError("--in-process runs one worker; leave --actors out")
-        for name in ("manifest", "content", "style", "output", "model", "styles"):
+        for name in LOCATIONS:
             refuse_credentials(getattr(self, name), name)
-        in_memory = (
-            self.resolved_output(), self.manifest, self.content, self.style, self.model, self.styles
-        )  # fmt: skip
-        if any(uri.startswith("memory://") for uri in in_memory) and not self.in_process:
+        in_memory = any(getattr(self, name).startswith("memory://") for name in LOCATIONS)
+        if in_memory and not self.in_process:
             raise ValueError("memory:// lives in one process; add --in-process or use another storage")
         return self
 

@@ -1,0 +1,200 @@
+"""The driver's view of its actors: who answers, from which node, and what each has in flight."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from stylize_batch.engine.ray_actor import Place, Pulse, Ref, WorkerActor
+from stylize_batch.engine.ray_tasks import Task
+from stylize_batch.settings import WorkerSettings
+
+PING_SECONDS = 1.0
+
+
+class Slot:
+    """One actor.
+
+    A process that is placed or restarted first answers `alive`, then the `ping` that loads the network, and only then
+    gets work. While it waits for a place, it owes no answer.
+
+    Attributes:
+        in_flight: tasks it has been given, oldest first; it works on the oldest.
+        place: where its process runs, as it said last; None before it has answered.
+        ready: whether it takes work.
+        leaving: whether it hands back what it does not finish in time.
+        rows: finished in the shard in hand.
+        finished: tasks.
+        lost_starts: times in a row that it started and could not take work.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._question: Ref | None = actor.alive.remote()
+        self._next_question = 0.0
+        self._alive = False
+        self.in_flight: deque[tuple[Ref, Task]] = deque()
+        self.place: Place | None = None
+        self.ready = False
+        self.leaving = False
+        self.rows = 0
+        self.finished = 0
+        self.lost_starts = 0
+
+    @property
+    def node(self) -> str:
+        """The identity of the node it was on last."""
+        return self.place.node if self.place else ""
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether it may be given tasks."""
+        return self.ready and not self.leaving
+
+    @property
+    def refs(self) -> list[Ref]:
+        """What it owes an answer to."""
+        question = [] if self._question is None else [self._question]
+        return [ref for ref, _ in self.in_flight] + question
+
+    def give(self, task: Task) -> None:
+        """Give it a task, to be begun when the earlier ones are done."""
+        self.in_flight.append((task.submit(self._actor), task))
+
+    def take_back(self) -> Task:
+        """Take away the last task, which it has not begun.
+
+        Should it just have begun, two actors do the same, and both write the same.
+        """
+        ref, task = self.in_flight.pop()
+        ray.cancel(ref)
+        return task
+
+    def lose(self) -> list[Task]:
+        """Take note that the process is gone, and return what it had in flight. Ray restarts it where there is room."""
+        self._reset()
+        tasks = [task for _, task in self.in_flight]
+        self.in_flight.clear()
+        return tasks
+
+    def _reset(self) -> None:
+        self._alive = self.ready = self.leaving = False
+        self.rows = 0
+        if self._question is None:
+            self._next_question = time.monotonic() + PING_SECONDS
+
+    def restart(self) -> list[Task]:
+        """Have a new process in place of this one, and return what it had in flight."""
+        ray.kill(self._actor, no_restart=False)
+        return self.lose()
+
+    def end(self) -> list[Task]:
+        """End it for good, and return what it had in flight."""
+        ray.kill(self._actor)
+        return self.lose()
+
+    def ask(self, model: Ref) -> None:
+        """Put the next question, if it is time for one."""
+        if self._question is None and time.monotonic() >= self._next_question:
+            self._question = self._actor.ping.remote([model]) if self._alive else self._actor.alive.remote()
+
+    def hear(self) -> str | None:
+        """Hear the answer to the last question, if there is one; return why a started process can take no work."""
+        if self._question is None or not ray.wait([self._question], timeout=0)[0]:
+            return None
+        question, self._question = self._question, None
+        try:
+            answer = ray.get(question)
+        except RayError as error:
+            failed_start = self._alive and not self.ready
+            self._reset()
+            if not failed_start:
+                return None
+            self.lost_starts += 1
+            return reason_of(error)
+        if self._alive:
+            pulse = cast("Pulse", answer)
+            self.ready, self.rows, self.leaving = True, pulse.rows, pulse.leaving
+            self.lost_starts = 0
+            self._next_question = time.monotonic() + PING_SECONDS
+        else:
+            self.place = cast("Place", answer)
+            self._alive = True
+        return None
+
+
+class Crew:
+    """All actors of a run.
+
+    Attributes:
+        slots: one for each actor.
+        options: what each asks for.
+        dropped: nodes that get no more work, as people know them, and why.
+    """
+
+    def __init__(self, settings: WorkerSettings, model: Ref, actors: int, options: dict[str, Any]) -> None:
+        """Create all actors at once: those that find no room yet make an autoscaler add nodes."""
+        self._settings = settings
+        self._model = model
+        self._actors = actors
+        self._avoided: list[str] = []
+        self.slots: list[Slot] = []
+        self.options = options
+        self.dropped: dict[str, str] = {}
+        self.fill()
+
+    def fill(self) -> None:
+        """Create the actors that are missing."""
+        options = dict(self.options, max_concurrency=1, max_restarts=-1, max_task_retries=0)
+        actor: Any = cast("Any", ray.remote)(concurrency_groups={"control": 1}, **options)(WorkerActor)
+        while len(self.slots) < self._actors:
+            self.slots.append(Slot(actor.remote(self._settings)))
+
+    def wait(self) -> None:
+        """Wait until an actor has something to say, for a second at most, and put the next questions."""
+        for slot in self.slots:
+            slot.ask(self._model)
+        refs = [ref for slot in self.slots for ref in slot.refs]
+        if refs:
+            ray.wait(refs, num_returns=1, timeout=PING_SECONDS)
+        else:
+            time.sleep(PING_SECONDS / 10)
+
+    def usable_without(self, node: str) -> bool:
+        """Whether an actor on another node takes work."""
+        return any(slot.takes_work and slot.node != node for slot in self.slots)
+
+    def drop(self, node: str, reason: str) -> list[Task]:
+        """End the actors on a node, have others elsewhere in their place, and return what they had in flight."""
+        ended = [slot for slot in self.slots if slot.node == node]
+        place = ended[0].place
+        assert place
+        self.dropped[str(place)] = reason
+        self._avoided.append(node)
+        self.options = {
+            **self.options,
+            "label_selector": {"ray.io/node-id": f"!in({','.join(self._avoided)})"},
+        }
+        tasks = [task for slot in ended for task in slot.end()]
+        self.slots = [slot for slot in self.slots if slot.node != node]
+        self.fill()
+        return tasks
+
+    def dismiss(self) -> None:
+        """End all actors."""
+        for slot in self.slots:
+            slot.end()
+        self.slots.clear()
+
+
+def reason_of(error: RayError) -> str:
+    """Return the last line of what Ray says, or what the code it ran has raised."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    if isinstance(cause, Exception):
+        return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

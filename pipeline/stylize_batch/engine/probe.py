@@ -1,0 +1,92 @@
+"""What is found out before work starts: that every node that may work has the package and can use the output root."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from stylize_batch import __version__
+from stylize_batch.engine.crew import reason_of
+from stylize_batch.errors import UsageError
+from stylize_batch.manifest.plan import shard_key
+from stylize_batch.settings import WorkerSettings
+from stylize_batch.storage import TEMPORARY, Root
+
+PROBE_SECONDS = 120.0
+
+Node = dict[str, Any]
+"""What Ray says of a node."""
+
+
+def living_nodes() -> dict[str, Node]:
+    """Return the nodes of the cluster that live, by identity."""
+    nodes = cast("list[Node]", ray.nodes())
+    return {node["NodeID"]: node for node in nodes if node["Alive"]}
+
+
+def check_nodes(settings: WorkerSettings) -> None:
+    """Have every node that actors may run on read an object under the output root and write it.
+
+    A local root must be the same folder everywhere, so what each node writes is looked for here. On object storage each
+    writes the plan's first shard as it is: nothing is changed or left over, and no right is needed that work does not need.
+
+    Raises:
+        UsageError: a node lacks the package or has another version, does not share a local root, or cannot use the root.
+    """
+    root = Root(settings.root, settings.run)
+    nonce = uuid.uuid4().hex.encode()
+    read = f"{TEMPORARY}/{settings.run}/nonce" if root.local else shard_key(0)
+    if root.local:
+        root.put(read, nonce)
+    resource = "GPU" if settings.device == "cuda" else "CPU"
+    nodes = [node for node in living_nodes().values() if node["Resources"].get(resource)]
+    probe: Any = cast("Any", ray.remote)(num_cpus=0, max_retries=0)(_probe)
+    asked: list[tuple[Node, str, Any]] = []
+    for node in nodes:
+        write = f"{TEMPORARY}/{settings.run}/nonce-{node['NodeID']}" if root.local else read
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked.append((node, write, probe.options(scheduling_strategy=there).remote(settings, read, write)))
+    for node, write, answer in asked:
+        problem = _problem(root, answer)
+        if problem is None and root.local and not _holds(root, write, nonce):
+            problem = _not_shared(root)
+        # A node that was lost meanwhile has nothing to say; one that takes its place is found at the end.
+        if problem is not None and node["NodeID"] in living_nodes():
+            raise UsageError(f"node {node['NodeManagerAddress']} {problem}")
+
+
+def _probe(settings: WorkerSettings, read: str, write: str) -> str:
+    """Copy an object under the root; return the package's version."""
+    root = Root(settings.root, settings.run)
+    root.put(write, root.read(read))
+    return __version__
+
+
+def _problem(root: Root, answer: Any) -> str | None:
+    try:
+        there = cast("str", ray.get(answer, timeout=PROBE_SECONDS))
+    except RayTaskError as error:
+        if isinstance(error.cause, FileNotFoundError) and root.local:
+            return _not_shared(root)
+        if isinstance(error.cause, OSError):
+            return f"cannot use {root.uri}: {error.cause}; nodes need credentials or permissions of their own"
+        return f"cannot run this package, install it there as it is here: {reason_of(error)}"
+    except RayError as error:
+        return f"does not answer: {reason_of(error)}"
+    here = __version__
+    return None if there == here else f"has stylize-batch {there}, here is {here}; install the same on both"
+
+
+def _holds(root: Root, key: str, data: bytes) -> bool:
+    try:
+        return root.read(key) == data
+    except OSError:
+        return False
+
+
+def _not_shared(root: Root) -> str:
+    return f"does not share {root.uri}; with several nodes use object storage or a shared file system for --output"

@@ -1,0 +1,39 @@
+"""A storage whose moods the tests choose, each node's apart: files wait to be read, or end the process that reads them.
+
+`moody://` is the local file system. Environment variables of a node name a folder and the node's file in it. A file
+read leaves its name in `<node>.read`; after that, as long as `<node>` says `wait`, reading waits, and when it says
+`die`, the process dies.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+FOLDER, NODE = "MOODY_FOLDER", "MOODY_NODE"
+
+
+class Moody(LocalFileSystem):
+    protocol = "moody"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path.removeprefix("moody://")
+
+    def cat_file(self, path: str, *arguments: Any, **options: Any) -> bytes:
+        if NODE in os.environ:
+            mood = Path(os.environ[FOLDER]) / os.environ[NODE]
+            with mood.with_suffix(".read").open("a") as file:
+                file.write(f"{Path(path).name}\n")
+            while mood.exists():
+                if mood.read_text() == "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(0.05)
+        return Path(self._strip_protocol(path)).read_bytes()
+
+
+fsspec.register_implementation("moody", Moody, clobber=True)

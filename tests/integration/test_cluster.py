@@ -1,0 +1,373 @@
+"""Several nodes on real Ray: room that comes late, nodes that go, fall ill or are slow, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import patch
+
+import pytest
+import ray
+from PIL import Image
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2  # pyright: ignore
+
+import stylize_batch
+from stylize_batch.errors import UsageError
+from stylize_batch.job.run import RunSummary
+from stylize_batch.model import container
+from tests.conftest import Cli, MakeManifest, command, read_results
+from tests.faults.processes import MARK, processes
+from tests.integration import moody
+from tests.integration.s3 import BUCKET, READER, S3Server
+
+PAIRS = 6
+LIMIT_SECONDS = 150
+
+
+class Nodes:
+    """A cluster whose head does no work, and nodes of one core, each with a name and a mood of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = {**os.environ, MARK: folder.name, "STYLIZE_BATCH_SCHEMES": "file,moody,s3"}
+        (folder / "sitecustomize.py").write_text(f"import runpy\nrunpy.run_path({moody.__file__!r})\n")
+        self._running: dict[str, Any] = {}
+        with patch.dict(os.environ, self._environment()):
+            often = {"metrics_report_interval_ms": 500}
+            head = {"num_cpus": 0, "include_dashboard": False, "_system_config": often}
+            self.cluster = Cluster(initialize_head=True, head_node_args=head)
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    @property
+    def logs(self) -> Path:
+        assert self.cluster.head_node
+        return Path(self.cluster.head_node.get_logs_dir_path())
+
+    def _environment(self, **more: str) -> dict[str, str]:
+        path = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {
+            MARK: self.env[MARK],
+            moody.FOLDER: str(self.folder),
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            **more,
+        }
+
+    def add(self, name: str, mood: str | None = None, **environment: str) -> str:
+        """Start a node, and return its identity."""
+        self.feel(name, mood)
+        with patch.dict(os.environ, self._environment(**{moody.NODE: name, **environment})):
+            self._running[name] = self.cluster.add_node(num_cpus=1)
+        return str(self._running[name].node_id)
+
+    def feel(self, name: str, mood: str | None) -> None:
+        """Change a node's mood."""
+        if mood is None:
+            (self.folder / name).unlink(missing_ok=True)
+        else:
+            (self.folder / name).write_text(mood)
+
+    def read(self, name: str) -> list[str]:
+        """Return what contents a node has begun to read."""
+        path = self.folder / f"{name}.read"
+        return path.read_text().split() if path.exists() else []
+
+    def worker(self, name: str) -> int | None:
+        """Return the process of the actor on a node."""
+        for pid, line in processes(self.env).items():
+            if line.startswith("ray::WorkerActor"):
+                try:
+                    if f"{moody.NODE}={name}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(
+                        b"\0"
+                    ):
+                        return pid
+                except OSError:
+                    continue
+        return None
+
+    def clear(self) -> None:
+        """Remove all nodes but the head, and what they have left."""
+        for name, node in self._running.items():
+            self.feel(name, None)
+            (self.folder / f"{name}.read").unlink(missing_ok=True)
+            self.cluster.remove_node(node, allow_graceful=False)
+        self._running.clear()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    nodes = Nodes(tmp_path_factory.mktemp("cluster"))
+    yield nodes
+    nodes.cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(started: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setenv("STYLIZE_BATCH_SCHEMES", started.env["STYLIZE_BATCH_SCHEMES"])
+    yield started
+    started.clear()
+
+
+@pytest.fixture
+def manifest(make_manifest: MakeManifest, contents: list[str], styles: list[str]) -> Path:
+    return make_manifest([{"content": f"moody://{content}", "style": styles[:1]} for content in contents])
+
+
+Run = Callable[..., "Future[RunSummary]"]
+
+
+@pytest.fixture
+def run(nodes: Nodes, manifest: Path, tmp_path: Path) -> Iterator[Run]:
+    """Start a run of one pair a shard on the cluster, with this process as its driver."""
+    with ThreadPoolExecutor(1) as thread:
+
+        def start(**settings: Any) -> Future[RunSummary]:
+            given: dict[str, Any] = {
+                "output": str(tmp_path / "out"),
+                "address": nodes.address,
+                "shard_pairs": 1,
+                "style_size": 48,
+                "actors": 2,
+                **settings,
+            }
+            return thread.submit(lambda: stylize_batch.run(str(manifest), **given))
+
+        yield start
+    ray.shutdown()
+
+
+def until(condition: Callable[[], object], running: Future[RunSummary] | None = None) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        if running is not None and running.done():
+            raise AssertionError(f"the run has ended: {running.result()}")
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def parts(folder: Path) -> int:
+    return len(list((folder / "out" / "results").glob("*"))) if (folder / "out" / "results").exists() else 0
+
+
+def check_all_made(folder: Path) -> None:
+    rows = read_results(folder / "out")
+    assert len({row["pair_id"] for row in rows}) == len(rows) == PAIRS
+    for row in rows:
+        assert row["status"] == "ok", row
+        with Image.open(row["output"]) as image:
+            image.load()
+
+
+def test_a_run_starts_with_what_fits_and_a_node_that_comes_later_takes_over_what_the_slow_one_has_not_begun(
+    nodes: Nodes, run: Run, tmp_path: Path
+) -> None:
+    model = tmp_path / "on-the-laptop.safetensors"
+    model.write_bytes(container.builtin_bytes(container.DEFAULT))
+    nodes.add("slow", "wait")
+    running = run(model=str(model))
+    until(lambda: (tmp_path / "out" / "run.json").exists(), running)
+    model.unlink()  # nodes have none of the driver's files
+    until(lambda: nodes.read("slow"), running)
+    nodes.add("fast")
+    until(lambda: parts(tmp_path) == PAIRS - 1, running)
+    nodes.feel("slow", None)
+    summary = running.result(LIMIT_SECONDS)
+    assert len(nodes.read("slow")) == 1
+    assert len(nodes.read("fast")) == PAIRS - 1
+    assert summary.dropped_nodes == {}
+    check_all_made(tmp_path)
+
+
+def test_a_worker_that_is_told_to_go_finishes_its_shard_or_hands_it_back_and_nothing_is_blamed(
+    nodes: Nodes, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.add("ended", "wait")
+    drained = nodes.add("drained", "wait")
+    running = run()
+    until(lambda: nodes.read("ended") and nodes.read("drained"), running)
+    first = nodes.worker("ended")
+    assert first
+    os.kill(first, signal.SIGTERM)
+    GcsClient(address=nodes.address).drain_node(
+        drained,
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),  # pyright: ignore
+        "spot",
+        int(time.time() * 1000) + 5500,
+    )
+    time.sleep(3)  # until the actor has asked, and its time is over
+    for name in ("ended", "drained"):
+        nodes.feel(name, None)
+    running.result(LIMIT_SECONDS)
+    begun = Counter(nodes.read("ended") + nodes.read("drained"))
+    assert begun.total() == PAIRS + 1, "what was handed back is done again, and nothing else"
+    assert len(nodes.read("drained")) == 1
+    assert not [record for record in caplog.records if "was lost" in record.message]
+    check_all_made(tmp_path)
+
+
+def test_a_node_that_loses_what_others_do_gets_no_more_work_and_is_named(
+    nodes: Nodes, run: Run, tmp_path: Path
+) -> None:
+    nodes.add("sound", "wait")
+    sick = nodes.add("sick", "die")
+    running = run()
+    until(lambda: len(nodes.read("sick")) >= 3 and nodes.worker("sick") is None, running)
+    nodes.feel("sound", None)
+    summary = running.result(LIMIT_SECONDS)
+    ((node, reason),) = summary.dropped_nodes.items()
+    assert sick[:8] in node
+    assert "3 tasks in a row" in reason
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["totals"]["dropped_nodes"] == {
+        node: reason
+    }
+    check_all_made(tmp_path)
+
+
+def test_a_killed_driver_leaves_no_worker_on_the_cluster(
+    nodes: Nodes, manifest: Path, tmp_path: Path
+) -> None:
+    nodes.add("waiting", "wait")
+    arguments = ["run", str(manifest), "-o", "out", "--address", nodes.address, "--style-size", "48"]
+    driver = subprocess.Popen([command(), *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    until(lambda: nodes.read("waiting"))
+    assert nodes.worker("waiting")
+    driver.kill()
+    driver.wait()
+    killed = time.monotonic()
+    until(lambda: nodes.worker("waiting") is None)
+    assert time.monotonic() - killed < 30
+
+
+METRIC = re.compile(r"ray_stylize_batch_(\w+)\{(.*)\} (\S+)")
+
+
+def scraped(ports: list[int]) -> dict[str, float]:
+    """Return what the endpoints of nodes serve, by name and the tags that are our own."""
+    found: dict[str, float] = {}
+    for port in ports:
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+        for name, tags, value in METRIC.findall(page):
+            ours = dict(re.findall(r'(device|model|status|kind|stage|le)="([^"]*)"', tags))
+            assert ours.pop("device") == "cpu"
+            assert ours.pop("model") == container.DEFAULT
+            found[" ".join([name, *ours.values()])] = float(value)
+    return found
+
+
+def test_metrics_and_a_log_tell_of_pairs_failures_and_shards(
+    nodes: Nodes,
+    run: Run,
+    contents: list[str],
+    styles: list[str],
+    make_manifest: MakeManifest,
+    tmp_path: Path,
+) -> None:
+    rows = [{"content": f"moody://{content}", "style": styles[:1]} for content in contents]
+    make_manifest([*rows, {"content": "/absent.jpg", "style": styles[:1]}])
+    nodes.add("only", "wait")
+    running = run(actors=1)
+    until(lambda: nodes.read("only"), running)
+    ports = [node["MetricsExportPort"] for node in cast("list[dict[str, Any]]", ray.nodes()) if node["Alive"]]
+    nodes.feel("only", None)
+    until(lambda: scraped(ports).get("pairs_total ok") == PAIRS, running)
+    running.result(LIMIT_SECONDS)
+    found = scraped(ports)
+    assert found["pairs_total failed"] == found["failures_total NotFound"] == 1
+    assert found["content_loss_count"] == found["style_loss_count"] == PAIRS
+    assert found["read_bytes_total"] == sum(Path(content).stat().st_size for content in contents)
+    pictures = [path.stat().st_size for path in (tmp_path / "out" / "images").rglob("*.jpg")]
+    assert found["written_bytes_total"] == sum(pictures)
+    assert found["stage_seconds_total stylize"] > 0
+    assert "queue_depth" in found
+
+    lines = [
+        json.loads(line)
+        for path in nodes.logs.glob("worker-*.err")
+        for line in path.read_text().splitlines()
+        if line.startswith('{"time"')
+    ]
+    ((failed, row),) = [
+        (line, row)
+        for row in read_results(tmp_path / "out")
+        for line in lines
+        if line.get("pair") == row["pair_id"]
+    ]
+    assert failed["event"] == "row failed"
+    assert failed["error"] == row["error"] == "NotFound: /absent.jpg does not exist"
+    assert failed["shard"] in {line["shard"] for line in lines if line["event"] == "shard finished"}
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    def start(**settings: Any) -> str:
+        with pytest.raises(UsageError) as caught:
+            run(**settings).result(LIMIT_SECONDS)
+        return str(caught.value)
+
+    return start
+
+
+def test_a_node_without_the_package_is_refused_before_work_starts(
+    nodes: Nodes, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    lacking = tmp_path / "lacking" / "stylize_batch"
+    lacking.mkdir(parents=True)
+    (lacking / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'stylize_batch'\")")
+    nodes.add("bare", PYTHONPATH=str(lacking.parent))
+    reason = refused()
+    assert re.fullmatch(r"node \S+ cannot run this package, install it there as it is here: .*", reason), (
+        reason
+    )
+    assert "No module named 'stylize_batch'" in reason
+    assert not (tmp_path / "out" / "results").exists()
+
+
+def test_a_cluster_of_another_ray_or_python_is_refused(nodes: Nodes, refused: Callable[..., str]) -> None:
+    gcs = GcsClient(address=nodes.address)
+    kept = gcs.internal_kv_get(CLUSTER_METADATA_KEY, KV_NAMESPACE_CLUSTER)
+    other = {**json.loads(kept), "ray_version": "2.1.0", "python_version": "3.8.1"}
+    gcs.internal_kv_put(CLUSTER_METADATA_KEY, json.dumps(other).encode(), True, KV_NAMESPACE_CLUSTER)
+    try:
+        reason = refused()
+    finally:
+        gcs.internal_kv_put(CLUSTER_METADATA_KEY, kept, True, KV_NAMESPACE_CLUSTER)
+    assert "runs other versions; use the same here and there" in reason
+    assert "Ray: 2.1.0 Python: 3.8.1" in reason
+
+
+def test_a_node_that_may_not_write_to_the_output_is_refused_and_nothing_is_left_there(
+    nodes: Nodes,
+    server: S3Server,
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    cli: Cli,
+    tmp_path: Path,
+) -> None:
+    nodes.add("reader", **server.env(READER))
+    output = f"s3://{BUCKET}/{tmp_path.name}"
+    rows = make_manifest([{"content": contents[0], "style": styles[:1]}])
+    done = cli("run", rows, "-o", output, "--address", nodes.address, env=server.env())
+    assert done.returncode == 2, done.stderr
+    assert f"cannot use {output}" in done.stderr
+    assert "credentials" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    keys = {key.removeprefix(f"{output.removeprefix('s3://')}/") for key in server.client().find(output)}
+    assert keys - {"lease.json"} == {"run.json", "plan/shard-000000.parquet", "plan/styles.parquet"}

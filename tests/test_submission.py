@@ -1,0 +1,50 @@
+"""What a submission refuses before anything is sent, and how it reads a job's log."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from stylize_batch.errors import UsageError
+from stylize_batch.job.spec import make_spec
+from stylize_batch.submission import refuse_local, summary_of
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"manifest": "pairs.parquet", "output": "s3://b/o"}, "manifest pairs.parquet: a plain path is one of this machine"),
+        ({"manifest": "s3://b/m", "output": "/data/o"}, "output /data/o: a plain path is one of this machine"),
+        ({"manifest": "s3://b/m"}, "--output: name one that the cluster reaches"),
+        ({"manifest": "s3://b/m", "output": "s3://b/o", "model": "mine.safetensors"}, "model mine.safetensors: a plain path"),
+        ({"manifest": "s3://b/m", "output": "s3://b/o", "in_process": True}, "in-process runs on this machine"),
+    ],
+    ids=["manifest", "output", "no output", "model", "in-process"],
+)  # fmt: skip
+def test_what_only_this_machine_has_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        refuse_local(make_spec(settings))
+    assert said in str(refused.value)
+
+
+def test_what_the_cluster_reaches_is_not_refused() -> None:
+    refuse_local(
+        make_spec({"manifest": "file:///mnt/m", "output": "s3://b/o", "model": "s3://b/model.safetensors"})
+    )
+
+
+def test_only_the_summary_is_taken_for_one() -> None:
+    assert summary_of('{"pairs": 1, "ok": 1, "output": "s3://b/o"}')
+    for line in ("{", '{"pairs": 1}', "Stylizing: 3/4", '["pairs", "ok", "output"]'):
+        assert summary_of(line) is None
+
+
+def test_nodes_that_lack_what_the_package_needs_are_told_so_in_one_line() -> None:
+    program = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('stylize_batch', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program, "run"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "has no package 'typer'; install stylize-batch on every node" in done.stderr
+    assert done.stderr.count("\n") == 1
