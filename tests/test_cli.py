@@ -36,7 +36,7 @@ def test_json_prints_the_contracts_object_and_nothing_else_on_stdout(manifest: P
 def test_a_run_says_where_everything_is(manifest: Path, cli: Cli, tmp_path: Path) -> None:
     done = cli("run", manifest, *FAST, "-o", "out")
     assert done.stdout == ""
-    for line in ("pictures", "results", "contact sheet"):
+    for line in ("pictures", "results", "report  "):
         assert line in done.stderr
     assert str(tmp_path / "out" / "report.html") in done.stderr
 
@@ -73,6 +73,10 @@ def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Ro
         (("model", "show", "picasso"), "unknown model"),
         (("manifest", "build", ".", ".", "-o", "pairs.csv"), "a manifest's name ends in .parquet"),
         (("manifest", "check", "absent.parquet"), "there is no manifest absent.parquet"),
+        (("styles", "encode", "absent/", "-o", "bank.parquet"), "there is no style source absent/"),
+        (("styles", "encode", ".", "-o", "bank"), "a style bank's name ends in .parquet"),
+        (("run", "{manifest}", "--styles", "absent.parquet"), "there is no style bank absent.parquet"),
+        (("run", "{manifest}", "--styles", "{manifest}"), "is no style bank"),
     ],
 )
 def test_mistakes_exit_2_with_one_line_and_no_traceback(
@@ -139,3 +143,21 @@ def test_the_driver_of_a_ray_job_needs_no_torch() -> None:
     program = "import stylize_batch.job.run, stylize_batch.engine.on_ray, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_bank_of_styles_serves_a_run_and_what_cannot_be_encoded_is_named(
+    make_manifest: MakeManifest, pairs: list[Row], styles: list[str], cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "paintings").mkdir()
+    (tmp_path / "paintings" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "paintings" / "good.jpg").write_bytes(Path(styles[0]).read_bytes())
+    encode = ("styles", "encode", "paintings", "-o", "bank.parquet", *FAST[1:])
+    made = cli(*encode)
+    assert made.returncode == 3, made.stderr
+    assert f"failed: {tmp_path}/paintings/broken.jpg: Undecodable" in made.stderr
+    assert "1 styles, 1 of them encoded now; 1 failed" in made.stderr
+    manifest = make_manifest([{**pairs[0], "style": ["paintings/good.jpg"]}, pairs[1]])
+    done = cli("run", manifest, *FAST, "--styles", "bank.parquet")
+    assert done.returncode == 0, done.stderr
+    assert "Encoding styles (1 in the bank): 2" in done.stderr
+    assert "styles: 1 from the bank, 1 encoded" in done.stderr

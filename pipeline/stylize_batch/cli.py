@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -68,6 +68,10 @@ model_app = typer.Typer(help="Models: look at one, make one of published weights
 app.add_typer(model_app, name="model")
 manifest_app = typer.Typer(help="Manifests: build one from a dataset, check one.", no_args_is_help=True)
 app.add_typer(manifest_app, name="manifest")
+styles_app = typer.Typer(
+    help="Style banks: styles encoded once for many runs and for training.", no_args_is_help=True
+)
+app.add_typer(styles_app, name="styles")
 
 
 def _settings(
@@ -86,6 +90,9 @@ def _settings(
     ] = None,
     style: Annotated[str | None, typer.Option(help="With --content: the same, of style images.")] = None,
     model: Annotated[str | None, typer.Option(help="Shipped model, or path or URI of one.")] = None,
+    styles: Annotated[
+        str | None, typer.Option(help="Style bank of `styles encode`; what it lacks is encoded.")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Shorter side of the content; its own by default.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the centre crop after --size.")] = None,
     style_size: Annotated[int | None, typer.Option(help="Shorter side of the style; 512 by default.")] = None,
@@ -162,6 +169,8 @@ def run(
     _say(f"{summary.ok} of {summary.pairs} pairs stylized{earlier} in {duration(summary.seconds)}")
     if made:
         _say(f"{summary.images_per_second:.2f} images/s")
+    if spec.styles and summary.styles:
+        _say(f"styles: {summary.styles['from_bank']} from the bank, {summary.styles['encoded']} encoded")
     if summary.mean_style_loss is not None:
         _say(
             f"mean content loss {summary.mean_content_loss:.3f}, mean style loss {summary.mean_style_loss:.3f}"
@@ -437,6 +446,42 @@ def model_import(
         skipped=lambda uri: _say(f"skipped, not decodable: {uri}"),
     )
     _say(f"model {made}")
+
+
+@styles_app.command("encode")
+def styles_encode(
+    styles: Annotated[
+        str,
+        typer.Argument(help="Folder, list (CSV, JSON lines, Parquet) or archives; path, URI or glob."),
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", help="The bank: a .parquet file; path or URI.")],
+    model: Annotated[str, typer.Option(help="Shipped model, or path or URI of one.")] = "adain-vgg16",
+    style_size: Annotated[int, typer.Option(min=9, max=16384, help="Shorter side of the style.")] = 512,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs.")] = "auto",
+    unpack: Annotated[str | None, typer.Option(help="Empty folder or URI to extract archives to.")] = None,
+) -> None:
+    """Encode styles once, for `run --styles` and for RandomStyle. Repeated, it encodes only what has changed."""
+    from stylize_batch.job.bank import encode
+    from stylize_batch.progress import TerminalProgress
+
+    with TerminalProgress() as progress:
+        made = encode(
+            styles,
+            output,
+            model=model,
+            style_size=style_size,
+            device=device,
+            unpack=unpack,
+            observer=progress,
+        )
+    _say_some(made.notes)
+    _say_some(made.problems)
+    for uri, error in made.failures.items():
+        _say(f"failed: {uri}: {error}")
+    _say(f"{made.styles} styles, {made.encoded} of them encoded now; {len(made.failures)} failed")
+    _say(f"style bank     {made.output}")
+    if made.failures or made.problems:
+        raise typer.Exit(Exit.ROWS_FAILED)
 
 
 @manifest_app.command("build")

@@ -229,6 +229,33 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing(uri: str) -> Generator[Path]:
+    """Yield a local path to write a large file to; when that is done, it is put under `uri`, whole or not at all.
+
+    Raises:
+        OSError: storage refused or did not answer, after the retries inside.
+    """
+    fs, path = filesystem(absolute(uri))
+    local = isinstance(fs, LocalFileSystem)
+    folder = Path(path).parent if local else Path(tempfile.mkdtemp(prefix="stylize-batch-"))
+    temporary = folder / f".{uuid.uuid4().hex}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if local:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # as in `_write_to_disk`
+            temporary.replace(path)
+        else:
+            with _os_errors():
+                fs.put_file(str(temporary), path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        if not local:
+            folder.rmdir()
+
+
 def fingerprint(uri: str) -> str:
     """Return a file's ETag, or its size and modification time: equal means the bytes are the same.
 

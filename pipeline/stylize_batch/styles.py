@@ -1,24 +1,29 @@
-"""The style bank: every distinct style encoded once, kept in committed parts, looked up by URI."""
+"""The style bank: every distinct style encoded once, looked up by URI; kept in a run's committed parts, or in a bank
+file of its own for many runs."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stylize_batch import parquet
-from stylize_batch.errors import RowError
-from stylize_batch.storage import Root
+from stylize_batch.errors import RowError, SystemicError, UsageError
+from stylize_batch.storage import Root, absolute, failure, filesystem, parent, replacing
 
 Vectors = npt.NDArray[np.float32]
 
 KEY = b"stylize_batch.bank"
-"""Parquet metadata key of the model digest and style size that a part was made with."""
+"""Parquet metadata key of the model digest and style size that a part or a bank file was made with."""
+
+ROW_GROUP = 1024
+"""Styles of a bank file that are written and read at once: 8 MB."""
 
 
 class StyleVector(NamedTuple):
@@ -107,21 +112,34 @@ def bank_of(vectors: Iterable[StyleVector], failures: dict[str, RowError]) -> St
     return StyleBank([style.uri for style in found], matrix, failures)
 
 
-def put_part(root: Root, vectors: list[StyleVector], key: str) -> None:
-    """Commit some styles to the bank; a crash loses at most the part in hand."""
-    width = len(vectors[0].vector)
+def bank_key(model_digest: str, style_size: int) -> str:
+    """Return what all vectors of a part or a bank file have in common."""
+    return f"{model_digest}-{style_size}"
+
+
+def _table(vectors: Sequence[StyleVector], key: str) -> pa.Table:
     flat = pa.array(np.concatenate([style.vector for style in vectors]))
-    table = pa.table(
+    return pa.table(
         {
             "style": pa.array([style.uri for style in vectors], pa.string()),
             "version": pa.array([style.version for style in vectors], pa.string()),
-            "vector": pa.FixedSizeListArray.from_arrays(flat, width),
+            "vector": pa.FixedSizeListArray.from_arrays(flat, len(vectors[0].vector)),
         }
     ).replace_schema_metadata({KEY: key.encode()})
+
+
+def _matrix(table: pa.Table) -> Vectors:
+    """Return a table's vectors, [n, width], in its own memory."""
+    width = table.schema.field("vector").type.list_size
+    return table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), width)
+
+
+def put_part(root: Root, vectors: list[StyleVector], key: str) -> None:
+    """Commit some styles to the bank; a crash loses at most the part in hand."""
     name = hashlib.blake2b(
         "\0".join(f"{style.uri}\0{style.version}" for style in vectors).encode(), digest_size=8
     ).hexdigest()
-    root.put(f"styles/part-{name}.parquet", parquet.dumps(table))
+    root.put(f"styles/part-{name}.parquet", parquet.dumps(_table(vectors, key)))
 
 
 def read_parts(root: Root, key: str) -> dict[str, StyleVector]:
@@ -139,7 +157,123 @@ def read_parts(root: Root, key: str) -> dict[str, StyleVector]:
     for table in tables:
         if table is None or (table.schema.metadata or {}).get(KEY) != key.encode():
             continue
-        vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-        rows = zip(table["style"].to_pylist(), table["version"].to_pylist(), vectors, strict=True)
+        rows = zip(table["style"].to_pylist(), table["version"].to_pylist(), _matrix(table), strict=True)
         found.update({uri: StyleVector(uri, version, vector) for uri, version, vector in rows})
     return found
+
+
+class BankFile(NamedTuple):
+    """What a bank file holds.
+
+    Attributes:
+        uri: its own, absolute.
+        key: see `bank_key`.
+        styles: URIs, absolute.
+        versions: of the images when they were encoded.
+        matrix: their vectors, float32 [n, width].
+    """
+
+    uri: str
+    key: str
+    styles: list[str]
+    versions: list[str]
+    matrix: Vectors
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the model that encoded the styles."""
+        return self.key.rpartition("-")[0]
+
+    @property
+    def style_size(self) -> str:
+        """Shorter side of the style images when they were encoded, pixels."""
+        return self.key.rpartition("-")[2]
+
+    def by_uri(self) -> dict[str, StyleVector]:
+        """Return its styles by their absolute URIs."""
+        rows = zip(self.styles, self.versions, self.matrix, strict=True)
+        return {uri: StyleVector(uri, version, vector) for uri, version, vector in rows}
+
+
+def write_bank(uri: str, vectors: Sequence[StyleVector], key: str) -> None:
+    """Write a bank file, whole or not at all, a row group at a time.
+
+    Styles below its folder are named relative to that, so that they can be moved together.
+
+    Args:
+        uri: of the file.
+        vectors: of the styles, whose URIs are absolute; at least one.
+        key: see `bank_key`.
+
+    Raises:
+        OSError: storage refused or did not answer.
+    """
+    base = parent(absolute(uri)).rstrip("/") + "/"
+    with replacing(uri) as path:
+        writer: pq.ParquetWriter | None = None
+        try:
+            for start in range(0, len(vectors), ROW_GROUP):
+                group = [
+                    style._replace(uri=style.uri.removeprefix(base))
+                    for style in vectors[start : start + ROW_GROUP]
+                ]
+                table = _table(group, key)
+                if writer is None:
+                    writer = pq.ParquetWriter(
+                        path, table.schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+                    )
+                writer.write_table(table)
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def read_bank(uri: str) -> BankFile:
+    """Read a bank file; in memory are its vectors and one row group.
+
+    Raises:
+        UsageError: there is none, it is something else, or damaged.
+    """
+    try:
+        fs, path = filesystem(absolute(uri))
+        with fs.open(path, "rb") as handle, pq.ParquetFile(handle, page_checksum_verification=True) as file:
+            return _read_bank(absolute(uri), file)
+    except UsageError:
+        raise
+    except FileNotFoundError:
+        raise UsageError(f"there is no style bank {uri}; `stylize-batch styles encode` makes one") from None
+    except Exception as error:
+        found = failure(error, uri)
+        refused = isinstance(found, SystemicError) or found.kind == "AccessDenied"
+        reason = str(found) if refused else " ".join(str(error).split())
+        raise UsageError(f"cannot read the style bank {uri}: {reason}{'' if refused else ADVICE}") from None
+
+
+ADVICE = "; remove it and make one with `stylize-batch styles encode`"
+
+
+def _read_bank(uri: str, file: Any) -> BankFile:
+    schema = file.schema_arrow
+    key = (schema.metadata or {}).get(KEY, b"").decode("ascii", "replace")
+    if not key:
+        raise UsageError(f"{uri} is no style bank{ADVICE}")
+    kinds = {name: schema.field(name).type for name in schema.names}
+    vector: Any = kinds.get("vector")
+    sound = (
+        kinds.get("style") == kinds.get("version") == pa.string()
+        and pa.types.is_fixed_size_list(vector)
+        and vector.value_type == pa.float32()
+    )
+    if not sound:
+        raise UsageError(f"the style bank {uri} has other columns than this version writes{ADVICE}")
+    styles: list[str] = []
+    versions: list[str] = []
+    matrix = np.empty((file.metadata.num_rows, vector.list_size), np.float32)
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, ["style", "version", "vector"], use_threads=False)
+        if any(table[name].null_count for name in table.column_names):
+            raise UsageError(f"the style bank {uri} lacks values{ADVICE}")
+        matrix[len(styles) : len(styles) + len(table)] = _matrix(table)
+        styles += [absolute(style, parent(uri)) for style in table["style"].to_pylist()]
+        versions += table["version"].to_pylist()
+    return BankFile(uri, key, styles, versions, matrix)

@@ -19,8 +19,9 @@ from PIL import Image
 
 import stylize_batch
 from stylize_batch.errors import GaveUpError, JobFailedError, UsageError
-from stylize_batch.job.run import STYLES_PER_PART, execute
+from stylize_batch.job.run import execute
 from stylize_batch.job.spec import FIXED, make_spec
+from stylize_batch.job.styles import STYLES_PER_PART
 from stylize_batch.manifest.plan import TEMPORARY_PREFIX, temporary_folder
 from stylize_batch.model import container
 from stylize_batch.progress import Silent

@@ -16,8 +16,8 @@ from typing import Any
 
 from stylize_batch import __version__
 from stylize_batch.annotations import write_annotations
-from stylize_batch.engine.base import Engine, StyleRequest
-from stylize_batch.errors import GaveUpError, JobFailedError, RowError, UsageError, one_line
+from stylize_batch.engine.base import Engine
+from stylize_batch.errors import GaveUpError, JobFailedError, UsageError, one_line
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
 from stylize_batch.job import record as records
 from stylize_batch.job.build import ensure_manifest
@@ -26,6 +26,7 @@ from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
+from stylize_batch.job.styles import encode_styles, offers, open_bank
 from stylize_batch.layout.container import delete_unnamed
 from stylize_batch.manifest.plan import (
     Partition,
@@ -41,11 +42,8 @@ from stylize_batch.progress import Observer, Silent
 from stylize_batch.results import Totals, finished_shards, listed_shards
 from stylize_batch.settings import WorkerSettings
 from stylize_batch.storage import Root
-from stylize_batch.styles import StyleBank, bank_of, put_part, read_parts
+from stylize_batch.styles import ROW_GROUP, BankFile, StyleBank, bank_key, bank_of, put_part
 from stylize_batch.weights import read_model
-
-STYLES_PER_PART = 64
-"""Styles encoded by one task and committed in one part."""
 
 
 @dataclass
@@ -58,6 +56,7 @@ class RunSummary:
         images_per_second: pictures made by this run ÷ seconds.
         output: the output root.
         kinds: failed rows by kind.
+        styles: how many were encoded, taken from a bank file, kept from earlier runs, and failed.
         stages: seconds by stage, summed over workers and their threads.
         peak_memory: bytes; of the driver and of the largest worker.
         annotations: files written beside the pictures.
@@ -76,6 +75,7 @@ class RunSummary:
     mean_content_loss: float | None
     mean_style_loss: float | None
     kinds: dict[str, int] = field(default_factory=dict)
+    styles: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
     annotations: list[str] = field(default_factory=list)
@@ -115,6 +115,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     model = read_model(spec.resolved_model())
     container.check_model(model)
     root = Root(spec.resolved_output(), run=uuid.uuid4().hex[:12])
+    lender = open_bank(spec.styles, container.digest(model), spec.style_size) if spec.styles else None
     manifest, notes = spec.resolved_manifest(), []
     if spec.content:
         _examine(root)
@@ -126,7 +127,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     with ExitStack() as held:
         record = _planned(spec, source, root, container.digest(model), held)
         try:
-            summary = _work(spec, source, root, record, model, observer, started)
+            summary = _work(spec, source, root, record, model, lender, observer, started)
             summary.notes = notes
             record.state = "finished"
             if (
@@ -161,6 +162,7 @@ def _work(
     root: Root,
     record: RunRecord,
     model: bytes,
+    lender: BankFile | None,
     observer: Observer,
     started: float,
 ) -> RunSummary:
@@ -179,6 +181,7 @@ def _work(
     earlier_ok = sum(counted.ok for counted in finished.values())
     skipped = totals.pairs + sum(finished[shard].ok for shard in pending if shard in finished)
     stages: Counter[str] = Counter()
+    style_counts: dict[str, int] = {}
     peak_worker = 0
     dropped: dict[str, str] = {}
     seconds = time.monotonic() - started
@@ -189,7 +192,7 @@ def _work(
         with _engine(spec, len(styles)) as engine:
             settings = _worker_settings(spec, source, root, record, engine)
             engine.start(settings, model)
-            bank = _encode_styles(engine, root, styles, f"{record.model_digest}-{spec.style_size}", observer)
+            bank, style_counts = _encode_styles(engine, root, source, styles, record, spec, lender, observer)
             observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
             for report in engine.run_shards(pending, bank):
                 totals.add(report.totals)
@@ -215,6 +218,7 @@ def _work(
         mean_content_loss=totals.content_loss / totals.measured if totals.measured else None,
         mean_style_loss=totals.style_loss / totals.measured if totals.measured else None,
         kinds=dict(totals.kinds.most_common()),
+        styles=style_counts,
         stages={stage: round(value, 3) for stage, value in stages.most_common()},
         peak_memory={
             "driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -397,25 +401,23 @@ def _engine(spec: JobSpec, styles: int) -> Generator[Engine]:
         engine.close()
 
 
-def _encode_styles(engine: Engine, root: Root, uris: list[str], key: str, observer: Observer) -> StyleBank:
-    """Encode the styles that the bank lacks or whose file has changed, committing them in parts."""
-    known = read_parts(root, key)
-    requests: list[StyleRequest] = []
-    for start in range(0, len(uris), STYLES_PER_PART):
-        part = uris[start : start + STYLES_PER_PART]
-        requests.append(StyleRequest(part, {uri: known[uri].version for uri in part if uri in known}))
-    vectors = {uri: known[uri] for uri in uris if uri in known}
-    failures: dict[str, RowError] = {}
-    observer.phase("Encoding styles", len(uris), 0, lambda: 0)
-    done = 0
-    for batch in engine.encode_styles(requests):
-        if batch.vectors:
-            put_part(root, batch.vectors, key)
-        vectors.update({style.uri: style for style in batch.vectors})
-        failures.update(batch.failures)
-        done += batch.styles
-        observer.advance(done, len(failures))
-    return bank_of((vectors[uri] for uri in uris if uri in vectors and uri not in failures), failures)
+def _encode_styles(
+    engine: Engine,
+    root: Root,
+    source: Source,
+    uris: list[str],
+    record: RunRecord,
+    spec: JobSpec,
+    lender: BankFile | None,
+    observer: Observer,
+) -> tuple[StyleBank, dict[str, int]]:
+    """Return the styles' bank, and how many came from where. What a bank file lent is committed, too."""
+    key = bank_key(record.model_digest, spec.style_size)
+    offered = offers(lender, uris, source.base) if lender else {}
+    found = encode_styles(engine, root, uris, key, observer, offered)
+    for start in range(0, len(found.taken), ROW_GROUP):
+        put_part(root, found.taken[start : start + ROW_GROUP], key)
+    return bank_of(found.vectors.values(), found.failures), found.counts()
 
 
 def _check_failures(totals: Totals, limit: int) -> None:

@@ -22,7 +22,7 @@ FIXED = (
 )  # fmt: skip
 """Settings an output root keeps for good, beside the manifest; the others may change from run to run."""
 
-LOCATIONS = ("manifest", "content", "style", "output", "model")
+LOCATIONS = ("manifest", "content", "style", "output", "model", "styles")
 """Settings that are paths or URIs."""
 
 
@@ -36,6 +36,7 @@ class JobSpec(BaseModel):
         build: how they are paired.
         output: root the results are put under; path or URI.
         model: a shipped model's name, or the path or URI of a safetensors file.
+        styles: bank file that styles are taken from where it has them as they are; none by default.
         size: length of the content's shorter side, pixels; None keeps the content's size.
         crop: side of the centre crop after resizing, pixels.
         style_size: length of the style's shorter side, pixels.
@@ -66,6 +67,7 @@ class JobSpec(BaseModel):
     build: BuildSettings = BuildSettings()
     output: str = ""
     model: str = container.DEFAULT
+    styles: str = ""
     size: int | None = Field(None, ge=9, le=16384)
     crop: int | None = Field(None, ge=9, le=16384)
     style_size: int = Field(512, ge=9, le=16384)

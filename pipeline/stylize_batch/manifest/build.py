@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from stylize_batch.errors import UsageError
@@ -36,7 +34,7 @@ from stylize_batch.manifest.naming import (
 from stylize_batch.manifest.pairing import Group, Hashes, Integers, draw, draw_alpha, make_pools, seeded
 from stylize_batch.manifest.schema import check_schema
 from stylize_batch.manifest.unpack import KEY, URI
-from stylize_batch.storage import Root, absolute, failure, filesystem, kind, parent
+from stylize_batch.storage import Root, absolute, failure, filesystem, kind, parent, replacing
 
 if TYPE_CHECKING:
     from stylize_batch.progress import Observer
@@ -534,29 +532,15 @@ def _put(
     tables: Iterator[pa.Table], output: str, settings: dict[str, Any], advanced: Callable[[], None]
 ) -> None:
     """Write a Parquet file row group by row group, and put it in place when it is whole."""
-    uri = absolute(output)
-    fs, path = filesystem(uri)
-    local = isinstance(fs, LocalFileSystem)
     first = next(tables)
     check_schema(first.schema, output)
     schema = first.schema.with_metadata({BUILT_WITH: json.dumps(settings).encode()})
-    folder = Path(path).parent if local else Path(tempfile.mkdtemp(prefix="stylize-batch-build-"))
-    temporary = folder / f".{Path(path).name}.{uuid.uuid4().hex}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with replacing(output) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for table in chain([first], tables):
                 writer.write_table(table, row_group_size=ROW_GROUP)
                 advanced()
-        if local:
-            temporary.replace(path)
-        else:
-            fs.put_file(str(temporary), path)
     except (UsageError, pa.ArrowException):
         raise
     except Exception as error:
         raise UsageError(f"cannot write the manifest {output}: {' '.join(str(error).split())}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-        if not local:
-            folder.rmdir()

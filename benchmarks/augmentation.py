@@ -1,0 +1,74 @@
+"""What RandomStyle costs a training set of 224-pixel crops, in a DataLoader's worker and in the training loop.
+
+python benchmarks/augmentation.py
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from stylize_batch import RandomStyle
+from stylize_batch.job.bank import encode
+from stylize_batch.progress import Silent
+
+SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
+SIDE, P, BATCH, COPIES, ROUNDS = 224, 0.5, 16, 8, 3
+
+
+def images_per_second(photos: Any, device: str, augment: Any) -> float:
+    """Return the rate of one epoch, after a first batch that loads what is loaded once."""
+    torch.manual_seed(0)
+    batches = iter(DataLoader(photos, BATCH, num_workers=1))
+    augment(next(batches)[0].to(device))
+    started, seen = time.perf_counter(), 0
+    for images, _ in batches:
+        seen += len(augment(images.to(device)))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return seen / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as name:
+        folder, bank = Path(name) / "photos", str(Path(name) / "bank.parquet")
+        encode(str(SAMPLE / "style"), bank, observer=Silent())
+        for source in (SAMPLE / "content").glob("*.jpg"):
+            for copy in range(COPIES):
+                target = folder / source.stem / f"{copy}.jpg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+        style, nothing = RandomStyle(bank, p=P), v2.Identity()
+        crop = [v2.PILToTensor(), v2.RandomResizedCrop(SIDE)]
+        plain = datasets.ImageFolder(str(folder), v2.Compose(crop))
+        styled = datasets.ImageFolder(str(folder), v2.Compose([*crop, style]))
+        cases = {
+            "without": (plain, nothing),
+            "in the worker, on its one CPU core": (styled, nothing),
+            f"in the training loop, on the {device.upper()}": (plain, style),
+        }
+        rates: dict[str, list[float]] = {case: [] for case in cases}
+        for _ in range(ROUNDS):
+            for case, (photos, augment) in cases.items():
+                rates[case].append(images_per_second(photos, device, augment))
+    base = median(rates["without"])
+    print(f"| {SIDE}×{SIDE}, p = {P}, one worker | images/s | s per stylized image |\n|---|---|---|")
+    for case, found in rates.items():
+        rate = median(found)
+        cost = "" if case == "without" else f"{(1 / rate - 1 / base) / P:.3f}"
+        print(f"| {case} | {rate:.1f} | {cost} |")
+
+
+if __name__ == "__main__":
+    main()
