@@ -1,8 +1,8 @@
 """A storage whose moods the tests choose, each node's apart: files wait to be read, or end the process that reads them.
 
 `moody://` is the local file system. Environment variables of a node name a folder and the node's file in it. A file
-read leaves its name in `<node>.read`; after that, as long as `<node>` says `wait`, reading waits, and when it says
-`die`, the process dies.
+read leaves its name in `<node>.read`; after that, as long as `<node>` says `wait`, reading waits, when it says `die`, the
+process dies, and when it says `stumble` (or `stumble twice`), storage does not answer for once (or twice).
 """
 
 import os
@@ -30,6 +30,12 @@ class Moody(LocalFileSystem):
             with mood.with_suffix(".read").open("a") as file:
                 file.write(f"{Path(path).name}\n")
             while mood.exists():
+                if mood.read_text() == "stumble twice":
+                    mood.write_text("stumble")
+                    raise TimeoutError("no answer")
+                if mood.read_text() == "stumble":
+                    mood.unlink()
+                    raise TimeoutError("no answer")
                 if mood.read_text() == "die":
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(0.05)

@@ -240,6 +240,15 @@ def test_a_node_that_loses_what_others_do_gets_no_more_work_and_is_named(
     check_all_made(tmp_path)
 
 
+def test_shards_that_storage_did_not_answer_for_are_done_again_and_once(
+    nodes: Nodes, run: Run, tmp_path: Path
+) -> None:
+    nodes.add("node", "stumble twice")
+    assert run(actors=1).result(LIMIT_SECONDS).ok == PAIRS
+    assert len(nodes.read("node")) == PAIRS + 2
+    check_all_made(tmp_path)
+
+
 def test_a_killed_driver_leaves_no_worker_on_the_cluster(
     nodes: Nodes, manifest: Path, tmp_path: Path
 ) -> None:

@@ -108,7 +108,7 @@ class Slot:
             return None
         question, self._question = self._question, None
         try:
-            answer = ray.get(question)
+            answer = cast("Place | Pulse", ray.get(question))
         except RayError as error:
             failed_start = self._alive and not self.ready
             self._reset()
@@ -116,14 +116,15 @@ class Slot:
                 return None
             self.lost_starts += 1
             return reason_of(error)
-        if self._alive:
-            pulse = cast("Pulse", answer)
-            self.ready, self.rows, self.leaving = True, pulse.rows, pulse.leaving
+        if isinstance(answer, Place):
+            self.place = answer
+            self._alive = True
+        elif (
+            self._alive
+        ):  # else it was asked before the process was lost, and says nothing of where the new one is
+            self.ready, self.rows, self.leaving = True, answer.rows, answer.leaving
             self.lost_starts = 0
             self._next_question = time.monotonic() + PING_SECONDS
-        else:
-            self.place = cast("Place", answer)
-            self._alive = True
         return None
 
 

@@ -117,7 +117,6 @@ class Dispatch:
                     self._blame(slot, task, reason_of(error))
                 else:
                     slot.in_flight.popleft()
-                    self._queue.append(task)
                     self._trouble(slot, task, error)
             except RayError:
                 self._died(slot, task)
