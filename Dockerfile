@@ -10,13 +10,13 @@ ARG RAY=2.60.0
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY pipeline pipeline
-# PyPI has PyTorch's CUDA build; the one for CPUs, marked +cpu, goes before it where both are offered.
+# By itself pip takes PyTorch's CUDA build; the one for CPUs, marked +cpu, goes before it where both are offered.
 RUN case "$DEVICE" in \
-      cpu) index=https://download.pytorch.org/whl/cpu ;; \
-      cuda) index=https://pypi.org/simple ;; \
+      cpu) more="--extra-index-url https://download.pytorch.org/whl/cpu" ;; \
+      cuda) more= ;; \
       *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 2 ;; \
     esac \
-    && pip install --no-cache-dir --prefix=/install --extra-index-url "$index" ".[cluster]" "ray==$RAY"
+    && pip install --no-cache-dir --prefix=/install $more ".[cluster]" "ray==$RAY"
 
 FROM python:${PYTHON}-slim
 # Kubernetes asks Ray's nodes for their health with wget.
