@@ -357,8 +357,7 @@ def test_a_cluster_of_another_ray_or_python_is_refused(nodes: Nodes, refused: Ca
         reason = refused()
     finally:
         gcs.internal_kv_put(CLUSTER_METADATA_KEY, kept, True, KV_NAMESPACE_CLUSTER)
-    assert "runs other versions; use the same here and there" in reason
-    assert "Ray: 2.1.0 Python: 3.8.1" in reason
+    assert "it runs Ray 2.1.0 on Python 3.8.1, this is Ray" in reason
 
 
 def test_a_node_that_may_not_write_to_the_output_is_refused_and_nothing_is_left_there(
