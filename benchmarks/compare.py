@@ -30,7 +30,7 @@ from stylize_batch.model.adain import adain, statistics
 
 SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
 STYLE_SIZE = 512
-PAIRS = 120
+PAIRS = 60
 """Pairs of every run of the command, so that its start does not drown the rate."""
 
 PLAIN_PAIRS = 15

@@ -57,7 +57,9 @@ class RayEngine:
                     ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
             else:
                 join(address)
-        except (OSError, RuntimeError, ValueError) as error:
+        except UsageError:
+            raise
+        except Exception as error:  # Ray raises bare ones, such as when its processes do not come up in time
             reason = " ".join(str(error).split())
             raise UsageError(f"cannot start Ray on this machine: {reason}") from None
         if threading.current_thread() is threading.main_thread():
