@@ -1,6 +1,6 @@
 """Images per second of this package and of the plain loop that dataset scripts use, in one run.
 
-    python benchmarks/compare.py [SIZE]
+    python benchmarks/compare.py [SIZE]    (about ten minutes on two cores)
 
 The plain loop takes a pair at a time, encodes the style again for every pair, and saves with torchvision; same
 weights, same pictures, no losses. Ratios of one run are what counts; machines differ and are noisy.
@@ -30,7 +30,7 @@ from stylize_batch.model.adain import adain, statistics
 
 SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
 STYLE_SIZE = 512
-PAIRS = 60
+PAIRS = 120
 """Pairs of every run of the command, so that its start does not drown the rate."""
 
 PLAIN_PAIRS = 15
