@@ -42,7 +42,7 @@ def bank(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def always(bank: str) -> RandomStyle:
-    return RandomStyle(bank, p=1, alpha=(1, 1))
+    return RandomStyle(bank, p=1, alpha_range=(1, 1))
 
 
 def picture(height: int = 24, width: int = 32, count: int | None = None) -> Tensor:
@@ -105,7 +105,7 @@ def test_the_picture_is_the_one_a_run_would_make_of_the_same_style_and_alpha(
     held = read_bank(bank)
     chosen = next(each for each in held.by_uri().values() if each.uri.endswith("tapa-cloth.jpg"))
     write_bank(one, [chosen], held.key)
-    found = RandomStyle(one, p=1, alpha=(0.7, 0.7))(picture())
+    found = RandomStyle(one, p=1, alpha_range=(0.7, 0.7))(picture())
     torch.testing.assert_close(found, Stylizer()(picture(), style, alpha=0.7), rtol=0, atol=1e-4)
 
 
@@ -116,7 +116,7 @@ def test_alpha_0_is_the_decoders_reconstruction(bank: str) -> None:
     other_style = network.encode_styles(torch.rand(1, 3, 32, 32))
     reconstruction, _ = network.stylize(features, other_style, torch.zeros(1))
     torch.testing.assert_close(
-        RandomStyle(bank, p=1, alpha=(0, 0))(content), reconstruction[0], rtol=0, atol=1e-5
+        RandomStyle(bank, p=1, alpha_range=(0, 0))(content), reconstruction[0], rtol=0, atol=1e-5
     )
 
 
@@ -129,12 +129,12 @@ def test_p_0_returns_the_input_itself(bank: str) -> None:
 def test_about_p_of_a_batch_is_stylized_each_sample_by_a_draw_of_its_own(bank: str) -> None:
     torch.manual_seed(0)
     batch = picture(9, 9).expand(200, 3, 9, 9).contiguous()
-    found = RandomStyle(bank, p=0.3, alpha=(0.5, 1))(batch)
+    found = RandomStyle(bank, p=0.3, alpha_range=(0.5, 1))(batch)
     hit = changed(batch, found)
     assert 40 < sum(hit) < 80
     distinct = torch.unique(found[torch.tensor(hit)].flatten(1), dim=0)
     assert len(distinct) == sum(hit)
-    params = RandomStyle(bank, alpha=(0.25, 0.75)).make_params([batch])
+    params = RandomStyle(bank, alpha_range=(0.25, 0.75)).make_params([batch])
     assert set(params["styles"].tolist()) == set(range(5))
     assert 0.25 <= params["alpha"].min() < 0.3
     assert 0.7 < params["alpha"].max() <= 0.75
@@ -262,9 +262,9 @@ def test_a_batch_on_a_gpu_is_stylized_there(bank: str, always: RandomStyle) -> N
     [
         ({"p": 1.5}, "p is 1.5"),
         ({"p": float("nan")}, "p is nan"),
-        ({"alpha": (0.5, 1.1)}, "alpha is"),
-        ({"alpha": (0.9, 0.2)}, "lower end first"),
-        ({"alpha": 0.5}, "must be a range"),
+        ({"alpha_range": (0.5, 1.1)}, "alpha_range is"),
+        ({"alpha_range": (0.9, 0.2)}, "lower end first"),
+        ({"alpha_range": 0.5}, "must be a range"),
         ({"model": "picasso"}, "unknown model 'picasso'"),
         ({"bank": "absent.parquet"}, "there is no style bank absent.parquet"),
     ],

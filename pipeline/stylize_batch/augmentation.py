@@ -39,11 +39,11 @@ class RandomStyle(v2.Transform):
     Args:
         bank: file of `stylize-batch styles encode`; path or URI.
         p: probability that a picture is stylized, 0..1.
-        alpha: range of the content-style trade-off (Eq. 14), within 0..1, both ends included.
+        alpha_range: range of the content-style trade-off (Eq. 14), within 0..1, both ends included.
         model: what the bank was encoded with: a shipped model's name, or the path or URI of a model file.
 
     Raises:
-        UsageError: p or alpha is out of range, or the bank is missing, damaged, empty or another model's. When called:
+        UsageError: p or alpha_range is out of range, or the bank is missing, damaged, empty or another model's. When called:
             an input is no RGB picture, is not in 0..1, or has a side under 9 pixels.
     """
 
@@ -53,12 +53,17 @@ class RandomStyle(v2.Transform):
         self,
         bank: str | os.PathLike[str],
         p: float = 0.5,
-        alpha: tuple[float, float] = (0.5, 1.0),
+        alpha_range: tuple[float, float] = (0.5, 1.0),
         *,
         model: str = container.DEFAULT,
     ) -> None:
         super().__init__()
-        self.bank, self.p, self.alpha, self.model = os.fspath(bank), p, _checked_range(alpha), model
+        self.bank, self.p, self.alpha_range, self.model = (
+            os.fspath(bank),
+            p,
+            _checked_range(alpha_range),
+            model,
+        )
         if not 0 <= p <= 1:
             raise UsageError(f"p is {p}, it must be between 0 and 1")
         data = read_model(model)
@@ -84,7 +89,7 @@ class RandomStyle(v2.Transform):
         if len(counts) > 1:
             raise UsageError(f"images of one call must be as many each, not {sorted(counts)}")
         count = max(counts, default=0)
-        low, high = self.alpha
+        low, high = self.alpha_range
         return {
             "chosen": (torch.rand(count) < self.p).nonzero().flatten(),
             "styles": torch.randint(len(self._vectors), (count,)),
@@ -135,15 +140,15 @@ class RandomStyle(v2.Transform):
         return self._networks[device]
 
 
-def _checked_range(alpha: Sequence[float]) -> tuple[float, float]:
+def _checked_range(alpha_range: Sequence[float]) -> tuple[float, float]:
     try:
-        low, high = alpha
+        low, high = alpha_range
         sound = 0 <= low <= high <= 1
     except (TypeError, ValueError):
         sound, low, high = False, 0.0, 0.0
     if not sound:
         raise UsageError(
-            f"alpha is {alpha}, it must be a range within 0 and 1, lower end first, such as (0.5, 1.0)"
+            f"alpha_range is {alpha_range}, it must be a range within 0 and 1, lower end first, such as (0.5, 1.0)"
         )
     return float(low), float(high)
 
