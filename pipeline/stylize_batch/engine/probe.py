@@ -77,8 +77,9 @@ def _problem(root: Root, answer: Any) -> str | None:
         return f"cannot run this package, install it there as it is here: {reason_of(error)}"
     except RayError as error:
         return f"does not answer: {reason_of(error)}"
-    here = __version__
-    return None if there == here else f"has stylize-batch {there}, here is {here}; install the same on both"
+    if there == __version__:
+        return None
+    return f"has stylize-batch {there}, here is {__version__}; install the same on both"
 
 
 def _holds(root: Root, key: str, data: bytes) -> bool:

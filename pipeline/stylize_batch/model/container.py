@@ -59,15 +59,6 @@ def read_header(data: bytes) -> dict[str, Any]:
     return header
 
 
-def read_metadata(data: bytes) -> dict[str, str]:
-    """Return the strings in a safetensors header.
-
-    Raises:
-        UsageError: as `read_header`.
-    """
-    return cast("dict[str, str]", read_header(data).get("__metadata__", {}))
-
-
 def dump_metadata(metadata: dict[str, str]) -> dict[str, str]:
     """Return what to write into a header: one string, since safetensors does not keep the order of several."""
     return {METADATA: json.dumps(metadata, sort_keys=True)}
