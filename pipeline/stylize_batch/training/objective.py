@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from stylize_batch.model.adain import Statistics, adain, statistics
 from stylize_batch.model.checkpoint import AnyDecoder, AnyEncoder
+from stylize_batch.model.convolution import quicken
 from stylize_batch.model.losses import feature_distance, style_loss
 from stylize_batch.model.vgg import Encoder
 
@@ -46,10 +48,14 @@ class StyleTransfer(NamedTuple):
 class Objective(nn.Module):
     """The losses of a network on the loss network φ, which is the network's own encoder in a VGG model."""
 
-    def __init__(self, phi: Encoder, transfer: Transfer) -> None:
+    def __init__(self, phi: Encoder, transfer: Transfer, quick_targets: bool = False) -> None:
         super().__init__()
         self.phi = phi
         self.transfer = transfer
+        # Targets need no gradient, so φ may compute them with convolutions rewritten for inference.
+        self._phi_of_targets = deepcopy(phi)
+        if quick_targets:
+            quicken(self._phi_of_targets)
 
     def reconstruction(self, images: Tensor) -> Tensor:
         """Return the pixel MSE of pictures made in their own style."""
@@ -59,8 +65,8 @@ class Objective(nn.Module):
     def style_transfer(self, contents: Tensor, styles: Tensor) -> StyleTransfer:
         """Return what the network makes of contents and styles, [N, 3, H, W] in 0..1, and its losses."""
         with torch.no_grad():
-            content = self.phi(contents).float()
-            taps = self.phi.taps(styles)
+            content = self._phi_of_targets(contents).float()
+            taps = self._phi_of_targets.taps(styles)
             targets: list[Statistics] = [statistics(tap) for tap in taps]
             target = adain(statistics(content), targets[-1]).apply(content)
         if self.transfer.encoder is self.phi:
