@@ -122,6 +122,11 @@ def test_every_setting_of_a_run_reaches_the_cluster() -> None:
         assert understood.pop("address") == "auto"
         assert understood.pop("no_metrics") is True
         assert make_spec({**understood, "metrics": False}) == make_spec(given)
+    dataset: dict[str, Any] = {"content": "s3://b/c", "style": "s3://b/s", "output": "s3://b/o"}
+    paired = make_spec({**dataset, "build": {"alpha": "0.5..1", "styles_per_content": 3}})
+    understood = settings_of(command(paired, installed=True))
+    assert understood.pop("address") == "auto"
+    assert make_spec(understood, understood.pop("job")) == paired
     assert command(make_spec({"manifest": "s3://b/m", "output": "s3://b/o"}), True) == (
         "stylize-batch run s3://b/m --output s3://b/o --address auto"
     )

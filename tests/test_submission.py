@@ -20,9 +20,15 @@ from stylize_batch.submission import refuse_local, summary_of
         ({"manifest": "s3://b/m", "output": "/data/o"}, "output /data/o: a plain path is one of this machine"),
         ({"manifest": "s3://b/m"}, "--output: name one that the cluster reaches"),
         ({"manifest": "s3://b/m", "output": "s3://b/o", "model": "mine.safetensors"}, "model mine.safetensors: a plain path"),
+        ({"content": "photos", "style": "s3://b/s", "output": "s3://b/o"}, "content photos: a plain path"),
+        ({"content": "s3://b/c", "style": "/s", "output": "s3://b/o"}, "style /s: a plain path"),
+        (
+            {"content": "s3://b/c", "style": "s3://b/s", "output": "s3://b/o", "build": {"style_map": "map.csv"}},
+            "build.style_map map.csv: a plain path",
+        ),
         ({"manifest": "s3://b/m", "output": "s3://b/o", "in_process": True}, "in-process runs on this machine"),
     ],
-    ids=["manifest", "output", "no output", "model", "in-process"],
+    ids=["manifest", "output", "no output", "model", "content", "style", "style map", "in-process"],
 )  # fmt: skip
 def test_what_only_this_machine_has_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as refused:
