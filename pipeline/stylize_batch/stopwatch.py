@@ -24,8 +24,12 @@ class Stopwatch:
         try:
             yield
         finally:
-            with self._lock:
-                self._seconds[stage] += time.perf_counter() - started
+            self.add(stage, time.perf_counter() - started)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count seconds measured elsewhere."""
+        with self._lock:
+            self._seconds[stage] += seconds
 
     def count(self, direction: str, size: int) -> None:
         """Count bytes."""
