@@ -88,7 +88,7 @@ class Measured:
     Attributes:
         rate: pictures per second, as the command reports it.
         first: seconds until the first picture was written, the interpreter's start included.
-        network: the network's share of the run's time, losses included.
+        network: the share of all cores' time in the run that the network had, losses included.
     """
 
     def __init__(self, manifest: Path, output: Path, *given: object) -> None:
@@ -98,7 +98,7 @@ class Measured:
         busy = sum(stages.get(stage, 0.0) for stage in ("encode", "stylize", "metrics"))
         self.rate: float = told["images_per_second"]
         self.first = min(path.stat().st_mtime for path in (output / "images").iterdir()) - started
-        self.network: float = busy / told["seconds"]
+        self.network: float = busy / told["seconds"] / torch.get_num_threads()
 
 
 def main() -> None:
@@ -117,7 +117,7 @@ def main() -> None:
             f"{count} pairs of the sample's photographs, {COMPACT_TIMES * count} of the compact network, and its "
             f"{len(list((SAMPLE / 'style').glob('*.jpg')))} styles, shorter side {size}, JPEG. Rates are the command's "
             "own, from the start of planning, Ray's start and the encoding of styles included. *Network* is the share of "
-            "that time in which it was at work. The first picture counts from the start of the command. "
+            "all cores' time in it that the network had. The first picture counts from the start of the command. "
             "The compact network has random weights, which take as long as trained ones."
         )
         page.table(

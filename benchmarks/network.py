@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import time
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from harness import PASSES, Page, best, card, options
 from torch import Tensor, nn
 
+from stylize_batch.lanes import Lanes
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.convolution import quicken
 from stylize_batch.model.network import DTYPES, Network, loss_network
+from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.worker import GPU_BATCH_PIXELS
 
 MIXED = ((256, 341), (341, 256), (256, 384), (384, 256), (256, 256))
@@ -66,11 +69,34 @@ class Stage:
         self.device, self.precision = device, precision
         self.network = Network(self.model, device, precision)
         self.phi = loss_network(self.model)
+        self.form: dict[str, Any] = {
+            "device": device, "dtype": DTYPES[precision], "memory_format": torch.channels_last,
+        }  # fmt: skip
+        self._known: dict[tuple[Conv, int, int], float] = {}
+
+        cores = torch.get_num_threads()
+        self.lanes = Lanes(cores, self.network.pass_pixels, Stopwatch())
+        self.at_once = cores if device == "cpu" else 1
+        """Units of work that keep all lanes of the worker busy."""
 
     def sync(self) -> None:
         """Wait for the device."""
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+    def seconds(self, pixels: int, call: Callable[[], object], passes: int = PASSES) -> float:
+        """Return the seconds from one call to the next, as many side by side as the worker would run."""
+
+        def unit() -> list[object]:
+            with torch.inference_mode():
+                return [call()]
+
+        def fill() -> None:
+            for future in [self.lanes.submit(pixels, unit) for _ in range(self.at_once)]:
+                future.result()
+            self.sync()
+
+        return best(fill, passes=passes) / self.at_once
 
     def batch(self, shape: Shape) -> int:
         """Return how many pictures the worker takes at once."""
@@ -102,19 +128,17 @@ class Stage:
             *((1.0, conv) for conv in convolutions(decoder, *maps) + losses),
         ]
 
-    def plain(self, plan: list[tuple[float, Conv]], batch: int) -> float:
+    def plain(self, plan: list[tuple[float, Conv]], shape: Shape, batch: int) -> float:
         """Return the seconds of plain convolutions of the same shapes, for one picture of a batch."""
-        return sum(often * plain_seconds(conv, batch, self.device, self.precision) for often, conv in plan)
+        return sum(often * self._plain(conv, shape[0] * shape[1], batch) for often, conv in plan)
 
-
-@cache
-def plain_seconds(conv: Conv, batch: int, device: str, precision: str) -> float:
-    """Return the time of a plain convolution, for one picture of a batch."""
-    form = {"device": device, "dtype": DTYPES[precision], "memory_format": torch.channels_last}
-    layer = nn.Conv2d(*conv.channels, conv.kernel, conv.stride).to(**form)
-    given = torch.rand(batch, conv.channels[0], conv.height, conv.width).to(**form)
-    with torch.inference_mode():
-        return best(layer, given, sync=torch.cuda.synchronize if device == "cuda" else int, passes=3) / batch
+    def _plain(self, conv: Conv, pixels: int, batch: int) -> float:
+        key = (conv, pixels, batch)
+        if key not in self._known:
+            layer = nn.Conv2d(*conv.channels, conv.kernel, conv.stride).to(**self.form)
+            given = torch.rand(batch, conv.channels[0], conv.height, conv.width).to(**self.form)
+            self._known[key] = self.seconds(pixels * batch, lambda: layer(given), passes=3) / batch
+        return self._known[key]
 
 
 def load(name: str) -> Checkpoint:
@@ -156,31 +180,32 @@ def random_pictures(count: int, shape: Shape) -> Tensor:
     return pictures.contiguous(memory_format=torch.channels_last)
 
 
-def write_halves(page: Page, stage: Stage, sizes: list[int]) -> None:
+def write_halves(page: Page, stage: Stage, sizes: list[int], passes: int) -> None:
     """Table of encoder and decoder, as trained and as rewritten for inference."""
     page.say(
         "## The convolutions, as trained and as rewritten for inference\n\n"
-        f"One picture of size × size, {stage.precision}; milliseconds, the best of up to {PASSES} passes. "
-        "The last column is the network's convolutions one by one, without what stands between them."
+        f"Pictures of size × size, {stage.precision}, {stage.at_once} side by side on cores of their own, as the worker "
+        f"has them; milliseconds from one to the next, the best of up to {passes} passes. The last column is the network's convolutions one by one, without what stands between them."
     )
     page.table(
         "size", "part", "GFLOP", "as trained, ms", "rewritten, ms", "ratio", "GFLOP/s as trained", "rewritten",
         "plain convolutions",
     )  # fmt: skip
-    form = {"device": stage.device, "dtype": DTYPES[stage.precision], "memory_format": torch.channels_last}
     for size in sizes:
-        images = torch.rand(1, 3, size, size).to(**form)
+        images = torch.rand(1, 3, size, size).to(**stage.form)
         given: tuple[Tensor, ...] = (images,)
         for name in ("encoder", "decoder"):
-            trained = copy.deepcopy(getattr(stage.model, name)).to(**form)
+            trained = copy.deepcopy(getattr(stage.model, name)).to(**stage.form)
             quick = copy.deepcopy(trained)
             quicken(quick)
             calls = [getattr(network, "features", network) for network in (trained, quick)]
             shapes = (torch.empty(each.shape, device="meta") for each in given)
             convs = convolutions(copy.deepcopy(getattr(stage.model, name)).to("meta"), *shapes)
             flop = sum(conv.flop for conv in convs)
-            before, after = (best(call, *given, sync=stage.sync) for call in calls)
-            plain = stage.plain([(1.0, conv) for conv in convs], 1)
+            before, after = (
+                stage.seconds(size * size, functools.partial(call, *given), passes) for call in calls
+            )
+            plain = stage.plain([(1.0, conv) for conv in convs], (size, size), 1)
             given = calls[0](*given) if name == "encoder" else ()
             page.row(
                 size, name, f"{flop / 1e9:.1f}", f"{before * 1e3:.1f}", f"{after * 1e3:.1f}", f"{before / after:.2f}",
@@ -199,7 +224,7 @@ def write_stage(page: Page, stage: Stage, sizes: list[str], peak: float | None, 
     page.say(
         "## The stylize stage\n\n"
         "Random pictures, as bytes, encoded once however many styles, stylized with known style statistics, measured where "
-        "losses are wanted, and back to bytes; batches as the worker makes them. GFLOP are those of the trained form for "
+        "losses are wanted, and back to bytes; batches, and as many side by side, as the worker has them. GFLOP are those of the trained form for "
         "one stylized picture, its share of the encoding included, and GFLOP/s are GFLOP ÷ seconds of a picture"
         f"{share}. The last column is that rate ÷ the one of plain convolutions of the same shapes and batch. *mixed* is "
         + ", ".join(f"{height} × {width}" for height, width in MIXED) + " in turn."
@@ -218,10 +243,11 @@ def write_stage(page: Page, stage: Stage, sizes: list[str], peak: float | None, 
                     batch = stage.batch(shape)
                     contents = random_pictures(max(1, batch // per_content), shape)
                     made = len(contents) * per_content
-                    took = best(stage.run, contents, styles, metrics, sync=stage.sync, passes=passes)
+                    call = functools.partial(stage.run, contents, styles, metrics)
+                    took = stage.seconds(batch * shape[0] * shape[1], call, passes)
                     plan = stage.plan(shape, per_content, metrics)
                     seconds += took / made / len(shapes)
-                    plain += stage.plain(plan, batch) / len(shapes)
+                    plain += stage.plain(plan, shape, batch) / len(shapes)
                     flop += sum(often * conv.flop for often, conv in plan) / len(shapes)
                 page.row(
                     size, per_content, "yes" if metrics else "no", batch, f"{seconds * 1e3:.1f}", f"{1 / seconds:,.2f}",
@@ -277,6 +303,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["224", "256", "512", "1024", "mixed"])
     given = parser.parse_args()
     sizes = ["64"] if given.quick else given.sizes
+    passes = 1 if given.quick else PASSES
     stage = Stage(
         given.model, given.device, given.precision or ("fp16" if given.device == "cuda" else "fp32")
     )
@@ -284,8 +311,8 @@ def main() -> None:
         Page(f"The network alone: {given.model}", given, device=given.device) as page,
         torch.inference_mode(),
     ):
-        write_halves(page, stage, [int(size) for size in sizes if size != "mixed"])
-        write_stage(page, stage, sizes, peak_of(given), 1 if given.quick else PASSES)
+        write_halves(page, stage, [int(size) for size in sizes if size != "mixed"], passes)
+        write_stage(page, stage, sizes, peak_of(given), passes)
         write_table_1(page, stage, 1 if given.quick else 100)
 
 

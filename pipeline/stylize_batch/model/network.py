@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -92,7 +93,18 @@ class Network:
         precision: str = "fp32",
         *,
         pass_pixels: int = PASS_PIXELS,
+        clock: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     ) -> None:
+        """Place a model.
+
+        Args:
+            model: is copied.
+            device: `cpu` or `cuda`.
+            precision: a key of `DTYPES`.
+            pass_pixels: pixels taken at once; larger pictures are tiled.
+            clock: times the stage `metrics`, what losses take.
+        """
+        self._clock = clock
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         if self.device.type == "cuda" and precision == "fp32":
@@ -275,15 +287,22 @@ class Network:
                     )
                 picture[..., tile.top : tile.bottom, tile.left : tile.right] = piece
             if content.metrics:
-                taps = self._phi.taps(images)
-                meter.add(
-                    [tile.crop(tap, shown, stride) for tap, stride in zip(taps, TAP_STRIDES, strict=True)],
-                    [regions.weights(tile, stride, images) for stride in TAP_STRIDES],
-                    tile.crop(targets[-1], needed, STRIDE),
-                    tile.crop(maps[-1], needed, STRIDE),
-                )
+                with self._clock("metrics"):
+                    taps = self._phi.taps(images)
+                    meter.add(
+                        [
+                            tile.crop(tap, shown, stride)
+                            for tap, stride in zip(taps, TAP_STRIDES, strict=True)
+                        ],
+                        [regions.weights(tile, stride, images) for stride in TAP_STRIDES],
+                        tile.crop(targets[-1], needed, STRIDE),
+                        tile.crop(maps[-1], needed, STRIDE),
+                    )
         assert picture is not None
-        return picture, meter.losses(wanted_taps) if content.metrics else None
+        if not content.metrics:
+            return picture, None
+        with self._clock("metrics"):
+            return picture, meter.losses(wanted_taps)
 
     def _wanted(self, vector: Tensor, content: ContentFeatures) -> list[Statistics]:
         """Return the style's μ and σ for each of the contents' maps."""
