@@ -13,27 +13,32 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 
+class _Thread(threading.local):
+    """What each thread keeps: the seconds of finished stages inside the one it is in."""
+
+    inside: float = 0.0
+
+
 class Stopwatch:
     """Adds up seconds by stage and bytes by direction, from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._thread = _Thread()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._sizes: defaultdict[str, int] = defaultdict(int)
-        self._inside = threading.local()
 
     @contextmanager
     def __call__(self, stage: str) -> Generator[None]:
-        """Count the time inside the block, less that of the blocks inside it."""
-        before = getattr(self._inside, "seconds", 0.0)
-        self._inside.seconds = 0.0
+        """Count the time inside the block, less that of stages inside it: every second of a thread is counted once."""
         started = time.perf_counter()
+        before, self._thread.inside = self._thread.inside, 0.0
         try:
             yield
         finally:
-            took = time.perf_counter() - started
-            self.add(stage, took - self._inside.seconds)
-            self._inside.seconds = before + took
+            elapsed = time.perf_counter() - started
+            self.add(stage, elapsed - self._thread.inside)
+            self._thread.inside = before + elapsed
 
     def add(self, stage: str, seconds: float) -> None:
         """Count seconds measured elsewhere."""

@@ -126,11 +126,12 @@ class Worker:
         """
         Image.MAX_IMAGE_PIXELS = None  # `decode` has its own limit, and says which image and what size
         self._settings = settings
-        self._network = Network(checkpoint.loads(model), settings.device, settings.precision)
+        self._clock = Stopwatch()
+        network = checkpoint.loads(model)
+        self._network = Network(network, settings.device, settings.precision, timed=self._clock)
         self._root = Root(settings.root, settings.run)
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, "write")
-        self._clock = Stopwatch()
         self._loader = ContentLoader(settings, self._fetchers, self._clock, self._large)
         self._heard = heard
         self.rows_done = 0

@@ -93,18 +93,17 @@ class Network:
         precision: str = "fp32",
         *,
         pass_pixels: int = PASS_PIXELS,
-        clock: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
+        timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     ) -> None:
-        """Place a model.
+        """Place the model.
 
         Args:
-            model: is copied.
+            model: encoder and decoder.
             device: `cpu` or `cuda`.
-            precision: a key of `DTYPES`.
-            pass_pixels: pixels taken at once; larger pictures are tiled.
-            clock: times the stage `metrics`, what losses take.
+            precision: a name of `DTYPES`.
+            pass_pixels: taken at once; larger pictures are tiled.
+            timed: measures the time that `metrics` take, beside whatever its caller measures.
         """
-        self._clock = clock
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         if self.device.type == "cuda" and precision == "fp32":
@@ -122,6 +121,7 @@ class Network:
         self._transfer_strides = transfer_strides(architecture)
         self._corrections = (int(unbiased),) * len(self._transfer_strides)
         self._decoder_halo = decoder_halo(architecture)
+        self._timed = timed
         self.pass_pixels = pass_pixels
         """Pixels taken at once; larger pictures are tiled."""
 
@@ -287,7 +287,7 @@ class Network:
                     )
                 picture[..., tile.top : tile.bottom, tile.left : tile.right] = piece
             if content.metrics:
-                with self._clock("metrics"):
+                with self._timed("metrics"):
                     taps = self._phi.taps(images)
                     meter.add(
                         [
@@ -299,10 +299,7 @@ class Network:
                         tile.crop(maps[-1], needed, STRIDE),
                     )
         assert picture is not None
-        if not content.metrics:
-            return picture, None
-        with self._clock("metrics"):
-            return picture, meter.losses(wanted_taps)
+        return picture, meter.losses(wanted_taps) if content.metrics else None
 
     def _wanted(self, vector: Tensor, content: ContentFeatures) -> list[Statistics]:
         """Return the style's μ and σ for each of the contents' maps."""
