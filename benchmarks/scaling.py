@@ -108,17 +108,17 @@ def efficiency(speeds: Sequence[float], seconds: float) -> float:
                 cluster.add_node(num_cpus=1)
         settings = WorkerSettings(
             root=str(folder / "out"), run="scaling", base=str(folder), model="sleeping", size=None, crop=None,
-            style_size=SIDE, format="jpeg", quality=95, metrics=False, batch_size=None, device="cpu",
+            style_size=SIDE, format="jpeg", quality=95, layout="files", metrics=False, batch_size=None, device="cpu",
             precision="fp32",
         )  # fmt: skip
-        engine = RayEngine(cluster.address, len(speeds), 1)
+        engine = RayEngine(cluster.address, len(speeds), None, 1)
         try:
-            engine.start(settings, container.builtin_bytes(container.DEFAULT))
+            engine.start([settings], container.builtin_bytes(container.DEFAULT))
             (batch,) = engine.encode_styles([StyleRequest(["style.png"], {})])
             while not all(slot.ready for slot in engine._crew.slots):
-                engine._crew.wait()
+                answered = engine._crew.wait()
                 for slot in engine._crew.slots:
-                    slot.hear()
+                    slot.hear(answered)
             started = time.monotonic()
             made = sum(report.totals.ok for report in engine.run_shards(shards, bank_of(batch.vectors, {})))
             took = time.monotonic() - started
