@@ -128,8 +128,7 @@ class ContentLoader:
     def _loaded(
         self, content: Content, load: Future[Loaded | Fetched | RowError]
     ) -> tuple[Content, Loaded | RowError]:
-        with self._clock("wait"):
-            loaded = load.result()
+        loaded = load.result()
         if isinstance(loaded, Fetched):
             try:
                 loaded = self._decode(content, loaded)

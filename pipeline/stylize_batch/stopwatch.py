@@ -9,23 +9,37 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 
+class _Thread(threading.local):
+    """What each thread keeps: the seconds of finished stages inside the one it is in."""
+
+    inside: float = 0.0
+
+
 class Stopwatch:
     """Adds up seconds by stage and bytes by direction, from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._thread = _Thread()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._sizes: defaultdict[str, int] = defaultdict(int)
 
     @contextmanager
     def __call__(self, stage: str) -> Generator[None]:
-        """Count the time inside the block."""
+        """Count the time inside the block, less that of stages inside it: every second of a thread is counted once."""
         started = time.perf_counter()
+        before, self._thread.inside = self._thread.inside, 0.0
         try:
             yield
         finally:
-            with self._lock:
-                self._seconds[stage] += time.perf_counter() - started
+            elapsed = time.perf_counter() - started
+            self.add(stage, elapsed - self._thread.inside)
+            self._thread.inside = before + elapsed
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count seconds measured elsewhere."""
+        with self._lock:
+            self._seconds[stage] += seconds
 
     def count(self, direction: str, size: int) -> None:
         """Count bytes."""

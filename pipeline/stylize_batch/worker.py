@@ -1,15 +1,16 @@
 """One worker: styles in, vectors out; a shard in, pictures and a results part out.
 
-Inside a shard: threads fetch and decode ahead → same-sized contents form batches → each content is encoded once
-and stylized with all its styles → threads encode and put. Pictures too large for one pass are decoded and stylized
-one at a time. Batches depend on the shard's order alone, never on
-timing, so a rerun makes the same pixels.
+Inside a shard: threads fetch and decode ahead → same-sized contents form batches → in lanes, each content is encoded
+once and stylized with all its styles → threads encode and put. Pictures too large for one pass are decoded and
+stylized one at a time. Batches depend on the shard's order alone, never on timing, so a rerun makes the same pixels.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import resource
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,7 @@ from stylize_batch.errors import DeviceError, HandedBackError, RowError, Systemi
 from stylize_batch.images.decode import Array, decode
 from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
 from stylize_batch.images.mask import check_regions, stack_regions
+from stylize_batch.lanes import Lanes
 from stylize_batch.layout.pictures import Pictures, open_pictures
 from stylize_batch.manifest.plan import Shard, read_shard
 from stylize_batch.model import checkpoint
@@ -58,16 +60,29 @@ FETCH_THREADS = 8
 WRITE_THREADS = 4
 MAX_PENDING_WRITES = 32
 
+UNIT_PAIRS = 8
+"""Pairs of a unit of a lane's work, if they are not one batch: their pictures wait in memory for each other."""
+
 GPU_BATCH_PIXELS = 32 * 256 * 256
 """Pixels of an automatic batch on a GPU."""
 
 
 class Job(NamedTuple):
-    """A pair that can be stylized: one style vector, blended if there are several styles, or one per mask."""
+    """A pair that can be stylized.
+
+    Attributes:
+        vectors: one style vector, blended if there are several styles, or one per mask; none if styles are re-coloured.
+        recolored: the styles that must first be re-coloured and encoded, each with its map.
+    """
 
     pair: Pair
-    vectors: Vectors
     masks: list[Array]
+    vectors: Vectors | None
+    recolored: list[tuple[StyleImage, ColorMap]]
+
+
+Batch = list[tuple[int, Job]]
+"""Jobs that go through the network at once, each with the index of its content."""
 
 
 class Prepared(NamedTuple):
@@ -77,6 +92,9 @@ class Prepared(NamedTuple):
     jobs: list[Job]
 
 
+_T = TypeVar("_T")
+
+
 class Picture(NamedTuple):
     """What the network made, or a content as it is: uint8 RGB [H, W, 3], whether all of it was finite, and the three
     losses."""
@@ -84,6 +102,10 @@ class Picture(NamedTuple):
     pixels: Array
     finite: bool
     losses: tuple[float | None, float | None, float | None]
+
+
+Made = tuple[Pair, "Outcome | Picture"]
+"""A pair, and its failure or its picture."""
 
 
 class Worker:
@@ -108,11 +130,12 @@ class Worker:
         check_device(settings.device)
         Image.MAX_IMAGE_PIXELS = None  # `decode` has its own limit, and says which image and what size
         self._settings = settings
-        self._network = Network(checkpoint.loads(model), settings.device, settings.precision)
+        self._clock = Stopwatch()
+        network = checkpoint.loads(model)
+        self._network = Network(network, settings.device, settings.precision, timed=self._clock)
         self._root = Root(settings.root, settings.run)
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, "write")
-        self._clock = Stopwatch()
         self._loader = ContentLoader(settings, self._fetchers, self._clock, self._large)
         self._heard = heard
         self.rows_done = 0
@@ -129,10 +152,10 @@ class Worker:
         if time.monotonic() > self.leave_by:
             raise HandedBackError("this worker has to go")
 
-    def _use_cores(self) -> None:
-        # OpenMP keeps the number per calling thread, and an actor's methods run on threads of Ray's.
-        if self._settings.threads is not None:
-            torch.set_num_threads(self._settings.threads)
+    def _lanes(self) -> Lanes:
+        on_cpu = self._network.device.type == "cpu"
+        cores = (self._settings.threads or torch.get_num_threads()) if on_cpu else 1
+        return Lanes(cores, self._network.pass_pixels, self._clock)
 
     # Styles
 
@@ -150,19 +173,35 @@ class Worker:
             SystemicError: storage answered for none of them.
             HandedBackError: there was no time for all.
         """
-        self._use_cores()
         vectors: list[StyleVector] = []
         failures: dict[str, RowError] = {}
+        waiting: deque[tuple[str, str, Future[list[Vectors]]]] = deque()
+
+        def settle(limit: int) -> None:
+            while len(waiting) > limit:
+                uri, version, encoding = waiting.popleft()
+                try:
+                    (vector,) = encoding.result()
+                    vectors.append(StyleVector(uri, version, vector))
+                except RowError as error:
+                    failures[uri] = error
+
         loads = [self._fetchers.submit(self._load_style, uri, versions.get(uri)) for uri in styles]
-        for uri, load in zip(styles, loads, strict=True):
-            self._stay()
-            try:
-                loaded = load.result()
+        with self._lanes() as lanes:
+            for uri, load in zip(styles, loads, strict=True):
+                self._stay()
+                try:
+                    loaded = load.result()
+                except RowError as error:
+                    failures[uri] = error
+                    continue
                 if loaded is not None:
                     version, image = loaded
-                    vectors.append(StyleVector(uri, version, self._encode_style(np.array(image))))
-            except RowError as error:
-                failures[uri] = error
+                    encode = functools.partial(self._encode_style, np.array(image))
+                    pixels = image.shape[0] * image.shape[1]
+                    waiting.append((uri, version, lanes.submit(pixels, lambda encode=encode: [encode()])))
+                    settle(lanes.ahead)
+            settle(0)
         if not alone:
             _refuse_total_outage(list(failures.values()), len(styles))
         return StyleBatch(vectors, failures, len(styles) - len(vectors) - len(failures))
@@ -227,7 +266,6 @@ class Worker:
             SystemicError: as `run_shard`.
             HandedBackError: as `run_shard`.
         """
-        self._use_cores()
         self.rows_done = 0
         with closing(open_pictures(self._settings, self._root, shard, plan)) as pictures:
             outcomes = self._outcomes(plan, pictures, bank, alone)
@@ -249,20 +287,21 @@ class Worker:
         def settle(limit: int) -> None:
             while len(writes) > limit:
                 row, write = writes.popleft()
-                with self._clock("wait"):
-                    outcome = write.result()
-                finish(row, outcome)
+                finish(row, write.result())
 
         try:
-            for pair, made in self._make(contents_of(plan), bank, alone):
-                self._stay()
-                if isinstance(made, Outcome):
-                    finish(pair.row, made)
-                elif self._large(made.pixels.shape):  # several that wait to be written would fill the memory
-                    finish(pair.row, self._write(pair, made, pictures))
-                else:
-                    writes.append((pair.row, self._writers.submit(self._write, pair, made, pictures)))
-                    settle(MAX_PENDING_WRITES)
+            with self._lanes() as lanes:
+                for pair, made in self._make(lanes, contents_of(plan), bank, alone):
+                    self._stay()
+                    if isinstance(made, Outcome):
+                        finish(pair.row, made)
+                    elif self._large(
+                        made.pixels.shape
+                    ):  # several that wait to be written would fill the memory
+                        finish(pair.row, self._write(pair, made, pictures))
+                    else:
+                        writes.append((pair.row, self._writers.submit(self._write, pair, made, pictures)))
+                        settle(MAX_PENDING_WRITES)
             settle(0)
         except BaseException:
             for _, write in writes:
@@ -270,11 +309,20 @@ class Worker:
             raise
         return [outcomes[row] for row in range(len(plan))]
 
-    def _make(
-        self, contents: list[Content], bank: StyleBank, alone: bool
-    ) -> Iterator[tuple[Pair, Outcome | Picture]]:
+    def _make(self, lanes: Lanes, contents: list[Content], bank: StyleBank, alone: bool) -> Iterator[Made]:
         """Yield, for each pair, its failure or its picture."""
         buckets: dict[tuple[int, ...], list[Prepared]] = {}
+        pending: deque[Future[list[Made]]] = deque()
+
+        def stylize(bucket: list[Prepared]) -> Iterator[Made]:
+            shape = bucket[0].image.shape
+            # Of pictures that fill the memory there may be only one.
+            ahead = 0 if self._large(shape) else lanes.ahead
+            for unit in self._units(bucket):
+                pending.append(lanes.submit(shape[0] * shape[1] * self._batch_size(shape), unit))
+                while len(pending) > ahead:
+                    yield from pending.popleft().result()
+
         unread: list[RowError] = []  # of rows whose own images could not be had
         rows = sum(len(content.pairs) for content in contents)
         order = [
@@ -308,12 +356,14 @@ class Worker:
             bucket = buckets.setdefault(shape, [])
             bucket.append(Prepared(loaded.image, jobs))
             if sum(len(each.jobs) for each in bucket) >= self._batch_size(shape):
-                yield from self._stylize_bucket(buckets.pop(shape))
+                yield from stylize(buckets.pop(shape))
             elif sum(map(len, buckets.values())) >= WINDOW:
                 oldest = next(iter(buckets))
-                yield from self._stylize_bucket(buckets.pop(oldest))
+                yield from stylize(buckets.pop(oldest))
         for bucket in buckets.values():
-            yield from self._stylize_bucket(bucket)
+            yield from stylize(bucket)
+        while pending:
+            yield from pending.popleft().result()
 
     def _job(self, pair: Pair, loaded: Loaded, bank: StyleBank, images: StyleImages) -> Job:
         """Find what a pair needs.
@@ -329,17 +379,11 @@ class Worker:
             masks.append(mask)
         if masks:
             check_regions(masks, len(pair.styles))
-        if pair.preserve_color:
-            assert loaded.colors
-            with self._clock("wait"):
-                taken = [images.take(style) for style in pair.styles]
-            with self._clock("encode"):
-                maps = [recoloring(style.colors, loaded.colors) for style in taken]
-                encoded = [self._encode_style(style.image, to) for style, to in zip(taken, maps, strict=True)]
-                vectors = np.stack(encoded)
-        else:
-            vectors = bank.vectors(pair.styles)
-        return Job(pair, vectors if masks else blend(vectors, pair.weights)[None], masks)
+        if not pair.preserve_color:
+            return Job(pair, masks, _as_one(pair, bank.vectors(pair.styles)), [])
+        assert loaded.colors
+        taken = [images.take(style) for style in pair.styles]
+        return Job(pair, masks, None, [(style, recoloring(style.colors, loaded.colors)) for style in taken])
 
     def _large(self, shape: tuple[int, ...]) -> bool:
         return shape[0] * shape[1] > self._network.pass_pixels
@@ -352,23 +396,57 @@ class Worker:
             return self._settings.batch_size
         return max(1, GPU_BATCH_PIXELS // (shape[0] * shape[1]))
 
-    def _stylize_bucket(self, bucket: list[Prepared]) -> Iterator[tuple[Pair, Outcome | Picture]]:
-        """Encode same-sized contents once and stylize all their pairs, a batch at a time."""
-        features = self._encode_contents(bucket)
-        if isinstance(features, RowError):
-            if len(bucket) == 1:
-                for job in bucket[0].jobs:
-                    yield job.pair, Outcome(error=str(features))
-                return
-            for prepared in bucket:
-                yield from self._stylize_bucket([prepared])
-            return
-        jobs = [(index, job) for index, prepared in enumerate(bucket) for job in prepared.jobs]
+    def _units(self, bucket: list[Prepared]) -> Iterator[Callable[[], Iterator[Made]]]:
+        """Yield the work on same-sized contents in units: some batches of pairs each; each content is encoded once."""
         batch_size = self._batch_size(bucket[0].image.shape)
+        jobs = [(index, job) for index, prepared in enumerate(bucket) for job in prepared.jobs]
+        batches: list[Batch] = []
         for _, group in groupby(sorted(jobs, key=_regions), key=_regions):
             alike = list(group)
-            for start in range(0, len(alike), batch_size):
-                yield from self._stylize_batch(features, alike[start : start + batch_size])
+            batches.extend(alike[start : start + batch_size] for start in range(0, len(alike), batch_size))
+        encoded = _once(lambda: self._encode_contents(bucket))
+        # Pictures that fill the memory: one at a time.
+        count = 1 if self._large(bucket[0].image.shape) else max(1, UNIT_PAIRS // batch_size)
+        for start in range(0, len(batches), count):
+            yield functools.partial(self._stylize_unit, bucket, encoded, batches[start : start + count])
+
+    def _stylize_unit(
+        self, bucket: list[Prepared], encoded: Callable[[], ContentFeatures | RowError], batches: list[Batch]
+    ) -> Iterator[Made]:
+        features = encoded()
+        if isinstance(features, RowError):
+            for index, job in (each for batch in batches for each in batch):
+                if len(bucket) == 1:
+                    yield job.pair, Outcome(error=str(features))
+                else:
+                    yield from self._stylize_alone(bucket[index].image, job)
+            return
+        for batch in batches:
+            self._stay()
+            ready: Batch = []
+            for index, job in batch:
+                try:
+                    ready.append((index, self._recolored(job)))
+                except RowError as error:
+                    yield job.pair, Outcome(error=str(error))
+            if ready:
+                yield from self._stylize_batch(features, ready)
+
+    def _stylize_alone(self, image: Array, job: Job) -> Iterator[Made]:
+        bucket = [Prepared(image, [job])]
+        return self._stylize_unit(bucket, lambda: self._encode_contents(bucket), [[(0, job)]])
+
+    def _recolored(self, job: Job) -> Job:
+        """Encode the styles that are to be re-coloured.
+
+        Raises:
+            RowError: they do not fit in memory.
+        """
+        if job.vectors is not None:
+            return job
+        with self._clock("encode"):
+            vectors = np.stack([self._encode_style(style.image, to) for style, to in job.recolored])
+        return job._replace(vectors=_as_one(job.pair, vectors))
 
     def _encode_contents(self, bucket: list[Prepared]) -> ContentFeatures | RowError:
         try:
@@ -379,9 +457,7 @@ class Worker:
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, bucket[0].image.shape)
 
-    def _stylize_batch(
-        self, features: ContentFeatures, batch: list[tuple[int, Job]]
-    ) -> Iterator[tuple[Pair, Outcome | Picture]]:
+    def _stylize_batch(self, features: ContentFeatures, batch: Batch) -> Iterator[Made]:
         """Stylize some pairs at once; if they do not fit in memory, half of them, down to one."""
         made = self._run_network(features, batch)
         if isinstance(made, RowError):
@@ -399,14 +475,12 @@ class Worker:
             else:
                 yield job.pair, picture
 
-    def _run_network(
-        self, features: ContentFeatures, batch: list[tuple[int, Job]]
-    ) -> list[Picture] | RowError:
+    def _run_network(self, features: ContentFeatures, batch: Batch) -> list[Picture] | RowError:
         # A function of its own: what a failed attempt holds in memory goes with its frame.
         try:
             with self._clock("stylize"):
                 index = torch.tensor([index for index, _ in batch], device=self._network.device)
-                vectors = torch.from_numpy(np.stack([job.vectors for _, job in batch]))
+                vectors = torch.from_numpy(np.stack([job.vectors for _, job in batch]))  # pyright: ignore
                 alpha = torch.tensor([job.pair.alpha for _, job in batch])
                 masks = None
                 if batch[0][1].masks:
@@ -460,9 +534,28 @@ class Worker:
         return Outcome(None, None, *picture.losses, height, width)
 
 
+def _as_one(pair: Pair, vectors: Vectors) -> Vectors:
+    """Blend the vectors of a pair's styles, unless masks say where each goes."""
+    return vectors if pair.masks else blend(vectors, pair.weights)[None]
+
+
 def _regions(job: tuple[int, Job]) -> int:
     """Return how many regions its masks make; pairs with as many can share a batch."""
-    return len(job[1].vectors) if job[1].masks else 0
+    return len(job[1].pair.styles) if job[1].masks else 0
+
+
+def _once(call: Callable[[], _T]) -> Callable[[], _T]:
+    """Return a function that calls another the first time, whichever thread comes first, and remembers."""
+    lock = threading.Lock()
+    found: list[_T] = []
+
+    def remembered() -> _T:
+        with lock:
+            if not found:
+                found.append(call())
+        return found[0]
+
+    return remembered
 
 
 def check_device(device: Device) -> None:

@@ -14,8 +14,10 @@ from stylize_batch.model import checkpoint, container
 from stylize_batch.model.convolution import (
     MIN_TILES,
     EnlargingConv2d,
+    Plain,
     ReflectedConv2d,
     SubPixelConv2d,
+    Winograd,
     WinogradConv2d,
     quicken,
 )
@@ -41,6 +43,17 @@ def test_sub_pixel_convolution_is_up_sampling_and_convolution(
     torch.testing.assert_close(SubPixelConv2d(conv)(features), conv(features), rtol=1e-12, atol=1e-12)
 
 
+@given(st.integers(2, 3), sides, sides, st.integers(1, 2))
+def test_winograds_way_is_the_convolution_for_every_kernel_of_the_networks(
+    taps: int, height: int, width: int, samples: int
+) -> None:
+    torch.manual_seed(taps)
+    weight, bias = torch.randn(5, 3, taps, taps, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    features = torch.randn(samples, 3, height + taps - 1, width + taps - 1, dtype=torch.float64)
+    expected = torch.nn.functional.conv2d(features, weight, bias)
+    torch.testing.assert_close(Winograd(weight, bias)(features), expected, rtol=1e-11, atol=1e-11)
+
+
 @given(sides, sides, st.integers(1, 2), st.booleans())
 def test_winograd_convolution_is_the_convolution(height: int, width: int, samples: int, bias: bool) -> None:
     conv = convolution(ReflectedConv2d)
@@ -51,7 +64,7 @@ def test_winograd_convolution_is_the_convolution(height: int, width: int, sample
 
 
 def test_small_maps_are_convolved_as_trained() -> None:
-    conv = convolution(ReflectedConv2d, dtype=torch.float32)
+    conv = convolution(ReflectedConv2d, dtype=torch.float32).to(memory_format=torch.channels_last)  # pyright: ignore
     features = torch.randn(1, 3, 4, 4 * (MIN_TILES - 1))
     assert torch.equal(WinogradConv2d(conv)(features), conv(features))
 
@@ -90,12 +103,15 @@ def test_threads_do_not_change_a_bit() -> None:
     assert torch.equal(made[0], made[2])
 
 
-@pytest.mark.parametrize(("dtype", "winograd"), [(torch.float32, 6), (torch.bfloat16, 0)])
+@pytest.mark.parametrize(("dtype", "winograd"), [(torch.float32, 7), (torch.bfloat16, 0)])
 def test_winograd_is_for_wide_layers_in_float32(dtype: torch.dtype, winograd: int) -> None:
     model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
     encoder, decoder = copy.deepcopy(model.encoder).to(dtype), copy.deepcopy(model.decoder).to(dtype)
     quicken(encoder)
     quicken(decoder)
     assert [type(each) for each in encoder.children()].count(WinogradConv2d) == winograd
-    assert [type(each) for each in decoder.children()].count(SubPixelConv2d) == 3
+    enlarging = [each for each in decoder.children() if isinstance(each, SubPixelConv2d)]
+    assert len(enlarging) == 3
+    kinds = [type(each.get_submodule("_convolve")) for each in enlarging]
+    assert kinds == ([Winograd, Winograd, Plain] if winograd else [Plain] * 3)
     assert isinstance(encoder.conv1_1, ReflectedConv2d)

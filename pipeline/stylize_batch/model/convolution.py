@@ -5,24 +5,28 @@ how many multiplications there are:
 
 - After nearest ×2 up-sampling most of the nine products of a pixel share their factor: four 2×2 convolutions of the
   small map, one for each place of a pixel in its cell, give the same sums with four instead of nine (`SubPixelConv2d`).
-- Winograd's F(4×4, 3×3) takes 36 multiplications for a tile of 16 outputs instead of 144 (Lavin & Gray 2016), as 36
-  products of matrices (`WinogradConv2d`).
+- Winograd's F(4×4, r×r) takes (r + 3)² multiplications for a tile of 16 outputs instead of 16 r² (Lavin & Gray 2016):
+  36 instead of 144 for a 3×3 kernel, 25 instead of 64 for a 2×2 one, as so many products of matrices (`Winograd`).
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WINOGRAD_CHANNELS = 64 * 128
-"""Input × output channels from which Winograd's way is faster on a CPU: below, its transforms cost what it saves."""
+WINOGRAD_SAVING = 2.0
+"""How many times fewer multiplications, those of the transforms included, make Winograd's way the faster one on a CPU."""
 
 BLOCK_TILES = 256
 """Tiles transformed at once: their matrices stay in the cache."""
 
 MIN_TILES = 16
-"""Tiles of a map below which reading the transformed weights, four times as many, takes longer than it saves."""
+"""Tiles of a map below which reading the transformed weights, which are more, takes longer than it saves."""
+
+POINTS = (0, 1, -1, 2, -2)
+"""Where the polynomials of F(4, 3) are evaluated, and at infinity; F(4, 2) takes the first four (§4 there)."""
 
 
 class ReflectedConv2d(nn.Conv2d):
@@ -48,22 +52,18 @@ class SubPixelConv2d(nn.Module):
     and 3; columns likewise. What reflection adds to the large map is a copy of the small one's border.
     """
 
-    _kernel: Tensor
-    _bias: Tensor | None
-
     def __init__(self, conv: EnlargingConv2d) -> None:
         super().__init__()
         rows = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]).to(conv.weight)
-        kernels = torch.einsum("aij,bkl,ocjl->abocik", rows, rows, conv.weight)
+        kernels = torch.einsum("aij,bkl,ocjl->abocik", rows, rows, conv.weight).flatten(0, 2)
         self._channels = conv.out_channels
-        self.register_buffer("_kernel", kernels.flatten(0, 2).contiguous(memory_format=torch.channels_last))
-        self.register_buffer("_bias", None if conv.bias is None else conv.bias.repeat(4))
+        self._convolve = _quickest(kernels, None if conv.bias is None else conv.bias.repeat(4))
 
     def forward(self, input: Tensor) -> Tensor:
         """Enlarge and convolve."""
         height, width = input.shape[2:]
         # Each of the four needs its own h × w of these (h + 1) × (w + 1) places.
-        found = F.conv2d(F.pad(input, (1, 1, 1, 1), mode="replicate"), self._kernel, self._bias)
+        found = self._convolve(F.pad(input, (1, 1, 1, 1), mode="replicate"))
         places = found.permute(0, 2, 3, 1).unflatten(3, (2, 2, self._channels))
         output = input.new_empty(len(input), height, 2, width, 2, self._channels)
         for row in (0, 1):
@@ -74,86 +74,105 @@ class SubPixelConv2d(nn.Module):
         return output.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
-# The matrices of F(4, 3) with the points 0, ±1, ±2 and ∞ (Lavin & Gray 2016, §4.1): Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A.
-_INPUT = (
-    (4, 0, -5, 0, 1, 0),
-    (0, -4, -4, 1, 1, 0),
-    (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0),
-    (0, 2, -1, -2, 1, 0),
-    (0, 4, 0, -5, 0, 1),
-)
-_KERNEL = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
-_OUTPUT = (
-    (1, 1, 1, 1, 1, 0),
-    (0, 1, -1, 2, -2, 0),
-    (0, 1, 1, 4, 4, 0),
-    (0, 1, -1, 8, -8, 1),
-)
-
-
 class WinogradConv2d(nn.Module):
-    """`ReflectedConv2d` by Winograd's F(4×4, 3×3).
+    """`ReflectedConv2d` by Winograd's F(4×4, 3×3)."""
 
-    The 36 numbers of a tile lie in 36 matrices of tiles × channels, so that the transforms are products with small
-    constant matrices, and the convolution is 36 products with the transformed kernel. Some rows of tiles at a time.
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self._convolve = Winograd(conv.weight, conv.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        return self._convolve(F.pad(input, (1, 1, 1, 1), mode="reflect"))
+
+
+class Plain(nn.Module):
+    """A convolution without padding: [N, C, h + r − 1, w + r − 1] → [N, K, h, w]."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        return F.conv2d(input, self.weight, self.bias)
+
+
+class Winograd(Plain):
+    """The same by Winograd's F(4×4, r×r).
+
+    The n = (r + 3)² numbers of a tile lie in n matrices of tiles × channels, so that the transforms are products with
+    small constant matrices, and the convolution is n products with the transformed kernel. Some rows of tiles at a time.
     """
 
     _input: Tensor
     _kernel: Tensor
     _output: Tensor
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self._plain = conv
-        self._channels = conv.out_channels
-
-        def on_tiles(matrix: tuple[tuple[float, ...], ...]) -> Tensor:
-            one_side = torch.tensor(matrix, dtype=torch.float64, device=conv.weight.device)
-            return torch.kron(one_side, one_side)
-
-        weight = conv.weight.double().flatten(2)
-        kernel = torch.einsum("pq,kcq->pck", on_tiles(_KERNEL), weight)
-        self.register_buffer("_input", on_tiles(_INPUT).to(conv.weight))
-        self.register_buffer("_kernel", kernel.to(conv.weight.dtype).contiguous())
-        self.register_buffer("_output", on_tiles(_OUTPUT).to(conv.weight))
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight, bias)
+        self._side = weight.shape[-1] + 3
+        # On both sides of a tile, so on its numbers as one vector: the products of Kronecker.
+        for_input, for_kernel, for_output = (
+            torch.kron(matrix, matrix) for matrix in map(torch.from_numpy, _transforms(weight.shape[-1]))
+        )
+        kernel = torch.einsum("pq,kcq->pck", for_kernel.to(weight.device), weight.double().flatten(2))
+        self.register_buffer("_input", for_input.to(weight))
+        self.register_buffer("_kernel", kernel.to(weight.dtype).contiguous())
+        self.register_buffer("_output", for_output.to(weight))
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
-        height, width = input.shape[2:]
+        height, width = (side - self._side + 4 for side in input.shape[2:])
         rows, columns = -(-height // 4), -(-width // 4)
         if rows * columns < MIN_TILES:
-            return self._plain(input)
-        margins = F.pad(input, (1, 1, 1, 1), mode="reflect")
+            return super().forward(input)
         if height % 4 or width % 4:
-            margins = F.pad(margins, (0, 4 * columns - width, 0, 4 * rows - height))
-        output = input.new_empty(len(input), 4 * rows, 4 * columns, self._channels)
+            input = F.pad(input, (0, 4 * columns - width, 0, 4 * rows - height))
+        output = input.new_empty(len(input), 4 * rows, 4 * columns, len(self.weight))
         step = max(1, BLOCK_TILES // columns)
-        for padded, made in zip(margins.permute(0, 2, 3, 1), output, strict=True):
-            windows = (
-                padded.unfold(0, 6, 4).unfold(1, 6, 4).permute(0, 1, 3, 4, 2)
-            )  # [rows, columns, 6, 6, C]
+        for padded, made in zip(input.permute(0, 2, 3, 1), output, strict=True):
+            windows = padded.unfold(0, self._side, 4).unfold(
+                1, self._side, 4
+            )  # [rows, columns, C, side, side]
+            windows = windows.permute(0, 1, 3, 4, 2)
             places = made.unflatten(1, (columns, 4)).unflatten(0, (rows, 4)).transpose(1, 2)  # […, 4, 4, K]
             for row in range(0, rows, step):
                 self._convolve(windows[row : row + step], places[row : row + step])
         return output[:, :height, :width].permute(0, 3, 1, 2)
 
     def _convolve(self, windows: Tensor, places: Tensor) -> None:
-        tiles = windows.shape[:2].numel()
-        transformed = self._input.expand(tiles, 36, 36) @ windows.reshape(tiles, 36, -1)
+        tiles, numbers = windows.shape[:2].numel(), self._side**2
+        transformed = self._input.expand(tiles, -1, -1) @ windows.reshape(tiles, numbers, -1)
         products = transformed.transpose(0, 1) @ self._kernel  # one of each number of a tile, over all tiles
-        made = (self._output.expand(tiles, 16, 36) @ products.transpose(0, 1)).view(places.shape)
-        if self._plain.bias is None:
+        made = (self._output.expand(tiles, -1, -1) @ products.transpose(0, 1)).view(places.shape)
+        if self.bias is None:
             places.copy_(made)
         else:
-            torch.add(made, self._plain.bias, out=places)
+            torch.add(made, self.bias, out=places)
+
+
+def _transforms(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return Bᵀ, G and Aᵀ of F(4, taps): y = Aᵀ[(G g) ⊙ (Bᵀ d)] for a kernel g and 3 + taps inputs d.
+
+    They are Toom's and Cook's: outputs and kernel are polynomials, known by their values at `POINTS` and infinity.
+    """
+    points = POINTS[: taps + 2]
+    for_input = np.zeros((taps + 3, taps + 3))
+    for_kernel = np.zeros((taps + 3, taps))
+    for_output = np.zeros((4, taps + 3))
+    for row, point in enumerate(points):
+        others = [other for other in points if other != point]
+        for_input[row, : taps + 2] = np.poly(others)[::-1]
+        for_kernel[row] = np.power(float(point), range(taps)) / np.prod([point - other for other in others])
+        for_output[:, row] = np.power(float(point), range(4))
+    for_input[-1] = np.poly(points)[::-1]
+    for_kernel[-1, -1] = for_output[-1, -1] = 1
+    return for_input, for_kernel, for_output
 
 
 def quicken(network: nn.Module) -> None:
@@ -164,14 +183,22 @@ def quicken(network: nn.Module) -> None:
     for name, conv in list(network.named_children()):
         if isinstance(conv, EnlargingConv2d):
             network.add_module(name, SubPixelConv2d(conv))
-        elif isinstance(conv, nn.Conv2d) and _suits_winograd(conv):
+        elif (
+            isinstance(conv, nn.Conv2d)
+            and (conv.kernel_size, conv.stride, conv.padding_mode) == ((3, 3), (1, 1), "reflect")
+            and _suits_winograd(conv.weight)
+        ):
             network.add_module(name, WinogradConv2d(conv))
 
 
-def _suits_winograd(conv: nn.Conv2d) -> bool:
-    return (
-        conv.weight.device.type == "cpu"
-        and conv.weight.dtype == torch.float32
-        and (conv.kernel_size, conv.stride, conv.padding_mode) == ((3, 3), (1, 1), "reflect")
-        and conv.in_channels * conv.out_channels >= WINOGRAD_CHANNELS
-    )
+def _quickest(weight: Tensor, bias: Tensor | None) -> Plain:
+    return (Winograd if _suits_winograd(weight) else Plain)(weight, bias)
+
+
+def _suits_winograd(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return False
+    made, taken, taps = len(weight), weight.shape[1], weight.shape[2]
+    numbers = (taps + 3) ** 2
+    plain = 16 * taps**2 * taken * made
+    return plain >= WINOGRAD_SAVING * numbers * (taken * made + numbers * taken + 16 * made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -92,7 +93,17 @@ class Network:
         precision: str = "fp32",
         *,
         pass_pixels: int = PASS_PIXELS,
+        timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext(),
     ) -> None:
+        """Place the model.
+
+        Args:
+            model: encoder and decoder.
+            device: `cpu` or `cuda`.
+            precision: a name of `DTYPES`.
+            pass_pixels: taken at once; larger pictures are tiled.
+            timed: measures the time that `metrics` take, beside whatever its caller measures.
+        """
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         if self.device.type == "cuda" and precision == "fp32":
@@ -110,6 +121,7 @@ class Network:
         self._transfer_strides = transfer_strides(architecture)
         self._corrections = (int(unbiased),) * len(self._transfer_strides)
         self._decoder_halo = decoder_halo(architecture)
+        self._timed = timed
         self.pass_pixels = pass_pixels
         """Pixels taken at once; larger pictures are tiled."""
 
@@ -275,13 +287,17 @@ class Network:
                     )
                 picture[..., tile.top : tile.bottom, tile.left : tile.right] = piece
             if content.metrics:
-                taps = self._phi.taps(images)
-                meter.add(
-                    [tile.crop(tap, shown, stride) for tap, stride in zip(taps, TAP_STRIDES, strict=True)],
-                    [regions.weights(tile, stride, images) for stride in TAP_STRIDES],
-                    tile.crop(targets[-1], needed, STRIDE),
-                    tile.crop(maps[-1], needed, STRIDE),
-                )
+                with self._timed("metrics"):
+                    taps = self._phi.taps(images)
+                    meter.add(
+                        [
+                            tile.crop(tap, shown, stride)
+                            for tap, stride in zip(taps, TAP_STRIDES, strict=True)
+                        ],
+                        [regions.weights(tile, stride, images) for stride in TAP_STRIDES],
+                        tile.crop(targets[-1], needed, STRIDE),
+                        tile.crop(maps[-1], needed, STRIDE),
+                    )
         assert picture is not None
         return picture, meter.losses(wanted_taps) if content.metrics else None
 
