@@ -31,6 +31,7 @@ from stylize_batch.layout.container import delete_unnamed
 from stylize_batch.manifest.plan import (
     Partition,
     check_and_partition,
+    largest_first,
     read_styles,
     temporary_folder,
     usual_shard_pairs,
@@ -195,7 +196,7 @@ def _work(
             record.save(root)
             bank, style_counts = _encode_styles(engine, root, source, styles, record, spec, lender, observer)
             observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
-            for report in engine.run_shards(pending, bank):
+            for report in engine.run_shards(largest_first(root, pending), bank):
                 totals.add(report.totals)
                 stages.update(report.seconds)
                 peak_worker = max(peak_worker, report.peak_memory)
