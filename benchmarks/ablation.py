@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from harness import SAMPLE
 from torch import Tensor, nn
 
 from stylize_batch.images.decode import decode
@@ -33,7 +34,6 @@ from stylize_batch.training.loop import Trainer
 from stylize_batch.training.objective import Features, Transfer
 from stylize_batch.training.recipe import Recipe
 
-SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
 PAIRS = [
     ("brandenburg-gate", "van-gogh-cafe-terrace"),
     ("cat", "tapa-cloth"),

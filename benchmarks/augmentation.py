@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from harness import SAMPLE, Page, options
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
@@ -21,7 +22,6 @@ from stylize_batch import RandomStyle
 from stylize_batch.job.bank import encode
 from stylize_batch.progress import Silent
 
-SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
 SIDE, P, BATCH, COPIES, ROUNDS = 224, 0.5, 16, 8, 3
 
 
@@ -39,7 +39,8 @@ def images_per_second(photos: Any, device: str, augment: Any) -> float:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Write the page."""
+    given = options(__doc__).parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as name:
         folder, bank = Path(name) / "photos", str(Path(name) / "bank.parquet")
@@ -59,15 +60,16 @@ def main() -> None:
             f"in the training loop, on the {device.upper()}": (plain, style),
         }
         rates: dict[str, list[float]] = {case: [] for case in cases}
-        for _ in range(ROUNDS):
+        for _ in range(1 if given.quick else ROUNDS):
             for case, (photos, augment) in cases.items():
                 rates[case].append(images_per_second(photos, device, augment))
     base = median(rates["without"])
-    print(f"| {SIDE}×{SIDE}, p = {P}, one worker | images/s | s per stylized image |\n|---|---|---|")
-    for case, found in rates.items():
-        rate = median(found)
-        cost = "" if case == "without" else f"{(1 / rate - 1 / base) / P:.3f}"
-        print(f"| {case} | {rate:.1f} | {cost} |")
+    with Page("RandomStyle", given, device=device) as page:
+        page.table(f"{SIDE}×{SIDE}, p = {P}, one worker", "images/s", "s per stylized image")
+        for case, found in rates.items():
+            rate = median(found)
+            page.row(case, f"{rate:.1f}", "" if case == "without" else f"{(1 / rate - 1 / base) / P:.3f}")
+        page.end_table()
 
 
 if __name__ == "__main__":

@@ -1,18 +1,14 @@
-"""Images per second of this package and of the plain loop that dataset scripts use, in one run.
+"""Pictures per second of this package, files to files, and of the plain loop that dataset scripts use.
 
-    python benchmarks/compare.py [SIZE]    (about ten minutes on two cores)
+    python benchmarks/compare.py [--size 256] [--pairs 160] [--quick]
 
 The plain loop takes a pair at a time, encodes the style again for every pair, and saves with torchvision; same
-weights, same pictures, no losses. Ratios of one run are what counts; machines differ and are noisy.
+weights, same pictures, no losses. It is timed before and after all else.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import cycle, islice
@@ -21,6 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from harness import SAMPLE, Page, options, stylize
+from network import random_model
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
@@ -28,12 +26,17 @@ from torchvision.utils import save_image
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.adain import adain, statistics
 
-SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
 STYLE_SIZE = 512
-PAIRS = 120
-"""Pairs of every run of the command, so that its start does not drown the rate."""
+PLAIN_PAIRS = 12
+COMPACT = "compact"
+COMPACT_TIMES = 5
+"""Pairs of the compact network for one of the default's, so that its runs last as long."""
 
-PLAIN_PAIRS = 15
+CASES = [
+    *((container.DEFAULT, per_content, losses) for per_content in (1, 4) for losses in (False, True)),
+    *((COMPACT, per_content, False) for per_content in (1, 4)),
+]
+"""Model, styles per content, whether losses are measured."""
 
 
 def load(path: Path, size: int) -> torch.Tensor:
@@ -47,26 +50,16 @@ def load(path: Path, size: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def plain_loop(pairs: list[tuple[Path, Path]], size: int, folder: Path) -> float:
-    """Stylize pairs one by one; return images per second."""
+def plain_loop(pairs: list[tuple[Path, Path]], size: int, style_size: int, folder: Path) -> float:
+    """Stylize pairs one by one; return pictures per second."""
     model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
     started = time.perf_counter()
     for index, (content, style) in enumerate(pairs):
         features = model.encoder(load(content, size))
-        wanted = statistics(model.encoder(load(style, STYLE_SIZE)))
+        wanted = statistics(model.encoder(load(style, style_size)))
         output = model.decoder(adain(statistics(features), wanted).apply(features))
         save_image(output, folder / f"{index}.jpg")
     return len(pairs) / (time.perf_counter() - started)
-
-
-def package(manifest: Path, size: int, folder: Path, *options: str) -> float:
-    """Run the command; return the images per second it reports, its start included."""
-    command = [
-        str(Path(sys.executable).parent / "stylize-batch"), "run", str(manifest), "-o", str(folder),
-        "--size", str(size), "--json", *options,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)["images_per_second"])
 
 
 def pairs_of(contents: list[Path], styles: list[Path], per_content: int) -> list[tuple[Path, Path]]:
@@ -75,38 +68,97 @@ def pairs_of(contents: list[Path], styles: list[Path], per_content: int) -> list
     return [(content, style) for content in contents for style in islice(drawn, per_content)]
 
 
+def write_manifest(folder: Path, count: int, per_content: int) -> Path:
+    """Write a manifest of so many pairs of the sample's images."""
+    contents, styles = (sorted((SAMPLE / kind).glob("*.jpg")) for kind in ("content", "style"))
+    # Each content several times under other names: no two are the same to the package.
+    copies: list[Path] = []
+    for number, content in enumerate(islice(cycle(contents), count // per_content)):
+        copies.append(folder / f"{number}-{content.name}")
+        copies[-1].write_bytes(content.read_bytes())
+    rows = [{"content": str(c), "style": str(s)} for c, s in pairs_of(copies, styles, per_content)]
+    manifest = folder / f"{count}-{per_content}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), manifest)
+    return manifest
+
+
+class Measured:
+    """A run of the command, its start included.
+
+    Attributes:
+        rate: pictures per second, as the command reports it.
+        first: seconds until the first picture was written, the interpreter's start included.
+        network: the share of all cores' time in the run that the network had, losses included.
+    """
+
+    def __init__(self, manifest: Path, output: Path, *given: object) -> None:
+        started = time.time()
+        told = stylize(manifest, "-o", output, *given)
+        stages = json.loads((output / "run.json").read_text())["totals"]["stages"]
+        busy = sum(stages.get(stage, 0.0) for stage in ("encode", "stylize", "metrics"))
+        self.rate: float = told["images_per_second"]
+        self.first = min(path.stat().st_mtime for path in (output / "images").iterdir()) - started
+        self.network: float = busy / told["seconds"] / torch.get_num_threads()
+
+
 def main() -> None:
-    """Print a Markdown table."""
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 256
-    contents = sorted((SAMPLE / "content").glob("*.jpg"))
-    styles = sorted((SAMPLE / "style").glob("*.jpg"))
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
-    print(f"{PAIRS} pairs of the sample's photographs and {len(styles)} styles, shorter side {size}\n")
-    print("| | styles per content | losses | images/s | ÷ plain loop |")
-    print("|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
+    """Write the page."""
+    parser = options(__doc__)
+    parser.add_argument("--size", type=int, default=256, help="shorter side of the pictures")
+    parser.add_argument("--pairs", type=int, default=160, help="of every run of the default model")
+    given = parser.parse_args()
+    size, style_size, count, loops = given.size, STYLE_SIZE, given.pairs, PLAIN_PAIRS
+    if given.quick:
+        size, style_size, count, loops = 64, 64, 8, 2
+    with Page("Files to files", given) as page, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plain = plain_loop(pairs_of(contents, styles, len(styles))[::2][:PLAIN_PAIRS], size, folder)
-        print(f"| plain loop | | no | {plain:.2f} | 1.00 |")
-        for per_content in (1, 4):
-            # Each content several times under other names: no two are the same to the package.
-            copies = [
-                folder / f"{number}-{content.name}"
-                for number, content in enumerate(islice(cycle(contents), PAIRS // per_content))
-            ]
-            for content, copy in zip(cycle(contents), copies, strict=False):
-                copy.write_bytes(content.read_bytes())
-            rows = [(str(content), str(style)) for content, style in pairs_of(copies, styles, per_content)]
-            manifest = folder / f"{per_content}.parquet"
-            pq.write_table(
-                pa.table(dict(zip(("content", "style"), zip(*rows, strict=True), strict=True))), manifest
-            )
-            for engine, *options in (("`--in-process`", "--in-process"), ("local Ray",)):
-                for losses, *more in (("no", "--no-metrics"), ("yes",)):
-                    rate = package(
-                        manifest, size, folder / f"{per_content}-{engine}-{losses}", *options, *more
-                    )
-                    print(f"| {engine} | {per_content} | {losses} | {rate:.2f} | {rate / plain:.2f} |")
+        (folder / f"{COMPACT}.safetensors").write_bytes(random_model(COMPACT))
+        page.say(
+            f"{count} pairs of the sample's photographs, {COMPACT_TIMES * count} of the compact network, and its "
+            f"{len(list((SAMPLE / 'style').glob('*.jpg')))} styles, shorter side {size}, JPEG. Rates are the command's "
+            "own, from the start of planning, Ray's start and the encoding of styles included. *Network* is the share of "
+            "all cores' time in it that the network had. The first picture counts from the start of the command. "
+            "The compact network has random weights, which take as long as trained ones."
+        )
+        page.table(
+            "", "model", "styles per content", "losses", "pictures/s", "÷ plain loop", "÷ in-process", "network",
+            "first picture, s",
+        )  # fmt: skip
+        sample = sorted((SAMPLE / "content").glob("*.jpg")), sorted((SAMPLE / "style").glob("*.jpg"))
+        looped = pairs_of(*sample, len(sample[1]))[::2][:loops]
+        plain = plain_loop(looped, size, style_size, folder)
+        page.row("plain loop", container.DEFAULT, "", "no", f"{plain:.2f}", "1.00", "", "", "")
+        for model, per_content, losses in CASES:
+            weights = model if model in container.BUILTIN else folder / f"{model}.safetensors"
+            if given.quick and per_content > 1:
+                continue
+            manifest = write_manifest(folder, count * (COMPACT_TIMES if model == COMPACT else 1), per_content)
+            alone = 0.0
+            for label, *more in (("in-process", "--in-process"), ("local Ray",)):
+                output = folder / "-".join((model, str(per_content), str(losses), label))
+                flags = [*more, *([] if losses else ["--no-metrics"])]
+                found = Measured(
+                    manifest, output, "--size", size, "--style-size", style_size, "--model", weights, *flags
+                )
+                alone = alone or found.rate
+                page.row(
+                    label, model, per_content, "yes" if losses else "no", f"{found.rate:.2f}",
+                    f"{found.rate / plain:.2f}", f"{found.rate / alone:.2f}", f"{found.network:.0%}",
+                    f"{found.first:.1f}",
+                )  # fmt: skip
+        again = plain_loop(looped, size, style_size, folder)
+        page.row(
+            "plain loop again",
+            container.DEFAULT,
+            "",
+            "no",
+            f"{again:.2f}",
+            f"{again / plain:.2f}",
+            "",
+            "",
+            "",
+        )
+        page.end_table()
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from harness import COMMAND, SAMPLE
 from PIL import Image
 
 from stylize_batch.model import container
-
-SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
         pq.write_table(
             pa.table({"content": [str(folder / "large.jpg")], "style": [style]}), folder / "one.parquet"
         )
-        command = [str(Path(sys.executable).parent / "stylize-batch"), "run", str(folder / "one.parquet")]
+        command = [COMMAND, "run", str(folder / "one.parquet")]
         command += ["-o", str(folder / "out"), "--model", model, "--in-process", *options]
         subprocess.run(command, check=True)
         totals = json.loads((folder / "out" / "run.json").read_text())["totals"]

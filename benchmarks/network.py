@@ -1,90 +1,334 @@
-"""The network alone: its convolutions as trained and as rewritten for inference, in one run.
+"""The stylize stage alone, on random pictures: what its convolutions cost, and what is left of the machine's speed.
 
-    python benchmarks/network.py [SIZE …]
+    python benchmarks/network.py [--device cuda] [--model compact] [--sizes 256 512 mixed] [--quick]
 
-Milliseconds for one picture on a CPU, best of several passes, and the rate of the multiplications that the trained form
-would take: above what a plain convolution reaches on the machine, it is multiplications saved. The plain rate is that of
-the encoder's widest layers, measured beside them.
+Arithmetic is that of the network as it was trained: rates above what plain convolutions of the same shapes reach are
+multiplications saved.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
-import os
-import platform
-import sys
+import functools
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from harness import PASSES, Page, best, card, options
+from torch import Tensor, nn
 
+from stylize_batch.lanes import Lanes
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.architecture import CHANNELS, TAP_STRIDES, vgg_decoder, vgg_encoder
+from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.convolution import quicken
+from stylize_batch.model.network import DTYPES, Network, loss_network
+from stylize_batch.stopwatch import Stopwatch
+from stylize_batch.worker import GPU_BATCH_PIXELS
 
-PASSES = 7
+MIXED = ((256, 341), (341, 256), (256, 384), (384, 256), (256, 256))
+"""Height and width of what COCO's and the like become with a shorter side of 256."""
 
+STYLE_SIZE = 512
 
-def best(call: Callable[..., object], *given: object) -> float:
-    """Return the shortest of several times, seconds."""
-    call(*given)
-    times: list[float] = []
-    for _ in range(PASSES):
-        started = time.perf_counter()
-        call(*given)
-        times.append(time.perf_counter() - started)
-    return min(times)
+BF16_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125}
+"""Peak of cards by a part of their names, without sparsity, as their makers state it."""
 
+TABLE_1 = {256: "0.018 (0.027)", 512: "0.065 (0.098)"}
+"""The paper's own row of its Tab. 1: seconds, in parentheses with style encoding; one Titan X (Pascal)."""
 
-def multiplications(size: int) -> tuple[float, float]:
-    """Return those of the encoder and of the decoder as trained, for a square picture."""
-    strides = dict(enumerate(TAP_STRIDES, 1))
-
-    def total(convolutions: list[tuple[int, int, int]]) -> float:
-        return sum(9 * one * other * (size / strides[block]) ** 2 for block, one, other in convolutions)
-
-    encoder = [(int(conv.name[4]), conv.channels_in, conv.channels_out) for conv in vgg_encoder("vgg16")]
-    decoder = [(int(conv.name[4]), conv.channels_in, conv.channels_out) for conv in vgg_decoder("vgg16")]
-    return total(encoder), total(decoder)
+Shape = tuple[int, int]
 
 
-def plain_rate(size: int) -> float:
-    """Return multiplications a second of a plain convolution of the shape of conv3_2."""
-    channels = CHANNELS[2]
-    conv = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)  # pyright: ignore
-    features = torch.rand(1, channels, size // 4, size // 4).to(memory_format=torch.channels_last)
-    return 9 * channels**2 * (size // 4) ** 2 / best(conv, features)
+class Conv(NamedTuple):
+    """A convolution at work.
+
+    Attributes:
+        channels: in and out.
+        kernel: its side.
+        stride: of its places.
+        height: of its input, padded.
+        width: of its input, padded.
+        flop: two for each multiplication, of one picture.
+    """
+
+    channels: tuple[int, int]
+    kernel: int
+    stride: int
+    height: int
+    width: int
+    flop: float
 
 
-@torch.inference_mode()
-def main() -> None:
-    """Print a Markdown table."""
-    sizes = [int(each) for each in sys.argv[1:]] or [224, 256, 512]
-    model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}\n"
+class Stage:
+    """A model on a device, as the worker has it, and what its parts cost as trained."""
+
+    def __init__(self, name: str, device: str, precision: str, *, all_cores: bool = False) -> None:
+        """Load it.
+
+        Args:
+            name: a shipped model, or an architecture.
+            device: `cpu` or `cuda`.
+            precision: a key of `DTYPES`.
+            all_cores: on a CPU, one picture after the other on all cores, as the worker does only with large ones.
+        """
+        self.model = load(name)
+        self.device, self.precision = device, precision
+        self.network = Network(self.model, device, precision)
+        self.phi = loss_network(self.model)
+        self.form: dict[str, Any] = {
+            "device": device, "dtype": DTYPES[precision], "memory_format": torch.channels_last,
+        }  # fmt: skip
+        self._known: dict[tuple[Conv, int, int], float] = {}
+
+        cores = torch.get_num_threads()
+        self.lanes = Lanes(cores, 1 if all_cores else self.network.pass_pixels, Stopwatch())
+        self.at_once = cores if device == "cpu" else 1
+        """Units of work that keep all lanes of the worker busy."""
+        alone = "one after the other" + (", each on all cores" if device == "cpu" else "")
+        side_by_side = "side by side on cores of their own, as the worker has them"
+        self.arrangement = alone if device == "cuda" or all_cores else side_by_side
+
+    def sync(self) -> None:
+        """Wait for the device."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, pixels: int, call: Callable[[], object], passes: int = PASSES) -> float:
+        """Return the seconds from one call to the next, as many side by side as the worker would run."""
+
+        def unit() -> list[object]:
+            with torch.inference_mode():
+                return [call()]
+
+        def fill() -> None:
+            for future in [self.lanes.submit(pixels, unit) for _ in range(self.at_once)]:
+                future.result()
+            self.sync()
+
+        return best(fill, passes=passes) / self.at_once
+
+    def batch(self, shape: Shape) -> int:
+        """Return how many pictures the worker takes at once."""
+        return 1 if self.device == "cpu" else max(1, GPU_BATCH_PIXELS // (shape[0] * shape[1]))
+
+    def run(self, contents: Tensor, styles: Tensor, metrics: bool) -> None:
+        """Encode contents once and stylize each with all styles, a batch at a time: bytes in, bytes out."""
+        features = self.network.encode_contents(contents, metrics=metrics)
+        each = torch.arange(len(contents) * len(styles))
+        for part in each.split(self.batch(tuple(contents.shape[2:]))):
+            _, losses = self.network.stylize(
+                features.select((part // len(styles)).to(self.device)), styles[part % len(styles)],
+                torch.ones(len(part)), finish=lambda images: (images.float() * 255).round().byte().cpu(),
+            )  # fmt: skip
+            if losses is not None:
+                torch.stack(losses, 1).tolist()
+
+    def plan(self, shape: Shape, per_content: int, metrics: bool) -> list[tuple[float, Conv]]:
+        """List what one picture takes, as trained: how often, and which convolution."""
+        images = torch.empty(1, 3, *shape, device="meta")
+        encoder, decoder, phi = (
+            copy.deepcopy(part).to("meta") for part in (self.model.encoder, self.model.decoder, self.phi)
+        )
+        maps = encoder.features(images)
+        losses = convolutions(phi, images) if metrics else []
+        content = convolutions(encoder, images) + (losses if self.phi is not self.model.encoder else [])
+        return [
+            *((1 / per_content, conv) for conv in content),
+            *((1.0, conv) for conv in convolutions(decoder, *maps) + losses),
+        ]
+
+    def plain(self, plan: list[tuple[float, Conv]], shape: Shape, batch: int) -> float:
+        """Return the seconds of plain convolutions of the same shapes, for one picture of a batch."""
+        return sum(often * self._plain(conv, shape[0] * shape[1], batch) for often, conv in plan)
+
+    def _plain(self, conv: Conv, pixels: int, batch: int) -> float:
+        key = (conv, pixels, batch)
+        if key not in self._known:
+            layer = nn.Conv2d(*conv.channels, conv.kernel, conv.stride).to(**self.form)
+            given = torch.rand(batch, conv.channels[0], conv.height, conv.width).to(**self.form)
+            self._known[key] = self.seconds(pixels * batch, lambda: layer(given), passes=3) / batch
+        return self._known[key]
+
+
+def load(name: str) -> Checkpoint:
+    """Load a shipped model, or make one of that architecture with random weights."""
+    if name in container.BUILTIN:
+        return checkpoint.loads(container.builtin_bytes(name))
+    return checkpoint.loads(random_model(name))
+
+
+def random_model(architecture: str) -> bytes:
+    """Return a model file with random weights: it is as fast as a trained one."""
+    torch.manual_seed(0)
+    return checkpoint.dumps(*checkpoint.build(architecture), {"name": architecture})  # pyright: ignore
+
+
+def convolutions(network: nn.Module, *given: Tensor) -> list[Conv]:
+    """Run a network on the meta device; list the convolutions it did."""
+    found: list[Conv] = []
+
+    def note(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        kernel, stride = layer.kernel_size[0], layer.stride[0]
+        height, width = output.shape[2:]
+        flop = 2 * layer.weight.numel() * height * width
+        sides = (stride * (side - 1) + kernel for side in (height, width))
+        found.append(Conv((layer.in_channels, layer.out_channels), kernel, stride, *sides, flop))
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(note)
+    features = getattr(network, "features", network)
+    features(*given)
+    return found
+
+
+def random_pictures(count: int, shape: Shape) -> Tensor:
+    """Return uint8 [N, 3, H, W], channels last."""
+    pictures = torch.randint(256, (count, 3, *shape), dtype=torch.uint8)
+    return pictures.contiguous(memory_format=torch.channels_last)
+
+
+def write_halves(page: Page, stage: Stage, sizes: list[int], passes: int) -> None:
+    """Table of encoder and decoder, as trained and as rewritten for inference."""
+    page.say(
+        "## The convolutions, as trained and as rewritten for inference\n\n"
+        f"Pictures of size × size, {stage.precision}, {stage.arrangement}; milliseconds from one to the next, the "
+        f"best of up to {passes} passes. The last column is the network's convolutions one by one, without what stands "
+        "between them."
     )
-    print(
-        "| size | | as trained, ms | rewritten, ms | ratio | GMAC/s as trained | rewritten | plain convolution |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    page.table(
+        "size", "part", "GFLOP", "as trained, ms", "rewritten, ms", "ratio", "GFLOP/s as trained", "rewritten",
+        "plain convolutions",
+    )  # fmt: skip
     for size in sizes:
-        images = torch.rand(1, 3, size, size).to(memory_format=torch.channels_last)
-        features = model.encoder(images)
-        rate = plain_rate(size)
-        for name, network, given, work in zip(
-            ("encoder", "decoder"), (model.encoder, model.decoder), (images, features), multiplications(size),
-            strict=True,
-        ):  # fmt: skip
-            trained = network.to(memory_format=torch.channels_last)  # pyright: ignore
+        images = torch.rand(1, 3, size, size).to(**stage.form)
+        given: tuple[Tensor, ...] = (images,)
+        for name in ("encoder", "decoder"):
+            trained = copy.deepcopy(getattr(stage.model, name)).to(**stage.form)
             quick = copy.deepcopy(trained)
             quicken(quick)
-            before, after = (best(form, given) for form in (trained, quick))
-            print(
-                f"| {size} | {name} | {before * 1e3:.0f} | {after * 1e3:.0f} | {before / after:.2f} | "
-                f"{work / before / 1e9:.0f} | {work / after / 1e9:.0f} | {rate / 1e9:.0f} |"
+            calls = [getattr(network, "features", network) for network in (trained, quick)]
+            shapes = (torch.empty(each.shape, device="meta") for each in given)
+            convs = convolutions(copy.deepcopy(getattr(stage.model, name)).to("meta"), *shapes)
+            flop = sum(conv.flop for conv in convs)
+            before, after = (
+                stage.seconds(size * size, functools.partial(call, *given), passes) for call in calls
             )
+            plain = stage.plain([(1.0, conv) for conv in convs], (size, size), 1)
+            given = calls[0](*given) if name == "encoder" else ()
+            page.row(
+                size, name, f"{flop / 1e9:.1f}", f"{before * 1e3:.1f}", f"{after * 1e3:.1f}", f"{before / after:.2f}",
+                *(f"{flop / seconds / 1e9:,.0f}" for seconds in (before, after, plain)),
+            )  # fmt: skip
+    page.end_table()
+
+
+def write_stage(page: Page, stage: Stage, sizes: list[str], peak: float | None, passes: int) -> None:
+    """Table of the whole stage."""
+    share = (
+        "; its share of the card's peak is GFLOP/s ÷ " + f"{peak:,.0f} TFLOP/s (bf16, without sparsity)"
+        if peak
+        else ""
+    )
+    page.say(
+        "## The stylize stage\n\n"
+        "Random pictures, as bytes, encoded once however many styles, stylized with known style statistics, measured where "
+        "losses are wanted, and back to bytes; in batches of the worker's size, "
+        f"{stage.arrangement}. GFLOP are those of the trained form for one stylized picture, its share of the encoding "
+        "included, and GFLOP/s are GFLOP ÷ seconds of a picture"
+        f"{share}. The last column is that rate ÷ the one of plain convolutions of the same shapes and batch. *mixed* is "
+        + ", ".join(f"{height} × {width}" for height, width in MIXED) + " in turn."
+    )  # fmt: skip
+    page.table(
+        "size", "styles per content", "losses", "batch", "ms a picture", "pictures/s", "GFLOP", "GFLOP/s",
+        *(["of the peak"] if peak else []), "÷ plain",
+    )  # fmt: skip
+    for size in sizes:
+        shapes = MIXED if size == "mixed" else ((int(size), int(size)),)
+        for per_content in (1, 4):
+            styles = stage.network.encode_styles(random_pictures(per_content, (128, 128)))
+            for metrics in (False, True):
+                seconds = plain = flop = 0.0
+                for shape in shapes:
+                    batch = stage.batch(shape)
+                    contents = random_pictures(max(1, batch // per_content), shape)
+                    made = len(contents) * per_content
+                    call = functools.partial(stage.run, contents, styles, metrics)
+                    took = stage.seconds(batch * shape[0] * shape[1], call, passes)
+                    plan = stage.plan(shape, per_content, metrics)
+                    seconds += took / made / len(shapes)
+                    plain += stage.plain(plan, shape, batch) / len(shapes)
+                    flop += sum(often * conv.flop for often, conv in plan) / len(shapes)
+                page.row(
+                    size, per_content, "yes" if metrics else "no", batch, f"{seconds * 1e3:.1f}", f"{1 / seconds:,.2f}",
+                    f"{flop / 1e9:,.0f}", f"{flop / seconds / 1e9:,.0f}",
+                    *([f"{flop / seconds / 1e12 / peak:.0%}"] if peak else []), f"{plain / seconds:.2f}",
+                )  # fmt: skip
+    page.end_table()
+
+
+def write_table_1(page: Page, stage: Stage, pictures: int) -> None:
+    """Table of the row "Ours" of the paper's Tab. 1, by its protocol."""
+    page.say(
+        f"## The paper's Tab. 1, row “Ours”\n\nSeconds for one picture, mean of {pictures}, one at a time, without files "
+        "and losses; in parentheses with the style encoded each time, at the content's size."
+    )
+    page.table("size", "here", "the paper, on a Titan X (Pascal)")
+    for size, paper in list(TABLE_1.items())[: 1 if pictures == 1 else None]:
+        contents, styles = (random_pictures(pictures, (size, size)) for _ in range(2))
+        known = stage.network.encode_styles(styles[:1])
+        took: list[float] = []
+        for encoding in (False, True):
+            stage.run(contents[:1], known, False)
+            stage.sync()
+            started = time.perf_counter()
+            for content, style in zip(contents.split(1), styles.split(1), strict=True):
+                stage.run(content, stage.network.encode_styles(style) if encoding else known, False)
+            stage.sync()
+            took.append((time.perf_counter() - started) / pictures)
+        page.row(size, f"{took[0]:.4f} ({took[1]:.4f})", paper)
+    page.end_table()
+
+
+def peak_of(given: argparse.Namespace) -> float | None:
+    """Return the card's peak in TFLOP/s, as told or by its name."""
+    if given.device == "cpu":
+        return None
+    name = card()
+    known = (peak for part, peak in BF16_TFLOPS.items() if all(word in name for word in part.split()))
+    return given.peak_tflops or next(known, None)
+
+
+def main() -> None:
+    """Write the page."""
+    parser = options(__doc__)
+    parser.add_argument("--model", default=container.DEFAULT, help="a shipped model, or an architecture")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--all-cores", action="store_true", help="one picture at a time, on all cores of a CPU"
+    )
+    parser.add_argument(
+        "--precision", choices=tuple(DTYPES), help="as in a run by default: fp32, on a GPU fp16"
+    )
+    parser.add_argument(
+        "--peak-tflops", type=float, help="of the card in bfloat16, where its name is not known"
+    )
+    parser.add_argument("--sizes", nargs="+", default=["224", "256", "512", "1024", "mixed"])
+    given = parser.parse_args()
+    sizes = ["64"] if given.quick else given.sizes
+    passes = 1 if given.quick else PASSES
+    precision = given.precision or ("fp16" if given.device == "cuda" else "fp32")
+    stage = Stage(given.model, given.device, precision, all_cores=given.all_cores)
+    with (
+        Page(f"The network alone: {given.model}", given, device=given.device) as page,
+        torch.inference_mode(),
+    ):
+        write_halves(page, stage, [int(size) for size in sizes if size != "mixed"], passes)
+        write_stage(page, stage, sizes, peak_of(given), passes)
+        write_table_1(page, stage, 1 if given.quick else 100)
 
 
 if __name__ == "__main__":

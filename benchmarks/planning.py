@@ -1,6 +1,6 @@
 """Seconds and memory of planning a manifest, and of totalling its results, by the manifest's length.
 
-    python benchmarks/planning.py [MILLIONS ...]      (default: 1 3 10)
+    python benchmarks/planning.py [--millions 1 10] [--quick]
 
 Each step is a process of its own, so that its peak memory is its own. The manifest is what an augmentation set of
 ImageNet looks like: 8 styles of 80,000 for each photograph, in random order, with a label. Results are fabricated,
@@ -10,8 +10,6 @@ one row in a hundred failed. Processor seconds are those of all cores: they hold
 from __future__ import annotations
 
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -22,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from harness import Page, options
 
 from stylize_batch.manifest.plan import check_and_partition, read_shard, usual_shard_pairs, write_plan
 from stylize_batch.manifest.source import fingerprint, locate
@@ -116,31 +115,36 @@ def in_process_of_its_own(name: str, folder: Path, rows: int) -> dict[str, float
 
 
 def main() -> None:
-    """Print a Markdown table."""
-    sizes = [float(argument) for argument in sys.argv[1:]] or [1, 3, 10]
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, pyarrow {pa.__version__}\n")
-    print("| rows | | seconds | processor seconds | peak memory | rows/s | shards |")
-    print("|---|---|---|---|---|---|---|")
-    for millions in sizes:
-        rows = int(millions * 1_000_000)
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            in_process_of_its_own("manifest", folder, rows)
-            made = in_process_of_its_own("plan", folder, rows)
-            print_row(rows, "plan", made, made["found"])
-            in_process_of_its_own("results", folder, rows)
-            read = in_process_of_its_own("total", folder, rows)
-            assert read["found"] == rows
-            print_row(rows, "total", read, made["found"])
+    """Write the page."""
+    parser = options(__doc__)
+    parser.add_argument("--millions", nargs="+", type=float, default=[1, 10], help="rows of each manifest")
+    given = parser.parse_args()
+    with Page("Planning", given) as page:
+        page.say(
+            "*Plan* is all that a run does before it starts workers, *total* what a repeated command does first: reading "
+            "and counting every part of the results. Each in a process of its own."
+        )
+        page.table("rows", "", "seconds", "processor seconds", "peak memory, MB", "rows/s", "shards")
+        for millions in [0.05] if given.quick else given.millions:
+            rows = int(millions * 1_000_000)
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                in_process_of_its_own("manifest", folder, rows)
+                made = in_process_of_its_own("plan", folder, rows)
+                write_row(page, rows, "plan", made, made["found"])
+                in_process_of_its_own("results", folder, rows)
+                read = in_process_of_its_own("total", folder, rows)
+                assert read["found"] == rows
+                write_row(page, rows, "total", read, made["found"])
+        page.end_table()
 
 
-def print_row(rows: int, label: str, took: dict[str, float], shards: float) -> None:
-    """Print a line of the table."""
-    print(
-        f"| {rows:,} | {label} | {took['seconds']:.1f} | {took['processor']:.1f} | {took['peak'] / 1e6:.0f} MB "
-        f"| {rows / took['seconds']:,.0f} | {shards:,.0f} |",
-        flush=True,
-    )
+def write_row(page: Page, rows: int, label: str, took: dict[str, float], shards: float) -> None:
+    """Write a line of the table."""
+    page.row(
+        f"{rows:,}", label, f"{took['seconds']:.1f}", f"{took['processor']:.1f}", f"{took['peak'] / 1e6:.0f}",
+        f"{rows / took['seconds']:,.0f}", f"{shards:,.0f}",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the recipes in jobs/ make of a small dataset, and what that comes to for all of ImageNet-1k.
 
-    python benchmarks/recipes.py [CONTENTS]
+    python benchmarks/recipes.py [--contents 12]
 
 Every recipe runs with its own settings, on one core without Ray. Processor seconds count, less those of a run of one
 picture, so that neither start-up nor other work on the machine matters. Bytes are those of the sample's photographs.
@@ -9,19 +9,17 @@ picture, so that neither start-up nor other work on the machine matters. Bytes a
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import torch
+from harness import COMMAND, SAMPLE, Page, options
 
 from stylize_batch.job.spec import make_spec
 
 REPOSITORY = Path(__file__).parent.parent
-STYLES = REPOSITORY / "manifests" / "sample" / "style"
+STYLES = SAMPLE / "style"
 IMAGENET = 1_281_167 + 50_000
 """Images of ImageNet-1k with a label: training and validation."""
 
@@ -39,7 +37,7 @@ def make_dataset(folder: Path, contents: int) -> None:
 def run(recipe: Path, dataset: Path, output: Path, *options: str) -> tuple[float, list[int]]:
     """Run a recipe; return processor seconds and each picture's bytes."""
     command = [
-        str(Path(sys.executable).parent / "stylize-batch"), "run", "--job", str(recipe), "--content", str(dataset),
+        COMMAND, "run", "--job", str(recipe), "--content", str(dataset),
         "--style", str(STYLES), "-o", str(output), "--in-process", "--device", "cpu", *options,
     ]  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -61,25 +59,33 @@ def _short(value: float) -> str:
 
 
 def main() -> None:
-    """Print a Markdown table."""
-    contents = int(sys.argv[1]) if len(sys.argv) > 1 else 12
-    print(f"{platform.machine()}, torch {torch.__version__}; {contents} contents\n")
-    print(
-        "| | pictures per content | core-seconds each | KB each | ImageNet-1k: pictures | GB | core-hours |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
-        make_dataset(Path(name) / "dataset", contents)
+    """Write the page."""
+    parser = options(__doc__)
+    parser.add_argument("--contents", type=int, default=12, help="of the small dataset")
+    given = parser.parse_args()
+    with Page("Recipes", given) as page, tempfile.TemporaryDirectory() as name:
+        page.table(
+            "",
+            "pictures per content",
+            "core-seconds each",
+            "KB each",
+            "ImageNet-1k: pictures",
+            "GB",
+            "core-hours",
+        )
+        make_dataset(Path(name) / "dataset", 2 if given.quick else given.contents)
         for recipe in sorted((REPOSITORY / "jobs").glob("*.yaml")):
+            if recipe.name == "rayjob.yaml":  # a run on Kubernetes, and none of its own
+                continue
             seconds, size = measure(recipe, Path(name) / "dataset", Path(name))
             build = make_spec({"content": "c", "style": "s"}, str(recipe)).build
             each = (build.styles_per_content or 1) + build.keep_originals
             pictures = (build.sample or IMAGENET) * each
-            print(
-                f"| `{recipe.name}` | {each} | {seconds:.2f} | {size / 1e3:.0f} | {pictures:,} "
-                f"| {_short(pictures * size / 1e9)} | {_short(pictures * seconds / 3600)} |",
-                flush=True,
-            )
+            page.row(
+                f"`{recipe.name}`", each, f"{seconds:.2f}", f"{size / 1e3:.0f}", f"{pictures:,}",
+                _short(pictures * size / 1e9), _short(pictures * seconds / 3600),
+            )  # fmt: skip
+        page.end_table()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,11 @@ def test_a_run_says_where_everything_is(manifest: Path, cli: Cli, tmp_path: Path
     assert done.stdout == ""
     for line in ("pictures", "results", "report  "):
         assert line in done.stderr
-    assert str(tmp_path / "out" / "report.html") in done.stderr
+    report = tmp_path / "out" / "report.html"
+    assert str(report) in done.stderr
+    (shares,) = re.findall(r"where the workers' time went: (.*)", done.stderr)
+    assert re.match(r"(network|losses|waiting) \d+ %, ", shares)
+    assert shares in report.read_text()
 
 
 def test_failed_rows_exit_3_and_are_summed_up_by_kind(

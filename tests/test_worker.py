@@ -147,12 +147,38 @@ def test_a_pairs_pixels_do_not_depend_on_its_neighbours(
     assert match["style_loss"] == alone["style_loss"]
 
 
-def test_batches_make_the_pictures_that_single_pairs_make(
+def test_neither_cores_nor_shards_change_a_pixel(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, singles = run(make_manifest(pairs), tmp_path / "singles", format="png", size=40, crop=40)
+    manifest = make_manifest(pairs)
+    before = torch.get_num_threads()
+    made: list[dict[str, bytes]] = []
+    try:
+        # Side by side on cores of their own; one after the other; most cores for each picture.
+        for cores, pass_pixels, shard_pairs in ((4, 2_000_000, 100), (1, 2_000_000, 1), (4, 4000, 3)):
+            torch.set_num_threads(cores)
+            network = functools.partial(Network, pass_pixels=pass_pixels)
+            monkeypatch.setattr(worker, "Network", network)
+            output = tmp_path / f"{cores}-{pass_pixels}"
+            _, results = run(manifest, output, format="png", size=40, shard_pairs=shard_pairs)
+            made.append({row["pair_id"]: Path(row["output"]).read_bytes() for row in results})
+    finally:
+        torch.set_num_threads(before)
+    assert len(made[0]) == len(pairs)
+    assert made[0] == made[1] == made[2]
+
+
+@pytest.mark.parametrize("crop", [40, None], ids=["one size", "mixed sizes"])
+def test_batches_make_the_pictures_that_single_pairs_make(
+    make_manifest: MakeManifest,
+    pairs: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    crop: int | None,
+) -> None:
+    _, singles = run(make_manifest(pairs), tmp_path / "singles", format="png", size=40, crop=crop)
     monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)  # what a GPU does
-    _, batches = run(make_manifest(pairs), tmp_path / "batches", format="png", size=40, crop=40)
+    _, batches = run(make_manifest(pairs), tmp_path / "batches", format="png", size=40, crop=crop)
     for one, other in zip(singles, batches, strict=True):
         assert one["pair_id"] == other["pair_id"]
         pixels = [decode(Path(row["output"]).read_bytes()).astype(int) for row in (one, other)]

@@ -163,6 +163,7 @@ def run(
     from stylize_batch.job.run import execute
     from stylize_batch.job.spec import make_spec
     from stylize_batch.progress import TerminalProgress, duration
+    from stylize_batch.stopwatch import where_it_went
 
     own = {"address": address, "in_process": in_process}
     spec = make_spec({**settings, **{name: value for name, value in own.items() if value is not None}}, job)
@@ -175,6 +176,8 @@ def run(
     _say(f"{summary.ok} of {summary.pairs} pairs stylized{earlier} in {duration(summary.seconds)}")
     if made:
         _say(f"{summary.images_per_second:.2f} images/s")
+    if where := where_it_went(summary.stages):
+        _say(f"where the workers' time went: {where}")
     if spec.styles and summary.styles:
         _say(f"styles: {summary.styles['from_bank']} from the bank, {summary.styles['encoded']} encoded")
     if summary.mean_style_loss is not None:

@@ -1,11 +1,15 @@
-"""Seconds by stage of the work, and bytes moved, added up over threads."""
+"""Seconds by stage of the work, and bytes moved, added up over threads.
+
+The network's lanes spend theirs on `encode` (contents, styles), `stylize` and `metrics`, or `wait` for something to do.
+Threads beside them `fetch` and `decode` images, turn pictures into files (`codec`) and `put` them where they belong.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 
@@ -53,3 +57,35 @@ class Stopwatch:
             self._seconds.clear()
             self._sizes.clear()
         return counted
+
+
+def where_it_went(seconds: Mapping[str, float]) -> str:
+    """Say where workers' time went: shares of the time their lanes had, and what threads did beside them in the same
+    measure, `network 71 %, losses 20 %, waiting 9 %; beside it decoding 4 %, …`. Empty when no lane did anything.
+    """
+    lanes = {
+        "network": seconds.get("encode", 0.0) + seconds.get("stylize", 0.0),
+        "losses": seconds.get("metrics", 0.0),
+        "waiting": seconds.get("wait", 0.0),
+    }
+    beside = {
+        name: seconds.get(stage, 0.0)
+        for name, stage in (
+            ("fetching", "fetch"),
+            ("decoding", "decode"),
+            ("encoding", "codec"),
+            ("writing", "put"),
+        )
+    }
+    whole = sum(lanes.values())
+    if not lanes["network"]:
+        return ""
+    ranked = [
+        ", ".join(
+            f"{name} {value / whole:.0%}".replace("%", " %")
+            for name, value in sorted(part.items(), key=lambda each: -each[1])
+            if value
+        )
+        for part in (lanes, beside)
+    ]
+    return "; beside it ".join(each for each in ranked if each)

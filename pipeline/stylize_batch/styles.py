@@ -4,7 +4,7 @@ file of its own for many runs."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -47,11 +47,13 @@ class StyleBatch(NamedTuple):
         vectors: of the styles that were encoded.
         failures: the reason for each style that failed.
         unchanged: styles left alone because the bank has them as they are.
+        seconds: by stage; what threads did at the same time adds up.
     """
 
     vectors: list[StyleVector]
     failures: dict[str, RowError]
     unchanged: int = 0
+    seconds: Mapping[str, float] = {}
 
     @property
     def styles(self) -> int:

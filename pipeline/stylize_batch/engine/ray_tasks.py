@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -56,13 +57,15 @@ class StyleTask:
         pieces = [(StyleRequest([uri], self._request.versions),) for uri in uris]
         vectors: list[StyleVector] = []
         failures: dict[str, RowError] = {}
+        seconds: Counter[str] = Counter()
         for uri, found in zip(uris, run_alone(encode_styles_alone, pieces), strict=True):
             if found is None:
                 failures[uri] = RowError("WorkerDied", f"{uri} ended the process that encoded it")
             else:
                 vectors.extend(found.vectors)
                 failures.update(found.failures)
-        return StyleBatch(vectors, failures, len(uris) - len(vectors) - len(failures))
+                seconds.update(found.seconds)
+        return StyleBatch(vectors, failures, len(uris) - len(vectors) - len(failures), seconds)
 
 
 class ShardTask:

@@ -7,6 +7,7 @@ from typing import Any
 from stylize_batch.errors import UsageError
 from stylize_batch.job.record import KEY, REPORT, RunRecord, load_record
 from stylize_batch.report.page import Run, make_report
+from stylize_batch.stopwatch import where_it_went
 from stylize_batch.storage import Root
 
 SHOWN_SETTINGS = (
@@ -56,6 +57,7 @@ def _shown(record: RunRecord) -> dict[str, str]:
         "precision": ", ".join(f"{name} on {device}" for device, name in record.precision.items()),
         "chroma_subsampling": record.chroma_subsampling,
         "model_digest": record.model_digest,
+        "time of the workers": where_it_went(record.totals.get("stages", {})),
     }
     found |= record.versions
     return {name.replace("_", " "): str(value) for name, value in found.items() if value not in (None, "")}

@@ -26,7 +26,7 @@ from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
-from stylize_batch.job.styles import encode_styles, offers, open_bank
+from stylize_batch.job.styles import EncodedStyles, encode_styles, offers, open_bank
 from stylize_batch.layout.container import delete_unnamed
 from stylize_batch.manifest.plan import (
     Partition,
@@ -43,7 +43,7 @@ from stylize_batch.progress import Observer, Silent
 from stylize_batch.results import Totals, finished_shards, listed_shards
 from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import Root
-from stylize_batch.styles import ROW_GROUP, BankFile, StyleBank, bank_key, bank_of, put_part
+from stylize_batch.styles import ROW_GROUP, BankFile, bank_key, bank_of, put_part
 from stylize_batch.weights import read_model
 
 
@@ -58,7 +58,7 @@ class RunSummary:
         output: the output root.
         kinds: failed rows by kind.
         styles: how many were encoded, taken from a bank file, kept from earlier runs, and failed.
-        stages: seconds by stage, summed over workers and their threads.
+        stages: seconds by stage, summed over workers and their threads; `stopwatch` says what each is.
         peak_memory: bytes; of the driver and of the largest worker.
         annotations: files written beside the pictures.
         report_error: why there is no report.html.
@@ -194,7 +194,10 @@ def _work(
             devices = spec.devices or [engine.device]
             engine.start([_worker_settings(spec, source, root, record, device) for device in devices], model)
             record.save(root)
-            bank, style_counts = _encode_styles(engine, root, source, styles, record, spec, lender, observer)
+            found = _encode_styles(engine, root, source, styles, record, spec, lender, observer)
+            style_counts = found.counts()
+            stages.update(found.seconds)
+            bank = bank_of(found.vectors.values(), found.failures)
             observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
             for report in engine.run_shards(largest_first(root, pending), bank):
                 totals.add(report.totals)
@@ -410,14 +413,14 @@ def _encode_styles(
     spec: JobSpec,
     lender: BankFile | None,
     observer: Observer,
-) -> tuple[StyleBank, dict[str, int]]:
-    """Return the styles' bank, and how many came from where. What a bank file lent is committed, too."""
+) -> EncodedStyles:
+    """Encode the styles that nobody has. What a bank file lent is committed, too."""
     key = bank_key(record.model_digest, spec.style_size)
     offered = offers(lender, uris, source.base) if lender else {}
     found = encode_styles(engine, root, uris, key, observer, offered)
     for start in range(0, len(found.taken), ROW_GROUP):
         put_part(root, found.taken[start : start + ROW_GROUP], key)
-    return bank_of(found.vectors.values(), found.failures), found.counts()
+    return found
 
 
 def _check_failures(totals: Totals, limit: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,12 +24,14 @@ class EncodedStyles(NamedTuple):
         failures: the reason for each style that failed.
         encoded: how many were encoded now.
         taken: those that a bank file gave.
+        seconds: of workers, by stage.
     """
 
     vectors: dict[str, StyleVector]
     failures: dict[str, RowError]
     encoded: int
     taken: list[StyleVector]
+    seconds: Mapping[str, float]
 
     def counts(self) -> dict[str, int]:
         """Return how many were encoded, taken from a bank file, kept from earlier runs, and failed."""
@@ -67,6 +70,7 @@ def encode_styles(
         requests.append(StyleRequest(part, {uri: known[uri].version for uri in part if uri in known}))
     fresh: dict[str, StyleVector] = {}
     failures: dict[str, RowError] = {}
+    seconds: Counter[str] = Counter()
     banked = sum(uri in offered for uri in uris)
     observer.phase(f"Encoding styles{f' ({banked} in the bank)' if banked else ''}", len(uris), 0, lambda: 0)
     done = 0
@@ -75,12 +79,13 @@ def encode_styles(
             put_part(root, batch.vectors, key)
         fresh.update({style.uri: style for style in batch.vectors})
         failures.update(batch.failures)
+        seconds.update(batch.seconds)
         done += batch.styles
         observer.advance(done, len(failures))
     found = {**known, **fresh}
     vectors = {uri: found[uri] for uri in uris if uri in found and uri not in failures}
     taken = [vector for uri, vector in vectors.items() if vector is offered.get(uri)]
-    return EncodedStyles(vectors, failures, len(fresh), taken)
+    return EncodedStyles(vectors, failures, len(fresh), taken, seconds)
 
 
 def open_bank(uri: str, model_digest: str, style_size: int) -> BankFile:
