@@ -173,6 +173,7 @@ class Worker:
             SystemicError: storage answered for none of them.
             HandedBackError: there was no time for all.
         """
+        self._clock.take()
         vectors: list[StyleVector] = []
         failures: dict[str, RowError] = {}
         waiting: deque[tuple[str, str, Future[list[Vectors]]]] = deque()
@@ -204,26 +205,35 @@ class Worker:
             settle(0)
         if not alone:
             _refuse_total_outage(list(failures.values()), len(styles))
-        return StyleBatch(vectors, failures, len(styles) - len(vectors) - len(failures))
+        seconds, _ = self._clock.take()
+        return StyleBatch(vectors, failures, len(styles) - len(vectors) - len(failures), seconds)
 
     def _load_style(self, uri: str, known: str | None) -> tuple[str, Array] | None:
         path = absolute(uri, self._settings.base)
-        version = fingerprint(path)
-        if version == known:
-            return None
-        return version, decode(read_bytes(path), size=self._settings.style_size, min_side=MIN_SIDE)
+        with self._clock("fetch"):
+            version = fingerprint(path)
+            if version == known:
+                return None
+            data = read_bytes(path)
+        return version, self._decode_style(data)
+
+    def _decode_style(self, data: bytes) -> Array:
+        with self._clock("decode"):
+            return decode(data, size=self._settings.style_size, min_side=MIN_SIDE)
 
     def _encode_style(self, image: Array, recoloring: ColorMap | None = None) -> Vectors:
         try:
-            return self._network.encode_styles(as_tensor(image)[None], recoloring)[0].numpy()
+            with self._clock("encode"):
+                return self._network.encode_styles(as_tensor(image)[None], recoloring)[0].numpy()
         except (RuntimeError, MemoryError) as error:
             raise self._network_error(error, image.shape) from None
 
     def _load_style_image(self, uri: str) -> StyleImage:
         try:
-            data = read_bytes(absolute(uri, self._settings.base))
+            with self._clock("fetch"):
+                data = read_bytes(absolute(uri, self._settings.base))
             self._clock.count("read", len(data))
-            image = np.array(decode(data, size=self._settings.style_size, min_side=MIN_SIDE))
+            image = np.array(self._decode_style(data))
         except RowError as error:
             raise named(error, "style", uri) from None
         return StyleImage(image, colors(as_tensor(image)))
@@ -444,8 +454,7 @@ class Worker:
         """
         if job.vectors is not None:
             return job
-        with self._clock("encode"):
-            vectors = np.stack([self._encode_style(style.image, to) for style, to in job.recolored])
+        vectors = np.stack([self._encode_style(style.image, to) for style, to in job.recolored])
         return job._replace(vectors=_as_one(job.pair, vectors))
 
     def _encode_contents(self, bucket: list[Prepared]) -> ContentFeatures | RowError:
@@ -499,7 +508,8 @@ class Worker:
                 pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
                 measured = [(None, None, None)] * len(batch)
                 if losses is not None:
-                    measured = torch.stack(losses, 1).tolist()
+                    with self._clock("metrics"):  # a GPU is done with them only here
+                        measured = torch.stack(losses, 1).tolist()
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, (features.height, features.width))
         return [Picture(*each) for each in zip(pixels, finite.tolist(), measured, strict=True)]

@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+import torch
 from fsspec.core import url_to_fs
 from PIL import Image
 
@@ -67,7 +68,27 @@ def test_the_output_root_holds_what_the_contract_lists_and_nothing_else(
     assert record["state"] == "finished"
     assert record["totals"]["ok"] == 12
     assert record["chroma_subsampling"] == "4:4:4"
-    assert {"fetch", "decode", "encode", "stylize", "codec", "put"} <= record["totals"]["stages"].keys()
+
+
+def test_the_time_of_every_stage_is_told_and_no_second_of_a_lane_counts_twice(
+    manifest: Path, tmp_path: Path
+) -> None:
+    lanes = torch.get_num_threads()
+    for metrics in (True, False):
+        summary = run(manifest, tmp_path / f"{metrics}", metrics=metrics)
+        stages = {"fetch", "decode", "encode", "stylize", "codec", "put", "wait"}
+        assert set(summary.stages) == (stages | {"metrics"} if metrics else stages)
+        counted = sum(summary.stages.get(stage, 0.0) for stage in ("encode", "stylize", "metrics", "wait"))
+        assert counted <= lanes * summary.seconds
+
+
+def test_encoding_the_styles_counts_among_the_stages(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    photos = make_manifest([{"content": uri, "style": []} for uri in contents[:1]], "photos.parquet")
+    assert "encode" not in run(photos, tmp_path / "photos").stages
+    mixed = make_manifest([{"content": contents[0], "style": []}, {"content": "no.jpg", "style": styles[:1]}])
+    assert "encode" in run(mixed, tmp_path / "mixed").stages
 
 
 def test_repeating_a_finished_run_does_nothing(manifest: Path, tmp_path: Path) -> None:
