@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import ray.autoscaler
 import yaml
@@ -22,11 +23,19 @@ from stylize_batch.job.spec import JobSpec, make_spec
 from stylize_batch.submission import command
 
 REPOSITORY = Path(__file__).parent.parent
+KUBERNETES = "1.31"
+"""Whose published schema the pods are held against, unknown fields being errors."""
+
 RUN: Any = cast("Any", get_command(app)).commands["run"]
 
 
 def load(path: str) -> dict[str, Any]:
     return yaml.safe_load((REPOSITORY / path).read_text())
+
+
+def pod_of(group: dict[str, Any]) -> dict[str, Any]:
+    """The pod that KubeRay makes of a group's template."""
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]}
 
 
 def settings_of(line: str) -> dict[str, Any]:
@@ -56,6 +65,7 @@ def test_rayjob_yaml_is_what_kuberay_accepts() -> None:
     cluster = job["spec"]["rayClusterSpec"]
     (workers,) = cluster["workerGroupSpecs"]
     for pod in (cluster["headGroupSpec"], workers):
+        kubernetes_validate.validate(pod_of(pod), KUBERNETES, strict=True)
         for container in pod["template"]["spec"]["containers"]:
             limits, requests = container["resources"]["limits"], container["resources"]["requests"]
             for name in limits:
@@ -65,6 +75,18 @@ def test_rayjob_yaml_is_what_kuberay_accepts() -> None:
     settings = settings_of(job["spec"]["entrypoint"])
     assert int(settings["actors"]) == workers["maxReplicas"]
     assert settings["address"] == "auto"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"serviceAcountName": "x"}, {"tolerations": [{"effect": 1}]}, {"containers": [{"image": "x"}]}],
+    ids=["unknown field", "wrong type", "container without a name"],
+)
+def test_damaged_pods_are_told_from_sound_ones(damage: dict[str, Any]) -> None:
+    template = load("jobs/rayjob.yaml")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    damaged = {"template": {"spec": {**template["spec"], **damage}}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod_of(damaged), KUBERNETES, strict=True)
 
 
 def test_all_cluster_files_name_one_version_of_ray_and_each_four_values_to_change() -> None:
@@ -122,6 +144,11 @@ def test_every_setting_of_a_run_reaches_the_cluster() -> None:
         assert understood.pop("address") == "auto"
         assert understood.pop("no_metrics") is True
         assert make_spec({**understood, "metrics": False}) == make_spec(given)
+    dataset: dict[str, Any] = {"content": "s3://b/c", "style": "s3://b/s", "output": "s3://b/o"}
+    paired = make_spec({**dataset, "build": {"alpha": "0.5..1", "styles_per_content": 3}})
+    understood = settings_of(command(paired, installed=True))
+    assert understood.pop("address") == "auto"
+    assert make_spec(understood, understood.pop("job")) == paired
     assert command(make_spec({"manifest": "s3://b/m", "output": "s3://b/o"}), True) == (
         "stylize-batch run s3://b/m --output s3://b/o --address auto"
     )

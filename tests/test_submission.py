@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job.spec import make_spec
-from stylize_batch.submission import refuse_local, summary_of
+from stylize_batch.submission import Cluster, refuse_local, summary_of
 
 
 @pytest.mark.parametrize(
@@ -20,9 +25,15 @@ from stylize_batch.submission import refuse_local, summary_of
         ({"manifest": "s3://b/m", "output": "/data/o"}, "output /data/o: a plain path is one of this machine"),
         ({"manifest": "s3://b/m"}, "--output: name one that the cluster reaches"),
         ({"manifest": "s3://b/m", "output": "s3://b/o", "model": "mine.safetensors"}, "model mine.safetensors: a plain path"),
+        ({"content": "photos", "style": "s3://b/s", "output": "s3://b/o"}, "content photos: a plain path"),
+        ({"content": "s3://b/c", "style": "/s", "output": "s3://b/o"}, "style /s: a plain path"),
+        (
+            {"content": "s3://b/c", "style": "s3://b/s", "output": "s3://b/o", "build": {"style_map": "map.csv"}},
+            "build.style_map map.csv: a plain path",
+        ),
         ({"manifest": "s3://b/m", "output": "s3://b/o", "in_process": True}, "in-process runs on this machine"),
     ],
-    ids=["manifest", "output", "no output", "model", "in-process"],
+    ids=["manifest", "output", "no output", "model", "content", "style", "style map", "in-process"],
 )  # fmt: skip
 def test_what_only_this_machine_has_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as refused:
@@ -34,6 +45,42 @@ def test_what_the_cluster_reaches_is_not_refused() -> None:
     refuse_local(
         make_spec({"manifest": "file:///mnt/m", "output": "s3://b/o", "model": "s3://b/model.safetensors"})
     )
+
+
+@contextmanager
+def dashboard_of(ray: str, python: str) -> Generator[str]:
+    """What an old head's dashboard answers to the first question; none can be installed beside the Ray of the tests."""
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": {"rayVersion": ray, "pythonVersion": python}}).encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Dashboard)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("ray", "python", "said"),
+    [
+        ("2.9.3", "3.11.6", "runs Ray 2.9.3; stylize-batch needs 2.56 or newer there"),
+        ("2.60.0", "3.9.18", "runs Python 3.9.18; stylize-batch needs 3.10 or newer there"),
+    ],
+    ids=["Ray", "Python"],
+)
+def test_a_cluster_too_old_for_the_package_is_refused(ray: str, python: str, said: str) -> None:
+    with dashboard_of(ray, python) as address, pytest.raises(UsageError) as refused:
+        Cluster(address)
+    assert said in str(refused.value)
 
 
 def test_only_the_summary_is_taken_for_one() -> None:

@@ -81,7 +81,9 @@ def _settings(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Output root; <manifest name>-stylized by default.")
     ] = None,
-    job: Annotated[str | None, typer.Option(help="YAML file with any of these settings; flags win.")] = None,
+    job: Annotated[
+        str | None, typer.Option(help="YAML file with any of these settings, or {…} itself; flags win.")
+    ] = None,
     content: Annotated[
         str | None,
         typer.Option(
@@ -225,7 +227,8 @@ def submit(
 ) -> None:
     """Run as a job of a Ray cluster, which goes on without this machine. The same command again resumes.
 
-    Manifest, output and model must be URIs that the cluster reaches, with the credentials of its nodes.
+    Manifest (or --content and --style, of which the cluster builds one), output and model must be URIs that the cluster
+    reaches, with the credentials of its nodes.
     """
     from stylize_batch.job.spec import make_spec
     from stylize_batch.submission import Cluster, StoppedError, refuse_local, summary_of

@@ -57,11 +57,11 @@ def command(spec: JobSpec, installed: bool) -> str:
         installed: whether the cluster's own package runs, not the one that is sent.
     """
     words = ["stylize-batch"] if installed else ["python", "-m", "stylize_batch"]
-    words += ["run", spec.manifest]
+    words += ["run", spec.manifest] if spec.manifest else ["run"]
     for name in JobSpec.model_fields:
         value = getattr(spec, name)
         if (
-            name in ("manifest", "address", "in_process")
+            name in ("manifest", "build", "address", "in_process")
             or name not in spec.model_fields_set
             or value is None
         ):
@@ -74,6 +74,8 @@ def command(spec: JobSpec, installed: bool) -> str:
             if isinstance(value, dict):
                 value = ",".join(f"{key}={each}" for key, each in cast("dict[str, object]", value).items())
             words += [_flag(name), str(value)]
+    if build := spec.build.model_dump(exclude_defaults=True):
+        words += ["--job", json.dumps({"build": build})]
     return shlex.join([*words, "--address", "auto"])
 
 
@@ -322,19 +324,15 @@ def refuse_local(spec: JobSpec) -> None:
     """Refuse what only this machine has.
 
     Raises:
-        UsageError: the manifest, output or model is a plain path, or the run is not one for a cluster.
+        UsageError: a location is a plain path, or the run is not one for a cluster.
     """
-    if spec.content:
-        raise UsageError(
-            "submit takes a manifest that is there; make one on storage that the cluster reaches: stylize-batch manifest "
-            "build CONTENT STYLE -o s3://BUCKET/pairs.parquet"
-        )
     if spec.in_process:
         raise UsageError("in-process runs on this machine; leave it out of the job file")
     if not spec.output:
         raise UsageError("--output: name one that the cluster reaches, such as s3://BUCKET/stylized")
-    for name in LOCATIONS:
-        value = getattr(spec, name)
+    places = {name: getattr(spec, name) for name in LOCATIONS}
+    places |= {f"build.{name}": getattr(spec.build, name) for name in ("content_root", "style_map")}
+    for name, value in places.items():
         if value and not is_uri(value) and not (name == "model" and value in container.BUILTIN):
             raise UsageError(
                 f"{name} {value}: a plain path is one of this machine, which the cluster does not see; put it on object "

@@ -123,10 +123,6 @@ def token_of(head: Head) -> str:
     return (Path(head.env["HOME"]) / ".ray" / "auth_token").read_text().strip()
 
 
-def keys(paths: list[str]) -> list[str]:
-    return [f"{Path(path).parent.name}/{Path(path).name}" for path in paths]
-
-
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -161,67 +157,81 @@ def test_docs_clusters_can_be_followed_word_for_word(head: Head, tmp_path: Path)
     assert len(pq.read_table(tmp_path / "rehearsal/job/results")) == 30
 
 
-def test_a_stopped_job_goes_on_with_the_same_command_and_ends_with_the_status_of_the_run(
+def test_a_job_is_left_alone_stopped_and_continued_and_ends_with_the_status_of_the_run(
     server: S3Server,
     submit: Callable[..., subprocess.Popen[str]],
-    make_manifest: MakeManifest,
-    contents: list[str],
-    styles: list[str],
+    laptop: dict[str, str],
+    pictures: Path,
     tmp_path: Path,
 ) -> None:
     fs, base = server.client(), f"{BUCKET}/{tmp_path.name}"
-    for path in (*contents, *styles):
-        fs.put_file(path, f"{base}/in/{Path(path).parent.name}/{Path(path).name}")
-    rows: list[Row] = [
-        {"content": content, "style": [style], "alpha": alpha}
-        for content in [*keys(contents), "content/missing.jpg"]
-        for style in keys(styles)
-        for alpha in (0.25, 0.5, 0.75, 1.0)
-    ]
-    fs.pipe_file(f"{base}/in/pairs.parquet", make_manifest(rows).read_bytes())
-    output = f"{base}/out"
-    same = (
-        f"s3://{base}/in/pairs.parquet",
-        "-o",
-        f"s3://{output}",
-        "--style-size",
-        48,
-        "--shard-pairs",
-        4,
-        "--json",
-    )
-    same = (*same, "--job-id", "small")
+    for path in pictures.rglob("*.jpg"):
+        fs.put_file(str(path), f"{base}/{path.parent.name}/{path.name}")
+    fs.pipe_file(f"{base}/content/broken.jpg", b"no picture")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("build: {all_pairs: true}\nsize: 160\nstyle_size: 48\nshard_pairs: 1\n")
+    # The cluster builds the manifest, by a recipe that only the laptop has.
+    where = ("--content", f"s3://{base}/content", "--style", f"s3://{base}/style", "-o", f"s3://{base}/out")
+    same = (*where, "--job", recipe, "--json", "--job-id", "small")
 
-    # Ctrl-C on a terminal asks, and the answer ends the run as Ctrl-C would where it is at work.
     master, terminal = pty.openpty()
     job = submit(*same, terminal=terminal)
-    wait_for(lambda: fs.find(f"{output}/results") or job.poll() is not None)
-    _, errors = submit(*same, "--size", 32).communicate(timeout=60)
+    assert next(lines_of(job)).startswith("job small submitted to http://127.0.0.1:")
+    other, watching = submit(*same, "--size", 32), submit(*same)
+    _, errors = other.communicate(timeout=120)
+    assert other.returncode == 2
     assert "job small is at work with other settings" in errors
+
+    # Ctrl-C without a terminal leaves the job alone, and the same command has found it at work.
+    lines = lines_of(watching)
+    assert next(lines).startswith("job small is at work already on")
+    assert [next(lines).split("ray job ")[1].split()[0] for _ in range(3)] == ["status", "logs", "stop"]
+    assert next(lines)  # what the run says: following has begun
+    watching.send_signal(signal.SIGINT)
+    _, errors = watching.communicate(timeout=60)
+    assert watching.returncode == 130
+    assert "the job goes on" in errors
+
+    # On a terminal it asks, and the answer ends the run as Ctrl-C would where it is at work.
+    wait_for(lambda: fs.find(f"{base}/out/results") or job.poll() is not None, seconds=300)
     os.write(master, b"y\n")
     job.send_signal(signal.SIGINT)
     _, errors = job.communicate(timeout=90)
     assert job.returncode == 130, errors
     assert "nothing finished is lost" in errors
-    assert not fs.exists(f"{output}/lease.json"), "the run was ended by force"
+    assert not fs.exists(f"{base}/out/lease.json"), "the run was ended by force"
+    finished = len(fs.find(f"{base}/out/results"))
+    assert 0 < finished < 35
 
-    # Without one, Ctrl-C leaves the job alone, and the same command finds it at work.
-    left = submit(*same)
-    assert left.stderr
-    lines = iter(left.stderr)
-    assert next(lines).startswith("job small-2 submitted to http://127.0.0.1:")
-    assert [next(lines).split("ray job ")[1].split()[0] for _ in range(3)] == ["status", "logs", "stop"]
-    wait_for(lambda: next(lines).startswith("Stylizing"))
-    left.send_signal(signal.SIGINT)
-    _, errors = left.communicate(timeout=60)
-    assert left.returncode == 130
-    assert "the job goes on" in errors
-    found, errors = submit(*same).communicate(timeout=300)
-    assert errors.startswith(("job small-2 is at work already on", "job small-3 submitted to"))
-    assert "failed: 20 × NotFound" in errors
-    summary = json.loads(found)
-    assert (summary["pairs"], summary["ok"], summary["failed"]) == (140, 120, 20)
-    assert len(fs.find(f"{output}/images")) == 120
+    # So does who stops it with the command that submit has printed, wherever they are.
+    stopped = submit(*same)
+    lines = lines_of(stopped)
+    assert next(lines).startswith("job small-2 submitted to")
+    _, _, stop, _ = (next(lines) for _ in range(4))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-c", stop], env={**laptop, "PATH": path}, capture_output=True, timeout=120, check=True
+    )
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
+    assert "the job was stopped; nothing finished is lost" in errors
+
+    last = submit(*same)
+    printed, errors = last.communicate(timeout=300)
+    assert last.returncode == 3, errors
+    assert errors.startswith("job small-3 submitted to")
+    assert "failed: 5 × Undecodable" in errors
+    summary = json.loads(printed)
+    assert (summary["pairs"], summary["ok"], summary["failed"]) == (35, 30, 5)
+    assert summary["skipped"] >= finished
+    assert len(fs.find(f"{base}/out/images")) == 30
+    assert fs.exists(f"{base}/out.parquet")
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
+    """The lines of a process's standard error, as they come."""
+    assert process.stderr
+    return iter(process.stderr)
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,10 @@ class JobSpec(BaseModel):
 def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
     """Build a JobSpec from a job file's settings and those given directly, which win.
 
+    Args:
+        settings: given directly.
+        job_file: path of a YAML file, or its content as one `{…}`, for where there is no file.
+
     Raises:
         UsageError: a setting is unknown or out of range, or the file cannot be read.
     """
@@ -228,7 +232,7 @@ def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
 
 def _read_job_file(path: str) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        settings = yaml.safe_load(path if path.startswith("{") else Path(path).read_text())
     except OSError as error:
         raise UsageError(f"cannot read the job file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
