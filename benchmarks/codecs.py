@@ -12,7 +12,6 @@ import io
 
 import torch
 from harness import SAMPLE, Page, best, options
-from network import random_model
 from PIL import Image
 
 from stylize_batch.images.decode import decode
@@ -45,11 +44,8 @@ def network_seconds(size: int) -> dict[str, float]:
     """Return a picture's seconds on one core in each network: one style, no losses."""
     images = torch.randint(256, (1, 3, size, size * 4 // 3), dtype=torch.uint8)
     found: dict[str, float] = {}
-    for name, data in (
-        ("adain-vgg16", container.builtin_bytes(container.DEFAULT)),
-        ("compact", random_model("compact")),
-    ):
-        network = Network(checkpoint.loads(data))
+    for name in container.BUILTIN:
+        network = Network(checkpoint.loads(container.builtin_bytes(name)))
         style = network.encode_styles(images[..., :64, :64])
 
         def make(network: Network = network, style: torch.Tensor = style) -> None:
@@ -70,7 +66,7 @@ def main() -> None:
             "All on one core, best of several passes, contents of 4 : 3. A share is codec ÷ (codec + network), with the "
             "network on one core as well, one style for each content, and no losses."
         )
-        columns = ("ms", "pictures/s", "share with `adain-vgg16`", "share with the compact network")
+        columns = ("ms", "pictures/s", "share with `adain-vgg16`", "share with `adain-compact`")
 
         def cells(seconds: float, size: int) -> list[str]:
             shares = (f"{seconds / (seconds + other):.1%}" for other in networks[size].values())

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from harness import SAMPLE, Page, options, stylize
-from network import random_model
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
@@ -28,13 +27,12 @@ from stylize_batch.model.adain import adain, statistics
 
 STYLE_SIZE = 512
 PLAIN_PAIRS = 12
-COMPACT = "compact"
 COMPACT_TIMES = 5
 """Pairs of the compact network for one of the default's, so that its runs last as long."""
 
 CASES = [
     *((container.DEFAULT, per_content, losses) for per_content in (1, 4) for losses in (False, True)),
-    *((COMPACT, per_content, False) for per_content in (1, 4)),
+    *((container.COMPACT, per_content, False) for per_content in (1, 4)),
 ]
 """Model, styles per content, whether losses are measured."""
 
@@ -112,13 +110,11 @@ def main() -> None:
         size, style_size, count, loops = 64, 64, 8, 2
     with Page("Files to files", given) as page, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / f"{COMPACT}.safetensors").write_bytes(random_model(COMPACT))
         page.say(
             f"{count} pairs of the sample's photographs, {COMPACT_TIMES * count} of the compact network, and its "
             f"{len(list((SAMPLE / 'style').glob('*.jpg')))} styles, shorter side {size}, JPEG. Rates are the command's "
             "own, from the start of planning, Ray's start and the encoding of styles included. *Network* is the share of "
-            "all cores' time in it that the network had. The first picture counts from the start of the command. "
-            "The compact network has random weights, which take as long as trained ones."
+            "all cores' time in it that the network had. The first picture counts from the start of the command."
         )
         page.table(
             "", "model", "styles per content", "losses", "pictures/s", "÷ plain loop", "÷ in-process", "network",
@@ -129,16 +125,17 @@ def main() -> None:
         plain = plain_loop(looped, size, style_size, folder)
         page.row("plain loop", container.DEFAULT, "", "no", f"{plain:.2f}", "1.00", "", "", "")
         for model, per_content, losses in CASES:
-            weights = model if model in container.BUILTIN else folder / f"{model}.safetensors"
             if given.quick and per_content > 1:
                 continue
-            manifest = write_manifest(folder, count * (COMPACT_TIMES if model == COMPACT else 1), per_content)
+            manifest = write_manifest(
+                folder, count * (COMPACT_TIMES if model == container.COMPACT else 1), per_content
+            )
             alone = 0.0
             for label, *more in (("in-process", "--in-process"), ("local Ray",)):
                 output = folder / "-".join((model, str(per_content), str(losses), label))
                 flags = [*more, *([] if losses else ["--no-metrics"])]
                 found = Measured(
-                    manifest, output, "--size", size, "--style-size", style_size, "--model", weights, *flags
+                    manifest, output, "--size", size, "--style-size", style_size, "--model", model, *flags
                 )
                 alone = alone or found.rate
                 page.row(

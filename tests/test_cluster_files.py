@@ -131,8 +131,8 @@ def test_the_versions_a_cluster_must_have_are_those_of_the_package() -> None:
 def test_every_setting_of_a_run_reaches_the_cluster() -> None:
     given: dict[str, Any] = {
         "manifest": "s3://b/it's here/*.parquet", "output": "s3://b/out", "model": "adain-vgg16", "size": 300, "crop": 256,
-        "style_size": 100, "styles": "s3://b/bank.parquet", "layout": "webdataset", "format": "webp", "quality": 80, "metrics": False, "batch_size": 3, "actors": 2,
-        "device": "cuda", "precision": "bf16", "shard_pairs": 7, "retry_failed": True, "overwrite": True,
+        "style_size": 100, "styles": "s3://b/bank.parquet", "layout": "webdataset", "format": "webp", "quality": 80, "metrics": False, "batch_size": 3, "actors": "cuda=8,cpu=4",
+        "gpus_per_actor": 0.5, "device": "auto", "precision": "bf16", "shard_pairs": 7, "retry_failed": True, "overwrite": True,
         "max_failed": "2%", "limit": 5, "as_json": True,
     }  # fmt: skip
     assert set(given) == set(JobSpec.model_fields) - {"address", "in_process", "content", "style", "build"}, (

@@ -105,7 +105,13 @@ def _settings(
     batch_size: Annotated[
         str | None, typer.Option(help="Pairs per batch on a GPU, or auto; a CPU takes one at a time.")
     ] = None,
-    actors: Annotated[str | None, typer.Option(help="Workers, or auto.")] = None,
+    actors: Annotated[
+        str | None, typer.Option(help="Workers: a number, by device (cuda=8,cpu=4), or auto.")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None,
+        typer.Option(help="Share of a GPU for each worker, such as 0.5, where one worker does not fill it."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
     shard_pairs: Annotated[int | None, typer.Option(help="Pairs per shard.")] = None,

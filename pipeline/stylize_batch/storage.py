@@ -442,13 +442,17 @@ class Root:
 
     def list(self, prefix: str) -> list[str]:
         """List the keys below a prefix (a folder), sorted."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return the bytes of each object below a prefix (a folder)."""
         base = self._path.rstrip("/")
         try:
             with _os_errors():
-                found: list[str] = self._fs.find(join(self._path, prefix))
+                found: dict[str, Any] = self._fs.find(join(self._path, prefix), detail=True)
         except FileNotFoundError:
-            return []
-        return sorted(name[len(base) :].lstrip("/") for name in found)
+            return {}
+        return {name[len(base) :].lstrip("/"): info["size"] for name, info in found.items()}
 
     def empty(self, but: tuple[str, ...] = ()) -> bool:
         """Whether nothing lies under the root, but for temporaries and the given names."""

@@ -71,6 +71,8 @@ def command(spec: JobSpec, installed: bool) -> str:
         elif isinstance(value, bool):
             words += ["--json" if name == "as_json" else _flag(name)] if value else []
         else:
+            if isinstance(value, dict):
+                value = ",".join(f"{key}={each}" for key, each in cast("dict[str, object]", value).items())
             words += [_flag(name), str(value)]
     if build := spec.build.model_dump(exclude_defaults=True):
         words += ["--job", json.dumps({"build": build})]

@@ -48,7 +48,7 @@ from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import ColorMap, colors, recoloring
 from stylize_batch.model.network import ContentFeatures, Network
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table, with_outputs
-from stylize_batch.settings import ShardReport, WorkerSettings
+from stylize_batch.settings import Device, ShardReport, WorkerSettings
 from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
 from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors, blend, named
@@ -123,7 +123,11 @@ class Worker:
             settings: of the job.
             model: the bytes of the model file.
             heard: is told the identity of each pair as it is finished, and what became of it.
+
+        Raises:
+            DeviceError: there is no such device for torch.
         """
+        check_device(settings.device)
         Image.MAX_IMAGE_PIXELS = None  # `decode` has its own limit, and says which image and what size
         self._settings = settings
         self._clock = Stopwatch()
@@ -562,6 +566,14 @@ def _once(call: Callable[[], _T]) -> Callable[[], _T]:
         return found[0]
 
     return remembered
+
+
+def check_device(device: Device) -> None:
+    """Raise DeviceError where torch cannot use a device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"torch {torch.__version__} finds no CUDA here; install its CUDA build and the driver, or use --device cpu"
+        )
 
 
 def peak_memory() -> int:

@@ -29,17 +29,24 @@ class Moody(LocalFileSystem):
             mood = Path(os.environ[FOLDER]) / os.environ[NODE]
             with mood.with_suffix(".read").open("a") as file:
                 file.write(f"{Path(path).name}\n")
-            while mood.exists():
-                if mood.read_text() == "stumble twice":
+            while (felt := _read(mood)) is not None:
+                if felt == "stumble twice":
                     mood.write_text("stumble")
                     raise TimeoutError("no answer")
-                if mood.read_text() == "stumble":
+                if felt == "stumble":
                     mood.unlink()
                     raise TimeoutError("no answer")
-                if mood.read_text() == "die":
+                if felt == "die":
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(0.05)
         return Path(self._strip_protocol(path)).read_bytes()
+
+
+def _read(mood: Path) -> str | None:
+    try:
+        return mood.read_text()
+    except FileNotFoundError:
+        return None
 
 
 fsspec.register_implementation("moody", Moody, clobber=True)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
 import ray
+import torch
 from PIL import Image
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
 from ray._private.ray_constants import KV_NAMESPACE_CLUSTER
@@ -26,16 +31,19 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2  # pyright: ignore
 
 import stylize_batch
-from stylize_batch.errors import UsageError
+from stylize_batch.engine.ray_actor import WorkerActor
+from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.job.run import RunSummary
 from stylize_batch.model import container
+from stylize_batch.settings import WorkerSettings
 from tests.conftest import Cli, MakeManifest, command, read_results
 from tests.faults.processes import MARK, processes
 from tests.integration import moody
-from tests.integration.s3 import BUCKET, READER, S3Server
+from tests.integration.s3 import BUCKET, READER, S3Server, free_ports
 
 PAIRS = 6
 LIMIT_SECONDS = 150
+UNSHARED = ["unshare", "--map-root-user", "--mount"]
 
 
 class Nodes:
@@ -48,12 +56,19 @@ class Nodes:
         self._running: dict[str, Any] = {}
         with patch.dict(os.environ, self._environment()):
             often = {"metrics_report_interval_ms": 500}
+            self._client_port = free_ports(1)[0]
             head = {"num_cpus": 0, "include_dashboard": False, "_system_config": often}
+            head["ray_client_server_port"] = self._client_port
             self.cluster = Cluster(initialize_head=True, head_node_args=head)
 
     @property
     def address(self) -> str:
         return str(self.cluster.address)
+
+    @property
+    def client_address(self) -> str:
+        """For drivers outside the cluster."""
+        return f"ray://127.0.0.1:{self._client_port}"
 
     @property
     def logs(self) -> Path:
@@ -70,12 +85,44 @@ class Nodes:
             **more,
         }
 
-    def add(self, name: str, mood: str | None = None, **environment: str) -> str:
+    def add(
+        self,
+        name: str,
+        mood: str | None = None,
+        *,
+        cpus: int = 1,
+        gpus: int = 0,
+        env: Mapping[str, str] | None = None,
+    ) -> str:
         """Start a node, and return its identity."""
         self.feel(name, mood)
-        with patch.dict(os.environ, self._environment(**{moody.NODE: name, **environment})):
-            self._running[name] = self.cluster.add_node(num_cpus=1)
+        with patch.dict(os.environ, self._environment(**{moody.NODE: name, **(env or {})})):
+            self._running[name] = self.cluster.add_node(num_cpus=cpus, num_gpus=gpus)
         return str(self._running[name].node_id)
+
+    @contextmanager
+    def apart(self, folder: Path) -> Generator[None]:
+        """Start a node that has a disk of its own where the others have a folder, and end it afterwards."""
+        mounted = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+        start = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus", "1", "--address"]
+        known = GcsClient(address=self.address).get_all_node_info
+        before = len(known())
+        node = subprocess.Popen(
+            [*UNSHARED, "sh", "-c", mounted, str(folder), *start, self.address],
+            env={**os.environ, **self._environment()},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until(lambda: len(known()) > before or node.poll())
+            yield
+        finally:
+            node.terminate()
+            node.wait()
+
+    def remove(self, name: str) -> None:
+        """Take a node away as a cloud does."""
+        self.cluster.remove_node(self._running.pop(name), allow_graceful=False)
 
     def feel(self, name: str, mood: str | None) -> None:
         """Change a node's mood."""
@@ -92,7 +139,7 @@ class Nodes:
     def worker(self, name: str) -> int | None:
         """Return the process of the actor on a node."""
         for pid, line in processes(self.env).items():
-            if line.startswith("ray::WorkerActor"):
+            if line.startswith(("ray::WorkerActor", "ray::StandIn")):
                 try:
                     if f"{moody.NODE}={name}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(
                         b"\0"
@@ -104,11 +151,10 @@ class Nodes:
 
     def clear(self) -> None:
         """Remove all nodes but the head, and what they have left."""
-        for name, node in self._running.items():
+        for name in list(self._running):
             self.feel(name, None)
             (self.folder / f"{name}.read").unlink(missing_ok=True)
-            self.cluster.remove_node(node, allow_graceful=False)
-        self._running.clear()
+            self.remove(name)
 
 
 @pytest.fixture(scope="module")
@@ -170,12 +216,12 @@ def check_all_made(folder: Path) -> None:
     rows = read_results(folder / "out")
     assert len({row["pair_id"] for row in rows}) == len(rows) == PAIRS
     for row in rows:
-        assert row["status"] == "ok", row
+        assert row["status"] == "ok", row["error"]
         with Image.open(row["output"]) as image:
             image.load()
 
 
-def test_a_run_starts_with_what_fits_and_a_node_that_comes_later_takes_over_what_the_slow_one_has_not_begun(
+def test_a_run_starts_with_what_fits_and_a_node_that_comes_later_takes_over_what_the_slow_one_is_late_with(
     nodes: Nodes, run: Run, tmp_path: Path
 ) -> None:
     model = tmp_path / "on-the-laptop.safetensors"
@@ -186,11 +232,9 @@ def test_a_run_starts_with_what_fits_and_a_node_that_comes_later_takes_over_what
     model.unlink()  # nodes have none of the driver's files
     until(lambda: nodes.read("slow"), running)
     nodes.add("fast")
-    until(lambda: parts(tmp_path) == PAIRS - 1, running)
-    nodes.feel("slow", None)
-    summary = running.result(LIMIT_SECONDS)
+    summary = running.result(LIMIT_SECONDS)  # and "slow" still waits
     assert len(nodes.read("slow")) == 1
-    assert len(nodes.read("fast")) == PAIRS - 1
+    assert len(nodes.read("fast")) == PAIRS
     assert summary.dropped_nodes == {}
     check_all_made(tmp_path)
 
@@ -205,12 +249,7 @@ def test_a_worker_that_is_told_to_go_finishes_its_shard_or_hands_it_back_and_not
     first = nodes.worker("ended")
     assert first
     os.kill(first, signal.SIGTERM)
-    GcsClient(address=nodes.address).drain_node(
-        drained,
-        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),  # pyright: ignore
-        "spot",
-        int(time.time() * 1000) + 5500,
-    )
+    drain(nodes, drained, 5.5)
     time.sleep(3)  # until the actor has asked, and its time is over
     for name in ("ended", "drained"):
         nodes.feel(name, None)
@@ -219,6 +258,71 @@ def test_a_worker_that_is_told_to_go_finishes_its_shard_or_hands_it_back_and_not
     assert begun.total() == PAIRS + 1, "what was handed back is done again, and nothing else"
     assert len(nodes.read("drained")) == 1
     assert not [record for record in caplog.records if "was lost" in record.message]
+    check_all_made(tmp_path)
+
+
+def drain(nodes: Nodes, node: str, seconds: float) -> None:
+    """Announce that a node is taken away in so many seconds, as Ray does of spot machines."""
+    GcsClient(address=nodes.address).drain_node(
+        node,
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),  # pyright: ignore
+        "spot",
+        int((time.time() + seconds) * 1000),
+    )
+
+
+def test_a_shard_that_hangs_while_its_node_is_taken_away_is_done_elsewhere(
+    nodes: Nodes, run: Run, tmp_path: Path
+) -> None:
+    nodes.add("stays", "wait")
+    taken = nodes.add("taken", "wait")
+    running = run()
+    until(lambda: nodes.read("stays") and nodes.read("taken"), running)
+    drain(nodes, taken, 5.5)
+    time.sleep(2)  # until its time is over; the file it reads does not come
+    nodes.remove("taken")
+    nodes.feel("stays", None)
+    running.result(LIMIT_SECONDS)
+    assert len(nodes.read("stays")) == PAIRS
+    check_all_made(tmp_path)
+
+
+class StandIn(WorkerActor):
+    """A worker that does on a CPU what it shall do on a GPU."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        super().__init__(replace(settings, device="cpu", precision="fp32"))
+
+
+def test_workers_on_gpus_and_cpus_share_a_run_and_one_that_hangs_does_not_hold_up_its_end(
+    nodes: Nodes, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stylize_batch.engine.crew.WorkerActor", StandIn)
+    monkeypatch.setattr("stylize_batch.engine.on_ray.check_nodes", lambda settings: None)
+    nodes.add("gpu", "wait", cpus=0, gpus=1)
+    nodes.add("cpu", "wait")
+    running = run(actors={"cuda": 2, "cpu": 1}, gpus_per_actor=0.5)
+    until(lambda: nodes.read("cpu"), running)
+    hung = nodes.worker("cpu")
+    assert hung
+    os.kill(hung, signal.SIGSTOP)
+    nodes.feel("gpu", None)
+    running.result(LIMIT_SECONDS)
+    assert len(nodes.read("gpu")) == PAIRS
+    assert len(nodes.read("cpu")) == 1
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["precision"] == {"cuda": "fp16", "cpu": "fp32"}
+    check_all_made(tmp_path)
+    until(lambda: not Path(f"/proc/{hung}").exists())
+
+
+def test_a_driver_outside_the_cluster_outlives_a_worker(nodes: Nodes, manifest: Path, tmp_path: Path) -> None:
+    nodes.add("only", "die")
+    arguments = ["run", str(manifest), "-o", "out", "--address", nodes.client_address, "--style-size", "48"]
+    driver = subprocess.Popen([command(), *arguments, "--shard-pairs", "1"], cwd=tmp_path)
+    until(lambda: nodes.read("only"))
+    nodes.feel("only", None)
+    assert driver.wait(LIMIT_SECONDS) == 0
     check_all_made(tmp_path)
 
 
@@ -339,13 +443,42 @@ def test_a_node_without_the_package_is_refused_before_work_starts(
     lacking = tmp_path / "lacking" / "stylize_batch"
     lacking.mkdir(parents=True)
     (lacking / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'stylize_batch'\")")
-    nodes.add("bare", PYTHONPATH=str(lacking.parent))
+    nodes.add("bare", env={"PYTHONPATH": str(lacking.parent)})
     reason = refused()
     assert re.fullmatch(r"node \S+ cannot run this package, install it there as it is here: .*", reason), (
         reason
     )
     assert "No module named 'stylize_batch'" in reason
     assert not (tmp_path / "out" / "results").exists()
+
+
+def test_a_node_that_has_the_output_on_a_disk_of_its_own_is_refused(
+    nodes: Nodes, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    if shutil.which("unshare") is None or subprocess.run([*UNSHARED, "true"], check=False).returncode:
+        pytest.skip("this machine lets no user mount a disk of their own")
+    nodes.add("shares")
+    (tmp_path / "disk").mkdir()
+    with nodes.apart(tmp_path / "disk"):
+        reason = refused(output=str(tmp_path / "disk" / "out"))
+    assert re.fullmatch(
+        r"node \S+ does not share \S+/disk/out; with several nodes use object storage .*", reason
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_torch_cannot_use_is_refused_and_one_that_comes_later_ends_the_run(
+    nodes: Nodes, run: Run, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    no_cuda = rf"torch {re.escape(torch.__version__)} finds no CUDA here; .* or use --device cpu"
+    running = run(device="cuda", actors=1)
+    record = tmp_path / "out" / "run.json"
+    until(lambda: record.exists() and json.loads(record.read_text())["precision"], running)
+    nodes.add("gpu", cpus=0, gpus=1)
+    with pytest.raises(JobFailedError, match=f"^workers do not start: DeviceError: {no_cuda}$"):
+        running.result(LIMIT_SECONDS)
+    ray.shutdown()
+    assert re.fullmatch(rf"node \S+ has a GPU that cannot be used: {no_cuda}", refused())
 
 
 def test_a_cluster_of_another_ray_or_python_is_refused(nodes: Nodes, refused: Callable[..., str]) -> None:
@@ -369,7 +502,7 @@ def test_a_node_that_may_not_write_to_the_output_is_refused_and_nothing_is_left_
     cli: Cli,
     tmp_path: Path,
 ) -> None:
-    nodes.add("reader", **server.env(READER))
+    nodes.add("reader", env=server.env(READER))
     output = f"s3://{BUCKET}/{tmp_path.name}"
     rows = make_manifest([{"content": contents[0], "style": styles[:1]}])
     done = cli("run", rows, "-o", output, "--address", nodes.address, env=server.env())

@@ -25,7 +25,24 @@ MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(ma
         ({"manifest": "m", "quality": 0}, "--quality"),
         ({"manifest": "m", "format": "gif"}, "--format"),
         ({"manifest": "m", "device": "tpu"}, "--device"),
-        ({"manifest": "m", "actors": "many"}, "--actors"),
+        ({"manifest": "m", "actors": "many"}, r"--actors: many: give a number \(8\), numbers by device"),
+        ({"manifest": "m", "actors": 0}, "--actors: 0: give a number"),
+        ({"manifest": "m", "actors": "cuda=8,cpu=0"}, "--actors: .* each above 0"),
+        ({"manifest": "m", "actors": "cuda=8,tpu=4"}, "--actors: "),
+        ({"manifest": "m", "actors": "cpu=1,cpu=2"}, "--actors: .* twice"),
+        ({"manifest": "m", "actors": {}}, "--actors: "),
+        ({"manifest": "m", "actors": "cuda=8,cpu=4", "device": "cuda"}, "name different devices"),
+        ({"manifest": "m", "actors": "cpu=1", "in_process": True}, "leave --actors out"),
+        ({"manifest": "m", "gpus_per_actor": 1.5}, "--gpus-per-actor"),
+        (
+            {"manifest": "m", "gpus_per_actor": 0.5, "device": "cpu"},
+            "--gpus-per-actor is for workers on GPUs",
+        ),
+        (
+            {"manifest": "m", "gpus_per_actor": 0.5, "actors": "cpu=2"},
+            "--gpus-per-actor is for workers on GPUs",
+        ),
+        ({"manifest": "m", "gpus_per_actor": 0.5, "in_process": True}, "leave --gpus-per-actor out"),
         ({"manifest": "m", "max_failed": "some"}, "--max-failed"),
         ({"manifest": "m", "size": 64, "crop": 65}, "larger than --size"),
         ({"manifest": "m", "output": "memory://x"}, "add --in-process"),
@@ -53,6 +70,17 @@ def test_wrong_settings_are_refused_in_one_line_that_names_them(
     with pytest.raises(UsageError, match=message) as caught:
         make_spec(settings)
     assert "\n" not in str(caught.value)
+
+
+def test_workers_are_numbered_by_device_in_words_and_as_a_mapping() -> None:
+    pools = {"cuda": 8, "cpu": 4}
+    for given in ("cuda=8,cpu=4", " cpu=4, cuda=8", pools):
+        spec = make_spec({"manifest": "m", "actors": given, "gpus_per_actor": 0.5})
+        assert spec.actors == pools
+        assert set(spec.devices) == set(pools)
+    assert make_spec({"manifest": "m", "actors": "cpu=4", "device": "cpu"}).devices == ["cpu"]
+    assert make_spec({"manifest": "m", "actors": "8"}).actors == 8
+    assert make_spec({"manifest": "m", "actors": "8"}).devices == []
 
 
 @pytest.mark.parametrize(

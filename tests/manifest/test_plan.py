@@ -69,6 +69,19 @@ def test_every_row_is_planned_once_and_contents_stay_together(
         assert len(table) <= shard_pairs or (distinct == 1 and len(table) <= plan.OVERSIZE * shard_pairs)
 
 
+def test_work_begins_with_the_largest_shards(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    styles = {"a": 1, "b": 12, "c": 1, "d": 5}
+    rows = [{"content": c, "style": [f"s{s}"]} for c, count in styles.items() for s in range(count)]
+    made, shards = planned(make_manifest(rows), tmp_path)
+    root = Root(str(tmp_path / "out"))
+    order = plan.largest_first(root, range(made.shards))
+    assert sorted(order) == list(range(made.shards))
+    sizes = [len(shards[shard]) for shard in order]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 12
+    assert plan.largest_first(root, [order[-1], order[0]]) == [order[0], order[-1]]
+
+
 def test_planning_is_the_same_every_time(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
 ) -> None:

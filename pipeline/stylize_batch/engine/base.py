@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from stylize_batch.errors import JobFailedError, SystemicError
@@ -33,8 +33,8 @@ class Engine(Protocol):
         """The nodes that were given no more work, and why."""
         ...
 
-    def start(self, settings: WorkerSettings, model: bytes) -> None:
-        """Create the workers."""
+    def start(self, settings: Sequence[WorkerSettings], model: bytes) -> None:
+        """Create the workers; settings are those of each device they run on."""
         ...
 
     def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:

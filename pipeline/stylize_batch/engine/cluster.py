@@ -56,6 +56,8 @@ def _reason(error: Exception) -> str:
                 f"it runs Ray {theirs[0]} on Python {theirs[1]}, this is Ray {ours[0]} on Python {ours[1]}; use the same "
                 "here, or send the job there with `stylize-batch submit`"
             )
+    if "ray[client]" in text:
+        return "ray:// addresses take one more package; pip install 'ray[client]'"
     if "Failed to connect to Ray cluster" in text:
         return (
             "something listens there and does not take this process: either it is not the head's port (6379), "

@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from stylize_batch.engine.placement import Placement
 from stylize_batch.engine.ray_actor import Place, Pulse, Ref, WorkerActor
 from stylize_batch.engine.ray_tasks import Task
 from stylize_batch.settings import WorkerSettings
 
 PING_SECONDS = 1.0
+
+
+class Pool:
+    """Actors that are alike.
+
+    Attributes:
+        settings: of their workers.
+        actors: how many there shall be.
+        options: what each asks for.
+    """
+
+    def __init__(self, settings: WorkerSettings, placement: Placement) -> None:
+        self.settings = replace(settings, threads=placement.cores)
+        self.actors = placement.actors
+        self.options = placement.options
+
+    def avoid(self, nodes: Sequence[str]) -> None:
+        """Have actors that are created from now on stay away from nodes."""
+        self.options = {**self.options, "label_selector": {"ray.io/node-id": f"!in({','.join(nodes)})"}}
+
+    def create(self) -> Any:
+        """Create an actor."""
+        options = dict(self.options, max_concurrency=1, max_restarts=-1, max_task_retries=0)
+        actor: Any = cast("Any", ray.remote)(concurrency_groups={"control": 1}, **options)(WorkerActor)
+        return actor.remote(self.settings)
 
 
 class Slot:
@@ -23,18 +51,19 @@ class Slot:
     gets work. While it waits for a place, it owes no answer.
 
     Attributes:
+        pool: it is one of.
         in_flight: tasks it has been given, oldest first; it works on the oldest.
         place: where its process runs, as it said last; None before it has answered.
         ready: whether it takes work.
         leaving: whether it hands back what it does not finish in time.
         rows: finished in the shard in hand.
-        finished: tasks.
         lost_starts: times in a row that it started and could not take work.
     """
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-        self._question: Ref | None = actor.alive.remote()
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self._actor = pool.create()
+        self._question: Ref | None = self._actor.alive.remote()
         self._next_question = 0.0
         self._alive = False
         self.in_flight: deque[tuple[Ref, Task]] = deque()
@@ -42,8 +71,8 @@ class Slot:
         self.ready = False
         self.leaving = False
         self.rows = 0
-        self.finished = 0
         self.lost_starts = 0
+        self._begun = 0.0
 
     @property
     def node(self) -> str:
@@ -56,6 +85,16 @@ class Slot:
         return self.ready and not self.leaving
 
     @property
+    def task(self) -> Task | None:
+        """What it works on."""
+        return self.in_flight[0][1] if self.in_flight else None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds it has worked on that."""
+        return time.monotonic() - self._begun if self.in_flight else 0.0
+
+    @property
     def refs(self) -> list[Ref]:
         """What it owes an answer to."""
         question = [] if self._question is None else [self._question]
@@ -63,7 +102,17 @@ class Slot:
 
     def give(self, task: Task) -> None:
         """Give it a task, to be begun when the earlier ones are done."""
+        if not self.in_flight:
+            self._begun = time.monotonic()
         self.in_flight.append((task.submit(self._actor), task))
+
+    def finish(self) -> float:
+        """Take note that the oldest task is done, and return the seconds it took."""
+        seconds = self.elapsed
+        self.in_flight.popleft()
+        self._begun += seconds
+        self.rows = 0
+        return seconds
 
     def take_back(self) -> Task:
         """Take away the last task, which it has not begun.
@@ -102,9 +151,9 @@ class Slot:
         if self._question is None and time.monotonic() >= self._next_question:
             self._question = self._actor.ping.remote([model]) if self._alive else self._actor.alive.remote()
 
-    def hear(self) -> str | None:
+    def hear(self, answered: set[Ref]) -> str | None:
         """Hear the answer to the last question, if there is one; return why a started process can take no work."""
-        if self._question is None or not ray.wait([self._question], timeout=0)[0]:
+        if self._question is None or self._question not in answered:
             return None
         question, self._question = self._question, None
         try:
@@ -132,38 +181,37 @@ class Crew:
     """All actors of a run.
 
     Attributes:
+        pools: the kinds of actors.
         slots: one for each actor.
-        options: what each asks for.
         dropped: nodes that get no more work, as people know them, and why.
     """
 
-    def __init__(self, settings: WorkerSettings, model: Ref, actors: int, options: dict[str, Any]) -> None:
+    def __init__(self, pools: Sequence[Pool], model: Ref) -> None:
         """Create all actors at once: those that find no room yet make an autoscaler add nodes."""
-        self._settings = settings
         self._model = model
-        self._actors = actors
         self._avoided: list[str] = []
+        self.pools = pools
         self.slots: list[Slot] = []
-        self.options = options
         self.dropped: dict[str, str] = {}
         self.fill()
 
     def fill(self) -> None:
         """Create the actors that are missing."""
-        options = dict(self.options, max_concurrency=1, max_restarts=-1, max_task_retries=0)
-        actor: Any = cast("Any", ray.remote)(concurrency_groups={"control": 1}, **options)(WorkerActor)
-        while len(self.slots) < self._actors:
-            self.slots.append(Slot(actor.remote(self._settings)))
+        for pool in self.pools:
+            present = sum(slot.pool is pool for slot in self.slots)
+            self.slots += [Slot(pool) for _ in range(pool.actors - present)]
 
-    def wait(self) -> None:
-        """Wait until an actor has something to say, for a second at most, and put the next questions."""
+    def wait(self) -> set[Ref]:
+        """Put the next questions, wait until an actor has something to say, for a second at most, and return all
+        answers there are."""
         for slot in self.slots:
             slot.ask(self._model)
         refs = [ref for slot in self.slots for ref in slot.refs]
-        if refs:
-            ray.wait(refs, num_returns=1, timeout=PING_SECONDS)
-        else:
+        if not refs:
             time.sleep(PING_SECONDS / 10)
+            return set()
+        ray.wait(refs, num_returns=1, timeout=PING_SECONDS)
+        return set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
 
     def usable_without(self, node: str) -> bool:
         """Whether an actor on another node takes work."""
@@ -176,10 +224,8 @@ class Crew:
         assert place
         self.dropped[str(place)] = reason
         self._avoided.append(node)
-        self.options = {
-            **self.options,
-            "label_selector": {"ray.io/node-id": f"!in({','.join(self._avoided)})"},
-        }
+        for pool in self.pools:
+            pool.avoid(self._avoided)
         tasks = [task for slot in ended for task in slot.end()]
         self.slots = [slot for slot in self.slots if slot.node != node]
         self.fill()

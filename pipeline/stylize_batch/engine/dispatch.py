@@ -3,13 +3,18 @@
 The driver owns all retries: an actor gets a task only after it has answered a ping, at most two at a time; when it
 dies only the oldest task in flight is blamed, and a task that crashed its worker too often is an outcast, to be
 taken apart.
+
+Actors of different speeds share the work by taking a task whenever they have finished one. At the end idle ones take
+over what slower ones have not begun, and do once more what one has been at for too long (the backup tasks of Dean and
+Ghemawat, MapReduce, OSDI 2004, section 3.6): a slow worker does not hold up the end, nor does one that hangs.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,10 +22,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from stylize_batch.engine.base import Patience
-from stylize_batch.engine.crew import Crew, Slot, reason_of
+from stylize_batch.engine.crew import Crew, Pool, Slot, reason_of
 from stylize_batch.engine.health import MAX_LOST, Health
 from stylize_batch.engine.metrics import DriverMetrics
 from stylize_batch.engine.probe import living_nodes
+from stylize_batch.engine.ray_actor import Ref
 from stylize_batch.engine.ray_tasks import Task
 from stylize_batch.errors import DeviceError, HandedBackError, JobFailedError, SystemicError
 
@@ -36,6 +42,10 @@ MAX_LOST_STARTS = 3
 DEPTH = 2
 """Tasks an actor has in flight, so that it never waits for the driver."""
 
+STRAGGLING = 3.0
+STRAGGLING_SECONDS = 5.0
+"""A task is done once more by an idle actor when it has taken so many times what that one takes for one, and so long."""
+
 NOTICE_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
@@ -45,7 +55,7 @@ class Dispatch:
     """Hands tasks to actors, and takes back what they lose.
 
     Attributes:
-        outcast: tasks that have crashed too many workers.
+        outcast: tasks that have crashed too many workers, and the pool of the last.
     """
 
     def __init__(self, crew: Crew, tasks: Sequence[Task], metrics: DriverMetrics) -> None:
@@ -57,8 +67,10 @@ class Dispatch:
         self._health = Health()
         self._crashes: Counter[Task] = Counter()
         self._crashes_in_a_row = 0
-        self._next_notice = time.monotonic() + NOTICE_SECONDS
-        self.outcast: list[Task] = []
+        self._next_notice = dict.fromkeys(crew.pools, time.monotonic() + NOTICE_SECONDS)
+        self._finished: Counter[Slot] = Counter()
+        self._seconds: defaultdict[Slot, float] = defaultdict(float)
+        self.outcast: dict[Task, Pool] = {}
 
     def run(self) -> Iterator[Any]:
         """Yield the results as they come, until only outcasts are left.
@@ -70,10 +82,10 @@ class Dispatch:
             self._feed()
             self._share()
             self._metrics.queue(len(self._queue))
-            self._crew.wait()
+            answered = self._crew.wait()
             for slot in list(self._crew.slots):
-                self._hear(slot)
-                for result in self._settle(slot):
+                self._hear(slot, answered)
+                for result in self._settle(slot, answered):
                     self._unfinished -= 1
                     yield result
             self._notice()
@@ -85,26 +97,58 @@ class Dispatch:
                 slot.give(self._queue.popleft())
 
     def _share(self) -> None:
-        """At the end, let actors that have nothing to do take over what the slowest have not begun."""
+        """At the end, give actors that have nothing to do what others would finish later."""
         for slot in self._crew.slots:
             if slot.takes_work and not slot.in_flight:
-                holders = [other for other in self._crew.slots if len(other.in_flight) > 1]
-                if holders:
-                    slowest = min(holders, key=lambda other: other.finished)
-                    slot.give(slowest.take_back())
+                task = self._not_begun(slot) or self._straggling(slot)
+                if task is not None:
+                    slot.give(task)
 
-    def _hear(self, slot: Slot) -> None:
-        reason = slot.hear()
+    def _not_begun(self, idle: Slot) -> Task | None:
+        """Take a task from the actor that would be last to finish its second one, if an idle one would be sooner."""
+        holders = [other for other in self._crew.slots if len(other.in_flight) > 1]
+        if holders:
+            last = max(holders, key=self._seconds_left)
+            if self._seconds_left(last) >= (self._pace(idle) or 0):
+                return last.take_back()
+        return None
+
+    def _straggling(self, idle: Slot) -> Task | None:
+        """Return the task that has taken longest, if an idle actor would have finished it long ago."""
+        pace = self._pace(idle)
+        if pace is None:
+            return None
+        late = max(STRAGGLING * pace, STRAGGLING_SECONDS)
+        slots = [
+            slot for slot in self._crew.slots if slot.elapsed > late and self._at_work(slot.task) == [slot]
+        ]
+        return max(slots, key=lambda slot: slot.elapsed).task if slots else None
+
+    def _pace(self, slot: Slot) -> float | None:
+        """Return the seconds an actor takes for a task; None before it has finished one."""
+        return self._seconds[slot] / self._finished[slot] if self._finished[slot] else None
+
+    def _seconds_left(self, slot: Slot) -> float:
+        """Return the seconds an actor will need for the task it works on and another one."""
+        pace = self._pace(slot) or slot.elapsed
+        return max(pace - slot.elapsed, 0) + pace
+
+    def _at_work(self, task: Task | None) -> list[Slot]:
+        """Return the actors that have a task in flight."""
+        return [slot for slot in self._crew.slots if any(each is task for _, each in slot.in_flight)]
+
+    def _hear(self, slot: Slot, answered: set[Ref]) -> None:
+        reason = slot.hear(answered)
         if reason is not None and slot.lost_starts >= MAX_LOST_STARTS:
             reason = f"workers do not start: {reason}"
             if not self._drop(slot.node, reason):
                 raise JobFailedError(reason)
 
-    def _settle(self, slot: Slot) -> Iterator[Any]:
+    def _settle(self, slot: Slot, answered: set[Ref]) -> Iterator[Any]:
         """Yield what an actor has finished; put back what it has lost, blaming the oldest task alone."""
         while slot.in_flight:
             ref, task = slot.in_flight[0]
-            if not ray.wait([ref], timeout=0)[0]:
+            if ref not in answered:
                 break
             try:
                 result = ray.get(ref)
@@ -121,9 +165,10 @@ class Dispatch:
             except RayError:
                 self._died(slot, task)
             else:
-                slot.in_flight.popleft()
-                slot.finished += 1
-                slot.rows = 0
+                self._seconds[slot] += slot.finish()
+                self._finished[slot] += 1
+                for other in self._at_work(task):
+                    self._requeue([each for each in other.restart() if each is not task])
                 self._health.finished(slot.node)
                 self._patience.reset()
                 self._crashes_in_a_row = 0
@@ -145,10 +190,10 @@ class Dispatch:
     def _blame(self, slot: Slot, task: Task, reason: str) -> None:
         self._crashed()
         self._crashes[task] += 1
-        if self._crashes[task] > MAX_CRASHES:
-            self.outcast.append(task)
+        if self._crashes[task] > MAX_CRASHES and not self._at_work(task):
+            self.outcast[task] = slot.pool
         else:
-            self._queue.append(task)  # to the end: what is sound goes first
+            self._put_last(task)
         _log.warning("a worker on %s was lost while it did %s: %s", slot.place, task, reason)
         self._health.lost(slot.node, task)
         if self._health.sick(slot.node):
@@ -161,7 +206,7 @@ class Dispatch:
 
     def _trouble(self, slot: Slot, task: Task, error: RayTaskError) -> None:
         cause = error.cause if isinstance(error.cause, SystemicError) else SystemicError(reason_of(error))
-        self._queue.append(task)
+        self._put_last(task)
         self._health.lost(slot.node, object())  # each time anew: it says nothing about the task
         if self._health.sick(slot.node) and self._drop(slot.node, str(cause)):
             self._patience.reset()
@@ -178,12 +223,24 @@ class Dispatch:
 
     def _requeue(self, tasks: list[Task]) -> None:
         """Put tasks back to the front, uncounted."""
-        self._queue.extendleft(reversed(tasks))
+        self._queue.extendleft(task for task in reversed(tasks) if not self._at_work(task))
+
+    def _put_last(self, task: Task) -> None:
+        """Put a task back to the end: what is sound goes first."""
+        if not self._at_work(task):
+            self._queue.append(task)
 
     def _notice(self) -> None:
-        """Say once a minute that nothing can be done, and why."""
-        if any(slot.ready for slot in self._crew.slots):
-            self._next_notice = time.monotonic() + NOTICE_SECONDS
-        elif time.monotonic() > self._next_notice:
-            _log.warning("no worker is ready; waiting for room for %s on the cluster", self._crew.options)
-            self._next_notice = time.monotonic() + NOTICE_SECONDS
+        """Say which workers find no room: after a minute, and once a minute while there are no others."""
+        ready = {slot.pool for slot in self._crew.slots if slot.ready}
+        now = time.monotonic()
+        for pool in self._crew.pools:
+            if pool in ready:
+                self._next_notice[pool] = now + NOTICE_SECONDS
+            elif now > self._next_notice[pool]:
+                _log.warning(
+                    "no %s worker is ready; waiting for room for %s on the cluster",
+                    pool.settings.device,
+                    pool.options,
+                )
+                self._next_notice[pool] = math.inf if ready else now + NOTICE_SECONDS

@@ -34,9 +34,10 @@ class InProcessEngine:
         """None: there is only this machine."""
         return {}
 
-    def start(self, settings: WorkerSettings, model: bytes) -> None:
-        """Load the network."""
-        self._worker = Worker(settings, model)
+    def start(self, settings: Sequence[WorkerSettings], model: bytes) -> None:
+        """Load the network, on the one device there is."""
+        (only,) = settings
+        self._worker = Worker(only, model)
 
     def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:
         """Yield the encoded styles of each request."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import ray
@@ -14,7 +14,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrash
 
 from stylize_batch.engine.base import StyleRequest
 from stylize_batch.engine.cluster import join
-from stylize_batch.engine.crew import Crew, reason_of
+from stylize_batch.engine.crew import Crew, Pool, reason_of
 from stylize_batch.engine.dispatch import MAX_CRASHES, Dispatch
 from stylize_batch.engine.guardian import guarded, release
 from stylize_batch.engine.metrics import DriverMetrics
@@ -32,12 +32,19 @@ OBJECT_STORE_BYTES = 256 * 2**20
 class RayEngine:
     """Feeds actors on a cluster, or on a Ray of its own on this machine."""
 
-    def __init__(self, address: str | None, actors: int | None, styles: int) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        actors: int | Mapping[Device, int] | None,
+        gpus_per_actor: float | None,
+        styles: int,
+    ) -> None:
         """Connect.
 
         Args:
             address: of a cluster (`auto`, `host:port`, `ray://…`); None starts Ray here.
-            actors: how many; None chooses one per GPU, or one per four cores.
+            actors: how many, on each device; None chooses one per GPU (or share of one), or one per four cores.
+            gpus_per_actor: the share of a GPU that one actor takes; None chooses.
             styles: distinct styles, for the size of the object store.
 
         Raises:
@@ -66,8 +73,8 @@ class RayEngine:
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init replaces it by one that prints a stack
         self._own = address is None
         self._actors = actors
+        self._gpus_per_actor = gpus_per_actor
         self._model: Ref = None
-        self._settings: WorkerSettings = cast("WorkerSettings", None)
         self._crew: Crew | None = None
 
     @property
@@ -80,19 +87,22 @@ class RayEngine:
         """The nodes that were given no more work, and why."""
         return self._crew.dropped if self._crew else {}
 
-    def start(self, settings: WorkerSettings, model: bytes) -> None:
+    def start(self, settings: Sequence[WorkerSettings], model: bytes) -> None:
         """Look at the nodes, then create all actors.
 
         Raises:
             UsageError: a GPU is demanded and the cluster has none, or a node cannot take part.
         """
         resources = [node["Resources"] for node in living_nodes().values()]
-        placement = place(resources, settings.device, self._actors, own=self._own)
-        settings = self._settings = replace(settings, threads=placement.cores)
+        actors = self._actors
+        wanted: dict[Device, int | None] = {
+            each.device: actors[each.device] if isinstance(actors, Mapping) else actors for each in settings
+        }
+        placements = place(resources, wanted, own=self._own, gpus_per_actor=self._gpus_per_actor)
         if not self._own:
             check_nodes(settings)
         self._model = ray.put(model)
-        self._crew = Crew(settings, self._model, placement.actors, placement.options)
+        self._crew = Crew([Pool(each, placements[each.device]) for each in settings], self._model)
 
     def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:
         """Yield the encoded styles of each request."""
@@ -105,7 +115,11 @@ class RayEngine:
 
     def rows_in_hand(self) -> int:
         """Return the rows finished in shards that are not, as of the last pings."""
-        return sum(slot.rows for slot in self._crew.slots) if self._crew else 0
+        rows: dict[Task, int] = {}  # of a shard that two are at, the one that is further counts
+        for slot in self._crew.slots if self._crew else []:
+            if slot.task is not None:
+                rows[slot.task] = max(rows.get(slot.task, 0), slot.rows)
+        return sum(rows.values())
 
     def close(self) -> None:
         """Leave the cluster, or stop the Ray that was started here; actors end with their driver."""
@@ -118,16 +132,19 @@ class RayEngine:
         crew = self._crew
         assert crew, "start() comes first"
         crew.fill()
-        dispatch = Dispatch(crew, tasks, DriverMetrics(self._settings))
+        dispatch = Dispatch(crew, tasks, DriverMetrics(crew.pools[0].settings))
         yield from dispatch.run()
         if dispatch.outcast:
             # The actors give way, so that the pieces get the same resources and so the same pixels.
             crew.dismiss()
-            for task in dispatch.outcast:
-                yield task.alone(self._settings, self._run_alone)
+            for task, pool in dispatch.outcast.items():
+                yield task.alone(pool.settings, partial(self._run_alone, pool))
 
-    def _run_alone(self, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run `function(settings, model, *piece)` for each piece in a process that may die; None where it did.
+    def _run_alone(
+        self, pool: Pool, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
+        """Run `function(settings, model, *piece)` for each piece in a process that may die, with what a pool's actors
+        have; None where it did.
 
         All start together; those that did not come through are tried again one at a time, so that none is taken for
         deadly because a neighbour used up the memory or a node was lost.
@@ -135,11 +152,10 @@ class RayEngine:
         Raises:
             JobFailedError: trouble that is no piece's fault.
         """
-        assert self._crew
-        task: Any = cast("Any", ray.remote)(**self._crew.options, max_retries=0, max_calls=1)(function)
+        task: Any = cast("Any", ray.remote)(**pool.options, max_retries=0, max_calls=1)(function)
 
         def start(piece: tuple[Any, ...]) -> Ref:
-            return task.remote(self._settings, self._model, *piece)
+            return task.remote(pool.settings, self._model, *piece)
 
         def wait(ref: Ref) -> Any:
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -11,6 +11,9 @@ from stylize_batch.settings import Device
 
 CORES_PER_ACTOR = 4
 """Cores for each actor of an automatic number, where there are no GPUs."""
+
+CORES_BESIDE_GPU = 4
+"""Cores of a GPU's node that actors on CPUs leave to its decoding, or half of them where there are fewer than eight."""
 
 Resources = dict[str, float]
 """What a node has, by Ray's names."""
@@ -30,7 +33,13 @@ class Placement(NamedTuple):
         return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus}
 
 
-def place(nodes: Sequence[Resources], device: Device, actors: int | None, *, own: bool) -> Placement:
+def place(
+    nodes: Sequence[Resources],
+    actors: Mapping[Device, int | None],
+    *,
+    own: bool,
+    gpus_per_actor: float | None = None,
+) -> dict[Device, Placement]:
     """Choose so that all actors find room at once, or, on a cluster, as many as there is room for.
 
     On a Ray of our own more actors than GPUs or cores share them. On a cluster each has its own: those that find no
@@ -38,26 +47,49 @@ def place(nodes: Sequence[Resources], device: Device, actors: int | None, *, own
 
     Args:
         nodes: resources of each living node.
-        device: where the network runs.
-        actors: how many; None takes one for each GPU, or for four cores of a node.
+        actors: how many on each device; None takes one for each GPU (or share of one), or for four cores of a node.
         own: whether the Ray was started for this run alone.
+        gpus_per_actor: the share of a GPU that one actor takes; None chooses.
 
     Raises:
         UsageError: a GPU is demanded, there is none, and nothing says that one will come.
     """
-    if device == "cuda":
-        gpus = sum(node.get("GPU", 0.0) for node in nodes)
-        if not gpus and (own or actors is None):
-            raise UsageError(
-                "--device cuda: the cluster has no GPU; use --device cpu, or --actors N if it adds GPU nodes"
-            )
-        count = actors or max(1, int(gpus))
-        return Placement(count, _share(count, gpus) if own else 1.0, 0, None)
-    cores = [int(node.get("CPU", 0.0)) for node in nodes if node.get("CPU", 0.0) >= 1] or [1]
+    cores = [node.get("CPU", 0.0) for node in nodes]
+    placements: dict[Device, Placement] = {}
+    if "cuda" in actors:
+        beside = _cores_beside_gpu(nodes) if "cpu" in actors else 0
+        cores = [node.get("CPU", 0.0) - beside * node.get("GPU", 0.0) for node in nodes]
+        placements["cuda"] = _on_gpus(nodes, actors["cuda"], own, gpus_per_actor, beside)
+    if "cpu" in actors:
+        placements["cpu"] = _on_cpus(cores, actors["cpu"], own)
+    return placements
+
+
+def _on_gpus(
+    nodes: Sequence[Resources], actors: int | None, own: bool, share: float | None, beside: int
+) -> Placement:
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    if not gpus and (own or actors is None):
+        raise UsageError(
+            "--device cuda: the cluster has no GPU; use --device cpu, or --actors N if it adds GPU nodes"
+        )
+    count = actors or max(1, int(gpus) * int(1 / (share or 1) + 1e-9))
+    share = share or (_share(count, gpus) if own else 1.0)
+    return Placement(count, share, int(beside * share), None)
+
+
+def _on_cpus(free: Sequence[float], actors: int | None, own: bool) -> Placement:
+    cores = [int(each) for each in free if each >= 1] or [1]
     count = actors or sum(max(1, each // CORES_PER_ACTOR) for each in cores)
     fitting = (size for size in range(max(cores), 0, -1) if sum(each // size for each in cores) >= count)
     size = next(fitting, 1)
     return Placement(count, 0, _share(count, sum(cores)) if own and count > sum(cores) else size, size)
+
+
+def _cores_beside_gpu(nodes: Sequence[Resources]) -> int:
+    """Return the whole cores that are left to each GPU where actors on CPUs take the others."""
+    per_gpu = [node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU")]
+    return int(min([CORES_BESIDE_GPU, *(each / 2 for each in per_gpu)]))
 
 
 def _share(actors: int, units: float) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+from collections.abc import Sequence
 from typing import Any, cast
 
 import ray
@@ -11,12 +13,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stylize_batch import __version__
 from stylize_batch.engine.crew import reason_of
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import DeviceError, UsageError
 from stylize_batch.manifest.plan import shard_key
-from stylize_batch.settings import WorkerSettings
+from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import TEMPORARY, Root
 
 PROBE_SECONDS = 120.0
+
+RESOURCES: dict[Device, str] = {"cuda": "GPU", "cpu": "CPU"}
+"""What a node must have for actors on a device, by Ray's names; the device that asks more of a node comes first."""
 
 Node = dict[str, Any]
 """What Ray says of a node."""
@@ -28,28 +33,40 @@ def living_nodes() -> dict[str, Node]:
     return {node["NodeID"]: node for node in nodes if node["Alive"]}
 
 
-def check_nodes(settings: WorkerSettings) -> None:
-    """Have every node that actors may run on read an object under the output root and write it.
+def check_nodes(settings: Sequence[WorkerSettings]) -> None:
+    """Have every node that actors may run on read an object under the output root and write it, and use its GPU.
 
     A local root must be the same folder everywhere, so what each node writes is looked for here. On object storage each
     writes the plan's first shard as it is: nothing is changed or left over, and no right is needed that work does not need.
 
+    Args:
+        settings: of each device that actors may run on.
+
     Raises:
-        UsageError: a node lacks the package or has another version, does not share a local root, or cannot use the root.
+        UsageError: a node lacks the package or has another version, does not share a local root, cannot use the root,
+            or has a GPU that torch cannot use.
     """
-    root = Root(settings.root, settings.run)
+    by_resource = {RESOURCES[each.device]: each for each in settings}
+    run = settings[0].run
+    root = Root(settings[0].root, run)
     nonce = uuid.uuid4().hex.encode()
-    read = f"{TEMPORARY}/{settings.run}/nonce" if root.local else shard_key(0)
+    read = f"{TEMPORARY}/{run}/nonce" if root.local else shard_key(0)
     if root.local:
         root.put(read, nonce)
-    resource = "GPU" if settings.device == "cuda" else "CPU"
-    nodes = [node for node in living_nodes().values() if node["Resources"].get(resource)]
-    probe: Any = cast("Any", ray.remote)(num_cpus=0, max_retries=0)(_probe)
+    # A process of its own for each, since it looks at GPUs that Ray has not given it.
+    probe: Any = cast("Any", ray.remote)(num_cpus=0, max_retries=0, max_calls=1)(_probe)
     asked: list[tuple[Node, str, Any]] = []
-    for node in nodes:
-        write = f"{TEMPORARY}/{settings.run}/nonce-{node['NodeID']}" if root.local else read
+    for node in living_nodes().values():
+        found = [
+            by_resource[name]
+            for name in RESOURCES.values()
+            if name in by_resource and node["Resources"].get(name)
+        ]
+        if not found:
+            continue
+        write = f"{TEMPORARY}/{run}/nonce-{node['NodeID']}" if root.local else read
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked.append((node, write, probe.options(scheduling_strategy=there).remote(settings, read, write)))
+        asked.append((node, write, probe.options(scheduling_strategy=there).remote(found[0], read, write)))
     for node, write, answer in asked:
         problem = _problem(root, answer)
         if problem is None and root.local and not _holds(root, write, nonce):
@@ -60,9 +77,14 @@ def check_nodes(settings: WorkerSettings) -> None:
 
 
 def _probe(settings: WorkerSettings, read: str, write: str) -> str:
-    """Copy an object under the root; return the package's version."""
+    """Copy an object under the root, and look for the device; return the package's version."""
     root = Root(settings.root, settings.run)
     root.put(write, root.read(read))
+    if settings.device == "cuda":
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by which Ray hides GPUs from who asked for none
+        from stylize_batch.worker import check_device  # brings torch
+
+        check_device(settings.device)
     return __version__
 
 
@@ -72,6 +94,8 @@ def _problem(root: Root, answer: Any) -> str | None:
     except RayTaskError as error:
         if isinstance(error.cause, FileNotFoundError) and root.local:
             return _not_shared(root)
+        if isinstance(error.cause, DeviceError):
+            return f"has a GPU that cannot be used: {error.cause}"
         if isinstance(error.cause, OSError):
             return f"cannot use {root.uri}: {error.cause}; nodes need credentials or permissions of their own"
         return f"cannot run this package, install it there as it is here: {reason_of(error)}"

@@ -131,7 +131,7 @@ def _encode(
         device=engine.device if device == "auto" else device,
         precision="fp32",
     )
-    engine.start(settings, model)
+    engine.start([settings], model)
     try:
         return encode_styles(engine, root, uris, key, observer, held)
     finally:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job.spec import FIXED, JobSpec
-from stylize_batch.settings import Precision
+from stylize_batch.settings import Device, Precision
 from stylize_batch.storage import Root
 
 KEY = "run.json"
@@ -32,7 +32,7 @@ class RunRecord(BaseModel):
         manifest_fingerprint: BLAKE2b-128 of the manifest's bytes.
         base: folder that relative image paths start from.
         home: the output root as the last run reached it, with a `/` at its end.
-        precision: of the network, as resolved when the first worker started.
+        precision: of the network, by the devices it has run on.
         shard_pairs: pairs per shard, as planned.
         pairs: rows of the manifest.
         shards: files under `plan/`.
@@ -51,7 +51,7 @@ class RunRecord(BaseModel):
     manifest_fingerprint: str
     base: str
     home: str
-    precision: Precision | None = None
+    precision: dict[Device, Precision] = {}
     shard_pairs: int
     pairs: int = 0
     shards: int = 0

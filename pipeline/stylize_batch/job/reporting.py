@@ -54,7 +54,7 @@ def _shown(record: RunRecord) -> dict[str, str]:
     found: dict[str, Any] = {name: record.settings.get(name) for name in SHOWN_SETTINGS}
     found |= {
         "output": record.home,
-        "precision": record.precision,
+        "precision": ", ".join(f"{name} on {device}" for device, name in record.precision.items()),
         "chroma_subsampling": record.chroma_subsampling,
         "model_digest": record.model_digest,
         "time of the workers": where_it_went(record.totals.get("stages", {})),

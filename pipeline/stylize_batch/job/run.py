@@ -31,6 +31,7 @@ from stylize_batch.layout.container import delete_unnamed
 from stylize_batch.manifest.plan import (
     Partition,
     check_and_partition,
+    largest_first,
     read_styles,
     temporary_folder,
     usual_shard_pairs,
@@ -40,7 +41,7 @@ from stylize_batch.manifest.source import Source, fingerprint, locate
 from stylize_batch.model import container
 from stylize_batch.progress import Observer, Silent
 from stylize_batch.results import Totals, finished_shards, listed_shards
-from stylize_batch.settings import WorkerSettings
+from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import Root
 from stylize_batch.styles import ROW_GROUP, BankFile, bank_key, bank_of, put_part
 from stylize_batch.weights import read_model
@@ -190,14 +191,15 @@ def _work(
     if pending:
         styles = read_styles(root)
         with _engine(spec, len(styles)) as engine:
-            settings = _worker_settings(spec, source, root, record, engine)
-            engine.start(settings, model)
+            devices = spec.devices or [engine.device]
+            engine.start([_worker_settings(spec, source, root, record, device) for device in devices], model)
+            record.save(root)
             found = _encode_styles(engine, root, source, styles, record, spec, lender, observer)
             style_counts = found.counts()
             stages.update(found.seconds)
             bank = bank_of(found.vectors.values(), found.failures)
             observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
-            for report in engine.run_shards(pending, bank):
+            for report in engine.run_shards(largest_first(root, pending), bank):
                 totals.add(report.totals)
                 stages.update(report.seconds)
                 peak_worker = max(peak_worker, report.peak_memory)
@@ -232,15 +234,13 @@ def _work(
 
 
 def _worker_settings(
-    spec: JobSpec, source: Source, root: Root, record: RunRecord, engine: Engine
+    spec: JobSpec, source: Source, root: Root, record: RunRecord, device: Device
 ) -> WorkerSettings:
-    """Settle what `auto` means. The precision stays what it was when the root's first worker started."""
-    device = engine.device if spec.device == "auto" else spec.device
+    """Say what workers on a device need, and note it in the record."""
     precision = spec.precision
     if precision == "auto":
-        precision = record.precision or ("fp16" if device == "cuda" else "fp32")
-    record.precision = precision
-    record.save(root)
+        precision = "fp16" if device == "cuda" else "fp32"
+    record.precision[device] = precision
     return WorkerSettings(
         root=root.uri,
         run=record.run,
@@ -397,7 +397,7 @@ def _engine(spec: JobSpec, styles: int) -> Generator[Engine]:
     else:
         from stylize_batch.engine.on_ray import RayEngine
 
-        engine = RayEngine(spec.address, spec.actors, styles)
+        engine = RayEngine(spec.address, spec.actors, spec.gpus_per_actor, styles)
     try:
         yield engine
     finally:

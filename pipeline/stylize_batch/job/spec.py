@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -46,9 +46,10 @@ class JobSpec(BaseModel):
             Parquet file.
         metrics: whether the losses are measured.
         batch_size: pairs per batch; None chooses.
-        actors: workers; None chooses.
+        actors: workers, a number or one by device (`cuda=8,cpu=4`, or a mapping); None chooses.
+        gpus_per_actor: part of a GPU each worker on one takes; None gives it a whole one.
         device: where the network runs.
-        precision: of the network; auto is fp32 on a CPU and fp16 on a GPU.
+        precision: of the network; auto is fp32 on a CPU and fp16 on a GPU, each on its own where there are both.
         address: of a Ray cluster; None starts Ray on this machine.
         in_process: run in this process, without Ray.
         shard_pairs: pairs per shard; None chooses about a minute of work.
@@ -76,7 +77,8 @@ class JobSpec(BaseModel):
     layout: Layout = "files"
     metrics: bool = True
     batch_size: int | None = Field(None, ge=1)
-    actors: int | None = Field(None, ge=1)
+    actors: int | dict[Device, int] | None = None
+    gpus_per_actor: float | None = Field(None, gt=0, le=1)
     device: Device | Literal["auto"] = "auto"
     precision: Precision | Literal["auto"] = "auto"
     address: str | None = None
@@ -93,6 +95,26 @@ class JobSpec(BaseModel):
     def _auto(cls, value: Any) -> Any:
         return None if value == "auto" else value
 
+    @field_validator("actors", mode="before")
+    @classmethod
+    def _checked_actors(cls, value: Any) -> Any:
+        pools = value
+        if isinstance(value, str) and "=" in value:
+            parts = [part.strip().partition("=") for part in value.split(",")]
+            pools = {device: count for device, _, count in parts}
+            if len(pools) < len(parts):
+                raise ValueError(f"{value} names a device twice")
+        counts = pools if isinstance(pools, dict) else {"cpu": pools}
+        if value is not None and not (
+            counts
+            and set(counts) <= set(get_args(Device))
+            and all(re.fullmatch(r"0*[1-9]\d*", str(count)) for count in counts.values())
+        ):
+            raise ValueError(
+                f"{value}: give a number (8), numbers by device (cuda=8,cpu=4), each above 0, or auto"
+            )
+        return pools
+
     @field_validator("max_failed", mode="before")
     @classmethod
     def _checked_max_failed(cls, value: Any) -> str:
@@ -108,8 +130,7 @@ class JobSpec(BaseModel):
             raise ValueError(f"--crop {self.crop} is larger than --size {self.size}")
         if self.in_process and self.address:
             raise ValueError("--in-process and --address exclude each other")
-        if self.in_process and self.actors not in (None, 1):
-            raise ValueError("--in-process runs one worker; leave --actors out")
+        self._check_workers()
         if self.layout == "webdataset" and "::" in self.resolved_output():
             raise ValueError(
                 "--layout webdataset: what is in a tar cannot be named where its path holds '::'"
@@ -120,6 +141,25 @@ class JobSpec(BaseModel):
         if in_memory and not self.in_process:
             raise ValueError("memory:// lives in one process; add --in-process or use another storage")
         return self
+
+    def _check_workers(self) -> None:
+        if self.in_process and self.actors not in (None, 1):
+            raise ValueError("--in-process runs one worker; leave --actors out")
+        if self.in_process and self.gpus_per_actor is not None:
+            raise ValueError("--in-process runs one worker; leave --gpus-per-actor out")
+        if isinstance(self.actors, dict) and self.device != "auto" and [*self.actors] != [self.device]:
+            raise ValueError(
+                f"--device {self.device} and --actors name different devices; leave --device out"
+            )
+        if self.gpus_per_actor is not None and self.devices and "cuda" not in self.devices:
+            raise ValueError("--gpus-per-actor is for workers on GPUs, and these are on CPUs; leave it out")
+
+    @property
+    def devices(self) -> list[Device]:
+        """Where the network is to run; empty leaves it to what there is."""
+        if isinstance(self.actors, dict):
+            return list(self.actors)
+        return [] if self.device == "auto" else [self.device]
 
     def _check_sources(self) -> None:
         if not (self.manifest or self.content or self.style):

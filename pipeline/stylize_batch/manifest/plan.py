@@ -108,6 +108,12 @@ def read_shard(root: Root, shard: int) -> pa.Table:
     return parquet.loads(root.read(shard_key(shard)))
 
 
+def largest_first(root: Root, shards: Iterable[int]) -> list[int]:
+    """Order shards so that the last ones, for which workers wait for each other, are small; their files tell about."""
+    sizes = root.sizes("plan")
+    return sorted(shards, key=lambda shard: (-sizes.get(shard_key(shard), 0), shard))
+
+
 def read_styles(root: Root) -> list[str]:
     """Read the distinct style URIs of the whole manifest, sorted."""
     return parquet.loads(root.read(STYLES_KEY))["style"].to_pylist()

@@ -22,7 +22,10 @@ from stylize_batch.model.architecture import (
 DEFAULT = "adain-vgg16"
 """The model used unless another is named; its encoder is also the loss network φ."""
 
-BUILTIN = (DEFAULT,)
+COMPACT = "adain-compact"
+"""A far smaller and faster one."""
+
+BUILTIN = (DEFAULT, COMPACT)
 """Models shipped inside the package."""
 
 METADATA = "stylize_batch"
