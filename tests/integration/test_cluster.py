@@ -182,21 +182,22 @@ Run = Callable[..., "Future[RunSummary]"]
 @pytest.fixture
 def run(nodes: Nodes, manifest: Path, tmp_path: Path) -> Iterator[Run]:
     """Start a run of one pair a shard on the cluster, with this process as its driver."""
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
 
-        def start(**settings: Any) -> Future[RunSummary]:
-            given: dict[str, Any] = {
-                "output": str(tmp_path / "out"),
-                "address": nodes.address,
-                "shard_pairs": 1,
-                "style_size": 48,
-                "actors": 2,
-                **settings,
-            }
-            return thread.submit(lambda: stylize_batch.run(str(manifest), **given))
+    def start(**settings: Any) -> Future[RunSummary]:
+        given: dict[str, Any] = {
+            "output": str(tmp_path / "out"),
+            "address": nodes.address,
+            "shard_pairs": 1,
+            "style_size": 48,
+            "actors": 2,
+            **settings,
+        }
+        return thread.submit(lambda: stylize_batch.run(str(manifest), **given))
 
-        yield start
-    ray.shutdown()
+    yield start
+    ray.shutdown()  # ends a run, too, that a failed test has left waiting
+    thread.shutdown()
 
 
 def until(condition: Callable[[], object], running: Future[RunSummary] | None = None) -> None:
