@@ -295,35 +295,16 @@ class StandIn(WorkerActor):
         super().__init__(replace(settings, device="cpu", precision="fp32"))
 
 
-def test_workers_on_gpus_and_cpus_share_a_run_and_one_that_hangs_does_not_hold_up_its_end(
-    nodes: Nodes, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stylize_batch.engine.crew.WorkerActor", StandIn)
-    monkeypatch.setattr("stylize_batch.engine.on_ray.check_nodes", lambda settings: None)
-    nodes.add("gpu", "wait", cpus=0, gpus=1)
-    nodes.add("cpu", "wait")
-    running = run(actors={"cuda": 2, "cpu": 1}, gpus_per_actor=0.5)
-    until(lambda: nodes.read("cpu"), running)
-    hung = nodes.worker("cpu")
-    assert hung
-    os.kill(hung, signal.SIGSTOP)
-    nodes.feel("gpu", None)
-    running.result(LIMIT_SECONDS)
-    assert len(nodes.read("gpu")) == PAIRS
-    assert len(nodes.read("cpu")) == 1
-    record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["precision"] == {"cuda": "fp16", "cpu": "fp32"}
-    check_all_made(tmp_path)
-    until(lambda: not Path(f"/proc/{hung}").exists())
-
-
 def test_a_driver_outside_the_cluster_outlives_a_worker(nodes: Nodes, manifest: Path, tmp_path: Path) -> None:
     nodes.add("only", "die")
     arguments = ["run", str(manifest), "-o", "out", "--address", nodes.client_address, "--style-size", "48"]
     driver = subprocess.Popen([command(), *arguments, "--shard-pairs", "1"], cwd=tmp_path)
-    until(lambda: nodes.read("only"))
-    nodes.feel("only", None)
-    assert driver.wait(LIMIT_SECONDS) == 0
+    try:
+        until(lambda: nodes.read("only"))
+        nodes.feel("only", None)
+        assert driver.wait(LIMIT_SECONDS) == 0
+    finally:
+        driver.kill()
     check_all_made(tmp_path)
 
 
@@ -513,3 +494,25 @@ def test_a_node_that_may_not_write_to_the_output_is_refused_and_nothing_is_left_
     assert done.stderr.count("\n") == 1, done.stderr
     keys = {key.removeprefix(f"{output.removeprefix('s3://')}/") for key in server.client().find(output)}
     assert keys - {"lease.json"} == {"run.json", "plan/shard-000000.parquet", "plan/styles.parquet"}
+
+
+def test_workers_on_gpus_and_cpus_share_a_run_and_one_that_hangs_does_not_hold_up_its_end(
+    nodes: Nodes, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stylize_batch.engine.crew.WorkerActor", StandIn)
+    monkeypatch.setattr("stylize_batch.engine.on_ray.check_nodes", lambda settings: None)
+    nodes.add("gpu", "wait", cpus=0, gpus=1)
+    nodes.add("cpu", "wait")
+    running = run(actors={"cuda": 2, "cpu": 1}, gpus_per_actor=0.5)
+    until(lambda: nodes.read("cpu"), running)
+    hung = nodes.worker("cpu")
+    assert hung
+    os.kill(hung, signal.SIGSTOP)
+    nodes.feel("gpu", None)
+    running.result(LIMIT_SECONDS)
+    assert len(nodes.read("gpu")) == PAIRS
+    assert len(nodes.read("cpu")) == 1
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["precision"] == {"cuda": "fp16", "cpu": "fp32"}
+    check_all_made(tmp_path)
+    until(lambda: not Path(f"/proc/{hung}").exists())
