@@ -157,18 +157,14 @@ class Nodes:
             self.remove(name)
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    nodes = Nodes(tmp_path_factory.mktemp("cluster"))
-    yield nodes
-    nodes.cluster.shutdown()
-
-
 @pytest.fixture
-def nodes(started: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    monkeypatch.setenv("STYLIZE_BATCH_SCHEMES", started.env["STYLIZE_BATCH_SCHEMES"])
-    yield started
-    started.clear()
+def nodes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """A cluster of its own for each test: after some of what they do to nodes, Ray places no more actors."""
+    nodes = Nodes(tmp_path_factory.mktemp("cluster"))
+    monkeypatch.setenv("STYLIZE_BATCH_SCHEMES", nodes.env["STYLIZE_BATCH_SCHEMES"])
+    yield nodes
+    nodes.clear()
+    nodes.cluster.shutdown()
 
 
 @pytest.fixture
