@@ -23,9 +23,10 @@ from stylize_batch.lanes import Lanes
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.convolution import quicken
+from stylize_batch.model.device import BATCH_PIXELS, to_host, use_own_stream
 from stylize_batch.model.network import DTYPES, Network, loss_network
 from stylize_batch.stopwatch import Stopwatch
-from stylize_batch.worker import GPU_BATCH_PIXELS
+from stylize_batch.worker import GPU_LANES
 
 MIXED = ((256, 341), (341, 256), (256, 384), (384, 256), (256, 256))
 """Height and width of what COCO's and the like become with a shorter side of 256."""
@@ -82,13 +83,18 @@ class Stage:
         }  # fmt: skip
         self._known: dict[tuple[Conv, int, int], float] = {}
 
-        cores = torch.get_num_threads()
-        self.lanes = Lanes(cores, 1 if all_cores else self.network.pass_pixels, Stopwatch())
-        self.at_once = cores if device == "cpu" else 1
-        """Units of work that keep all lanes of the worker busy."""
-        alone = "one after the other" + (", each on all cores" if device == "cpu" else "")
-        side_by_side = "side by side on cores of their own, as the worker has them"
-        self.arrangement = alone if device == "cuda" or all_cores else side_by_side
+        if device == "cpu":
+            self.at_once = torch.get_num_threads()
+            """Units of work that keep all lanes of the worker busy."""
+            self.lanes = Lanes(self.at_once, 1 if all_cores else self.network.pass_pixels, Stopwatch())
+            self.arrangement = "side by side on cores of their own, as the worker has them"
+        else:
+            self.at_once = GPU_LANES
+            begin = functools.partial(use_own_stream, self.network.device)
+            self.lanes = Lanes(GPU_LANES, GPU_LANES * BATCH_PIXELS, Stopwatch(), begin)
+            self.arrangement = f"in {GPU_LANES} streams, as the worker has them"
+        if all_cores:
+            self.arrangement = "one after the other, each on all cores"
 
     def sync(self) -> None:
         """Wait for the device."""
@@ -111,7 +117,7 @@ class Stage:
 
     def batch(self, shape: Shape) -> int:
         """Return how many pictures the worker takes at once."""
-        return 1 if self.device == "cpu" else max(1, GPU_BATCH_PIXELS // (shape[0] * shape[1]))
+        return 1 if self.device == "cpu" else max(1, BATCH_PIXELS // (shape[0] * shape[1]))
 
     def run(self, contents: Tensor, styles: Tensor, metrics: bool) -> None:
         """Encode contents once and stylize each with all styles, a batch at a time: bytes in, bytes out."""
@@ -120,7 +126,7 @@ class Stage:
         for part in each.split(self.batch(tuple(contents.shape[2:]))):
             _, losses = self.network.stylize(
                 features.select((part // len(styles)).to(self.device)), styles[part % len(styles)],
-                torch.ones(len(part)), finish=lambda images: (images.float() * 255).round().byte().cpu(),
+                torch.ones(len(part)), finish=lambda images: to_host((images.float() * 255).round().byte())[0],
             )  # fmt: skip
             if losses is not None:
                 torch.stack(losses, 1).tolist()

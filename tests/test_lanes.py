@@ -97,3 +97,14 @@ def test_only_lanes_that_have_nothing_to_do_are_said_to_wait() -> None:
         assert first.result() == [False]
     seconds, _ = clock.take()
     assert seconds["wait"] < 0.1
+
+
+def test_each_lane_begins_with_what_it_was_told_to() -> None:
+    here = threading.local()
+
+    def begin() -> None:
+        here.begun = True
+
+    with Lanes(2, PASS, Stopwatch(), begin) as open_lanes:
+        units = [open_lanes.submit(1, lambda: [here.begun]) for _ in range(8)]
+        assert all(unit.result() == [True] for unit in units)

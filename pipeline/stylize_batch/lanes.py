@@ -3,7 +3,7 @@
 Threads that share the layers of one small picture wait for each other at the end of every step, and for whatever else
 runs on the machine; pictures that have a core each wait for nothing. So a picture gets as many cores as its share of a
 pass: small ones one core each, one that fills a pass all of them, and together they never take more memory than one
-full pass. On a GPU there is one lane, which feeds it.
+full pass. A GPU is fed from lanes too: it works for one while the other prepares.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ _T = TypeVar("_T")
 class Lanes:
     """Threads that run units of the network's work. A context: what is unfinished at its end is dropped."""
 
-    def __init__(self, cores: int, pass_pixels: int, clock: Stopwatch) -> None:
+    def __init__(
+        self, cores: int, pass_pixels: int, clock: Stopwatch, begin: Callable[[], None] = lambda: None
+    ) -> None:
         """Open the lanes.
 
         Args:
-            cores: to share.
-            pass_pixels: pixels the network takes at once.
+            cores: to share; of a GPU, threads that feed it.
+            pass_pixels: pixels that the network takes at once on all of them.
             clock: is told, as the stage `wait`, the seconds that lanes have nothing to do.
+            begin: is called first by each lane's thread.
         """
         self._cores = self._free = cores
         self._pass_pixels = pass_pixels
         self._clock = clock
-        self._threads = ThreadPoolExecutor(cores, "lane")
+        self._threads = ThreadPoolExecutor(cores, "lane", begin)
         self._changed = threading.Condition()
         self._counted = time.perf_counter()
         self._closed = False

@@ -46,15 +46,23 @@ from stylize_batch.manifest.plan import Shard, read_shard
 from stylize_batch.model import checkpoint
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import ColorMap, colors, recoloring
+from stylize_batch.model.device import (
+    batch_pixels,
+    check_device,
+    free_memory,
+    to_host,
+    use_own_stream,
+    wait_for,
+)
 from stylize_batch.model.network import ContentFeatures, Network
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table, with_outputs
-from stylize_batch.settings import Device, ShardReport, WorkerSettings
+from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
 from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors, blend, named
 
-WINDOW = 32
-"""Contents that may wait for others of their size."""
+WINDOW_BATCHES = 8
+"""Contents may wait for others of their size until they have the pixels of so many batches."""
 
 FETCH_THREADS = 8
 WRITE_THREADS = 4
@@ -63,8 +71,8 @@ MAX_PENDING_WRITES = 32
 UNIT_PAIRS = 8
 """Pairs of a unit of a lane's work, if they are not one batch: their pictures wait in memory for each other."""
 
-GPU_BATCH_PIXELS = 32 * 256 * 256
-"""Pixels of an automatic batch on a GPU."""
+GPU_LANES = 2
+"""Lanes that feed a GPU: it works for one while the other waits for its pictures or hands over new ones."""
 
 
 class Job(NamedTuple):
@@ -133,6 +141,11 @@ class Worker:
         self._clock = Stopwatch()
         network = checkpoint.loads(model)
         self._network = Network(network, settings.device, settings.precision, timed=self._clock)
+        self._batch_pixels = self._network.pass_pixels
+        if settings.device == "cuda":
+            # Half of what is free: other workers may share the card.
+            share = free_memory(self._network.device) // (2 * GPU_LANES)
+            self._batch_pixels = batch_pixels(share, self._network.dtype)
         self._root = Root(settings.root, settings.run)
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, "write")
@@ -153,9 +166,12 @@ class Worker:
             raise HandedBackError("this worker has to go")
 
     def _lanes(self) -> Lanes:
-        on_cpu = self._network.device.type == "cpu"
-        cores = (self._settings.threads or torch.get_num_threads()) if on_cpu else 1
-        return Lanes(cores, self._network.pass_pixels, self._clock)
+        if self._network.device.type == "cpu":
+            cores = self._settings.threads or torch.get_num_threads()
+            return Lanes(cores, self._network.pass_pixels, self._clock)
+        begin = functools.partial(use_own_stream, self._network.device)
+        each = max(self._batch_pixels, self._network.pass_pixels)
+        return Lanes(GPU_LANES, GPU_LANES * each, self._clock, begin)
 
     # Styles
 
@@ -367,7 +383,7 @@ class Worker:
             bucket.append(Prepared(loaded.image, jobs))
             if sum(len(each.jobs) for each in bucket) >= self._batch_size(shape):
                 yield from stylize(buckets.pop(shape))
-            elif sum(map(len, buckets.values())) >= WINDOW:
+            elif _pixels(buckets) >= WINDOW_BATCHES * max(self._batch_pixels, shape[0] * shape[1]):
                 oldest = next(iter(buckets))
                 yield from stylize(buckets.pop(oldest))
         for bucket in buckets.values():
@@ -404,7 +420,7 @@ class Worker:
             return 1
         if self._settings.batch_size is not None:
             return self._settings.batch_size
-        return max(1, GPU_BATCH_PIXELS // (shape[0] * shape[1]))
+        return max(1, self._batch_pixels // (shape[0] * shape[1]))
 
     def _units(self, bucket: list[Prepared]) -> Iterator[Callable[[], Iterator[Made]]]:
         """Yield the work on same-sized contents in units: some batches of pairs each; each content is encoded once."""
@@ -462,7 +478,9 @@ class Worker:
             with self._clock("encode"):
                 tensors = [as_tensor(each.image) for each in bucket]
                 images = tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
-                return self._network.encode_contents(images, metrics=self._settings.metrics)
+                features = self._network.encode_contents(images, metrics=self._settings.metrics)
+                wait_for(self._network.device)  # the other lane may be the next to use them
+                return features
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, bucket[0].image.shape)
 
@@ -499,8 +517,11 @@ class Worker:
 
                 def to_pixels(images: Tensor) -> Tensor:
                     nonlocal finite
-                    finite &= images.isfinite().flatten(1).all(1).cpu()
-                    return (images.float() * 255).round().byte().cpu()
+                    pixels, good = to_host(
+                        (images.float() * 255).round().byte(), images.isfinite().flatten(1).all(1)
+                    )
+                    finite &= good
+                    return pixels
 
                 images, losses = self._network.stylize(
                     features.select(index), vectors, alpha, masks, finish=to_pixels
@@ -549,6 +570,10 @@ def _as_one(pair: Pair, vectors: Vectors) -> Vectors:
     return vectors if pair.masks else blend(vectors, pair.weights)[None]
 
 
+def _pixels(buckets: dict[tuple[int, ...], list[Prepared]]) -> int:
+    return sum(shape[0] * shape[1] * len(bucket) for shape, bucket in buckets.items())
+
+
 def _regions(job: tuple[int, Job]) -> int:
     """Return how many regions its masks make; pairs with as many can share a batch."""
     return len(job[1].pair.styles) if job[1].masks else 0
@@ -566,14 +591,6 @@ def _once(call: Callable[[], _T]) -> Callable[[], _T]:
         return found[0]
 
     return remembered
-
-
-def check_device(device: Device) -> None:
-    """Raise DeviceError where torch cannot use a device."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            f"torch {torch.__version__} finds no CUDA here; install its CUDA build and the driver, or use --device cpu"
-        )
 
 
 def peak_memory() -> int:

@@ -82,7 +82,7 @@ def _probe(settings: WorkerSettings, read: str, write: str) -> str:
     root.put(write, root.read(read))
     if settings.device == "cuda":
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # by which Ray hides GPUs from who asked for none
-        from stylize_batch.worker import check_device  # brings torch
+        from stylize_batch.model.device import check_device  # brings torch
 
         check_device(settings.device)
     return __version__

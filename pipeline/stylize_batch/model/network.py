@@ -23,6 +23,7 @@ from stylize_batch.model.architecture import (
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.color import ColorMap
 from stylize_batch.model.convolution import quicken
+from stylize_batch.model.device import to_device, to_host, wait_for
 from stylize_batch.model.losses import Losses, LossMeter
 from stylize_batch.model.regions import Regions
 from stylize_batch.model.tiling import PASS_PIXELS, STRIDE, Box, tiles
@@ -124,6 +125,7 @@ class Network:
         self._timed = timed
         self.pass_pixels = pass_pixels
         """Pixels taken at once; larger pictures are tiled."""
+        wait_for(self.device)  # other threads' streams do not wait for this one's
 
     def _place(self, module: _Module) -> _Module:
         # A copy: `to` would change the caller's own module.
@@ -136,7 +138,7 @@ class Network:
         return self._upload(images.permute(0, 3, 1, 2))
 
     def _upload(self, images: Tensor) -> Tensor:
-        placed = images.to(self.device).to(self.dtype, memory_format=torch.channels_last)
+        placed = to_device(images, self.device).to(self.dtype, memory_format=torch.channels_last)
         return placed / 255 if images.dtype == torch.uint8 else placed
 
     @torch.inference_mode()

@@ -1,0 +1,76 @@
+"""The device a network runs on: whether it can be used, how much it takes at once, and copies that nobody waits for.
+
+On a GPU each thread that feeds it has a stream of its own: what one launches or copies runs beside what another does,
+and each waits for its own alone. On a CPU there is nothing to copy or to wait for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stylize_batch.errors import DeviceError
+
+BATCH_PIXELS = 32 * 256 * 256
+"""Pixels of an automatic batch on a GPU that has the memory: more would fill no card better."""
+
+PIXEL_FLOATS = 1024
+"""Numbers that the network holds for a pixel at its worst, and as many for what the libraries need beside it."""
+
+
+def check_device(device: str) -> None:
+    """Raise DeviceError where torch cannot use a device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"torch {torch.__version__} finds no CUDA here; install its CUDA build and the driver, or use --device cpu"
+        )
+
+
+def batch_pixels(free: int, dtype: torch.dtype) -> int:
+    """Return how many pixels to take at once on a GPU with so many bytes of memory to use.
+
+    A power of two times 64 × 64, so that what little else runs on the card does not change it.
+    """
+    pixels = BATCH_PIXELS
+    while pixels > 64 * 64 and pixels * PIXEL_FLOATS * dtype.itemsize > free:
+        pixels //= 2
+    return pixels
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU's memory that nobody uses."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free
+
+
+def use_own_stream(device: torch.device) -> None:
+    """Have what this thread does on a GPU run beside what other threads do, from now on."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values to the device; on a GPU the copy is only begun."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def to_host(*values: Tensor) -> tuple[Tensor, ...]:
+    """Copy values to the CPU, all of them before the one wait."""
+    found = tuple(
+        torch.empty_like(each, device="cpu", pin_memory=True).copy_(each, non_blocking=True)
+        if each.is_cuda
+        else each
+        for each in values
+    )
+    wait_for(values[0].device)
+    return found
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what this thread gave it, and leave the core to others meanwhile."""
+    if device.type == "cuda":
+        reached = torch.cuda.Event(blocking=True)
+        reached.record()
+        reached.synchronize()
