@@ -13,6 +13,8 @@ from stylize_batch.stopwatch import Stopwatch
 
 PASS = 1000
 
+torch.get_num_threads()  # settled here for this thread: one that asks later gets what some lane was given last
+
 
 def lanes(cores: int = 4) -> Lanes:
     return Lanes(cores, PASS, Stopwatch())

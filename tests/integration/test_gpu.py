@@ -20,7 +20,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 def pixels(manifest: Path, output: Path, device: str = "cuda", **settings: Any) -> list[np.ndarray]:
     summary = stylize_batch.run(
-        str(manifest), output=str(output), in_process=True, device=device, style_size=48, format="png", **settings
+        str(manifest),
+        output=str(output),
+        in_process=True,
+        device=device,
+        style_size=48,
+        format="png",
+        **settings,
     )
     assert summary.failed == 0
     return [decode(Path(row["output"]).read_bytes()).astype(int) for row in read_results(output)]
@@ -32,7 +38,9 @@ def difference(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[
     return steps.max(), steps.mean()
 
 
-@pytest.mark.parametrize(("precision", "most", "mean"), [("fp32", 1, 0.01), ("fp16", 40, 0.5), ("bf16", 120, 2)])
+@pytest.mark.parametrize(
+    ("precision", "most", "mean"), [("fp32", 1, 0.01), ("fp16", 40, 0.5), ("bf16", 120, 2)]
+)
 def test_a_gpu_makes_the_pictures_a_cpu_makes(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, precision: str, most: int, mean: float
 ) -> None:
@@ -48,7 +56,9 @@ def test_a_gpu_makes_the_pictures_a_cpu_makes(
 def test_streams_do_not_get_in_each_others_way(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [{**pair, "alpha": step / 20} for pair in pairs for step in range(1, 20)]  # contents shared by batches
+    rows = [
+        {**pair, "alpha": step / 20} for pair in pairs for step in range(1, 20)
+    ]  # contents shared by batches
     manifest = make_manifest(rows)
     settings: dict[str, Any] = {"precision": "fp32", "batch_size": 3, "shard_pairs": 1000}
     together = pixels(manifest, tmp_path / "two", **settings)

@@ -23,7 +23,7 @@ from stylize_batch.model.architecture import (
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.color import ColorMap
 from stylize_batch.model.convolution import quicken
-from stylize_batch.model.device import to_device, to_host, wait_for
+from stylize_batch.model.device import to_device, wait_for
 from stylize_batch.model.losses import Losses, LossMeter
 from stylize_batch.model.regions import Regions
 from stylize_batch.model.tiling import PASS_PIXELS, STRIDE, Box, tiles
