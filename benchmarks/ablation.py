@@ -57,7 +57,7 @@ def adain(_: Recipe, phi: Encoder) -> Transfer:
 def concatenation(_: Recipe, phi: Encoder) -> Transfer:
     """Enc-Concat-Dec."""
     decoder = Decoder("vgg16")
-    decoder.conv4_1 = ReflectedConv2d(2 * 512, 256)
+    decoder.conv4_1 = ReflectedConv2d(2 * 512, 256, relu=True)
     return Concatenation(phi, decoder)
 
 
@@ -67,8 +67,9 @@ def normalized(layer: Callable[[int], nn.Module]) -> Callable[[Recipe, Encoder],
     def make(_: Recipe, phi: Encoder) -> Transfer:
         decoder = Decoder("vgg16")
         for name, conv in list(decoder.named_children())[:-1]:
-            assert isinstance(conv, nn.Conv2d)
-            setattr(decoder, name, nn.Sequential(conv, layer(conv.out_channels)))
+            assert isinstance(conv, ReflectedConv2d)
+            conv.relu = False  # only after the normalization
+            setattr(decoder, name, nn.Sequential(conv, layer(conv.out_channels), nn.ReLU()))
         return Transfer(phi, decoder)
 
     return make

@@ -18,6 +18,7 @@ from stylize_batch import worker
 from stylize_batch.errors import JobFailedError, RowError
 from stylize_batch.images.decode import decode
 from stylize_batch.model.network import ContentFeatures, Network
+from stylize_batch.model.tiling import PASS_PIXELS
 from stylize_batch.storage import read_bytes
 from stylize_batch.worker import Worker
 from tests.conftest import SAMPLE, MakeManifest, Row, read_results
@@ -155,7 +156,7 @@ def test_neither_cores_nor_shards_change_a_pixel(
     made: list[dict[str, bytes]] = []
     try:
         # Side by side on cores of their own; one after the other; most cores for each picture.
-        for cores, pass_pixels, shard_pairs in ((4, 2_000_000, 100), (1, 2_000_000, 1), (4, 4000, 3)):
+        for cores, pass_pixels, shard_pairs in ((4, PASS_PIXELS, 100), (1, PASS_PIXELS, 1), (4, 4000, 3)):
             torch.set_num_threads(cores)
             network = functools.partial(Network, pass_pixels=pass_pixels)
             monkeypatch.setattr(worker, "Network", network)

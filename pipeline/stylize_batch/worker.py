@@ -50,6 +50,7 @@ from stylize_batch.model.device import (
     batch_pixels,
     check_device,
     free_memory,
+    keep_freed_memory,
     to_host,
     use_own_stream,
     wait_for,
@@ -142,7 +143,9 @@ class Worker:
         network = checkpoint.loads(model)
         self._network = Network(network, settings.device, settings.precision, timed=self._clock)
         self._batch_pixels = self._network.pass_pixels
-        if settings.device == "cuda":
+        if settings.device == "cpu":
+            keep_freed_memory()
+        else:
             # Half of what is free: other workers may share the card.
             share = free_memory(self._network.device) // (2 * GPU_LANES)
             self._batch_pixels = batch_pixels(share, self._network.dtype)

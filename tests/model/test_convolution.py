@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.convolution import (
@@ -26,16 +25,18 @@ from tests.model.models import picture
 sides = st.integers(2, 37)
 
 
-def convolution(kind: type[nn.Conv2d], channels: int = 3, dtype: torch.dtype = torch.float64) -> nn.Conv2d:
+def convolution(
+    kind: type[ReflectedConv2d], channels: int = 3, dtype: torch.dtype = torch.float64, *, relu: bool = False
+) -> ReflectedConv2d:
     torch.manual_seed(channels)
-    return kind(channels, 5).to(dtype).requires_grad_(False)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return kind(channels, 5, relu=relu).to(dtype).requires_grad_(False)  # pyright: ignore
 
 
-@given(sides, sides, st.integers(1, 2), st.booleans())
+@given(sides, sides, st.integers(1, 2), st.booleans(), st.booleans())
 def test_sub_pixel_convolution_is_up_sampling_and_convolution(
-    height: int, width: int, samples: int, bias: bool
+    height: int, width: int, samples: int, bias: bool, relu: bool
 ) -> None:
-    conv = convolution(EnlargingConv2d)
+    conv = convolution(EnlargingConv2d, relu=relu)
     if not bias:
         conv.bias = None
     features = torch.randn(samples, 3, height, width, dtype=torch.float64)
@@ -43,20 +44,25 @@ def test_sub_pixel_convolution_is_up_sampling_and_convolution(
     torch.testing.assert_close(SubPixelConv2d(conv)(features), conv(features), rtol=1e-12, atol=1e-12)
 
 
-@given(st.integers(2, 3), sides, sides, st.integers(1, 2))
+@given(st.integers(2, 3), sides, sides, st.integers(1, 2), st.booleans())
 def test_winograds_way_is_the_convolution_for_every_kernel_of_the_networks(
-    taps: int, height: int, width: int, samples: int
+    taps: int, height: int, width: int, samples: int, relu: bool
 ) -> None:
     torch.manual_seed(taps)
     weight, bias = torch.randn(5, 3, taps, taps, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     features = torch.randn(samples, 3, height + taps - 1, width + taps - 1, dtype=torch.float64)
     expected = torch.nn.functional.conv2d(features, weight, bias)
-    torch.testing.assert_close(Winograd(weight, bias)(features), expected, rtol=1e-11, atol=1e-11)
+    if relu:
+        expected = expected.clamp(min=0)
+    made = Winograd(weight, bias, relu=relu)(features)
+    torch.testing.assert_close(made, expected, rtol=1e-11, atol=1e-11)
 
 
-@given(sides, sides, st.integers(1, 2), st.booleans())
-def test_winograd_convolution_is_the_convolution(height: int, width: int, samples: int, bias: bool) -> None:
-    conv = convolution(ReflectedConv2d)
+@given(sides, sides, st.integers(1, 2), st.booleans(), st.booleans())
+def test_winograd_convolution_is_the_convolution(
+    height: int, width: int, samples: int, bias: bool, relu: bool
+) -> None:
+    conv = convolution(ReflectedConv2d, relu=relu)
     if not bias:
         conv.bias = None
     features = torch.randn(samples, 3, height, width, dtype=torch.float64)

@@ -38,7 +38,7 @@ class _Network(nn.Module):
 
     def residual(self, name: str, x: Tensor) -> Tensor:
         """Add what two convolutions make of the input."""
-        return x + self.convolve(f"{name}_2", F.relu(self.convolve(f"{name}_1", x)))
+        return x + self.convolve(f"{name}_2", self.convolve(f"{name}_1", x).relu_())
 
 
 class CompactEncoder(_Network):
@@ -52,9 +52,9 @@ class CompactEncoder(_Network):
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return what AdaIN works on: [N, 32, ⌈H/2⌉, ⌈W/2⌉], [N, 64, ⌈H/4⌉, ⌈W/4⌉] and [N, 96, ⌈H/8⌉, ⌈W/8⌉]."""
-        half = F.relu(self.convolve("to_half", images - 0.5))
-        quarter = F.relu(self.convolve("to_quarter", half))
-        eighth = F.relu(self.convolve("to_eighth", quarter))
+        half = self.convolve("to_half", images - 0.5).relu_()
+        quarter = self.convolve("to_quarter", half).relu_()
+        eighth = self.convolve("to_eighth", quarter).relu_()
         return half, quarter, self.residual("block", eighth)
 
 
@@ -73,9 +73,9 @@ class CompactDecoder(_Network):
         for index in range(1, COMPACT_DECODER_BLOCKS + 1):
             x = self.residual(f"block{index}", x)
         x = _enlarge(self.convolve("to_quarter", x), quarter)
-        x = x + F.relu(self.convolve("smooth_quarter", F.relu(x)))
+        x = x + self.convolve("smooth_quarter", F.relu(x)).relu_()
         x = _enlarge(self.convolve("to_half", x), half)
-        x = x + F.relu(self.convolve("smooth_half", F.relu(x)))
+        x = x + self.convolve("smooth_half", F.relu(x)).relu_()
         return F.pixel_shuffle(self.convolve("pixels", x), 2) + 0.5
 
 

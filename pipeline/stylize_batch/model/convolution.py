@@ -28,12 +28,20 @@ MIN_TILES = 16
 POINTS = (0, 1, -1, 2, -2)
 """Where the polynomials of F(4, 3) are evaluated, and at infinity; F(4, 2) takes the first four (§4 there)."""
 
+ONE = POINTS.index(1)
+
 
 class ReflectedConv2d(nn.Conv2d):
-    """A 3×3 convolution that keeps the size: [N, C, h, w] → [N, K, h, w], the border reflected."""
+    """A 3×3 convolution that keeps the size: [N, C, h, w] → [N, K, h, w], the border reflected; then ReLU, or not."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, relu: bool = False) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1, padding_mode="reflect")
+        self.relu = relu
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        found = super().forward(input)
+        return found.relu_() if self.relu else found
 
 
 class EnlargingConv2d(ReflectedConv2d):
@@ -57,7 +65,9 @@ class SubPixelConv2d(nn.Module):
         rows = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]).to(conv.weight)
         kernels = torch.einsum("aij,bkl,ocjl->abocik", rows, rows, conv.weight).flatten(0, 2)
         self._channels = conv.out_channels
-        self._convolve = _quickest(kernels, None if conv.bias is None else conv.bias.repeat(4))
+        self._convolve = _quickest(
+            kernels, None if conv.bias is None else conv.bias.repeat(4), relu=conv.relu
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Enlarge and convolve."""
@@ -79,7 +89,8 @@ class WinogradConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self._convolve = Winograd(conv.weight, conv.bias)
+        relu = isinstance(conv, ReflectedConv2d) and conv.relu
+        self._convolve = Winograd(conv.weight, conv.bias, relu=relu)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
@@ -87,35 +98,40 @@ class WinogradConv2d(nn.Module):
 
 
 class Plain(nn.Module):
-    """A convolution without padding: [N, C, h + r − 1, w + r − 1] → [N, K, h, w]."""
+    """A convolution without padding, and ReLU or not: [N, C, h + r − 1, w + r − 1] → [N, K, h, w]."""
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> None:
         super().__init__()
         self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias)
+        self.relu = relu
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
-        return F.conv2d(input, self.weight, self.bias)
+        found = F.conv2d(input, self.weight, self.bias)
+        return found.relu_() if self.relu else found
 
 
 class Winograd(Plain):
     """The same by Winograd's F(4×4, r×r).
 
     The n = (r + 3)² numbers of a tile lie in n matrices of tiles × channels, so that the transforms are products with
-    small constant matrices, and the convolution is n products with the transformed kernel. Some rows of tiles at a time.
+    small constant matrices, and the convolution is n products with the transformed kernel. Some rows of tiles at a time,
+    which are biased and rectified while the cache has them.
     """
 
     _input: Tensor
     _kernel: Tensor
     _output: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight, bias)
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> None:
+        super().__init__(weight, bias, relu=relu)
         self._side = weight.shape[-1] + 3
+        self._everywhere = self._side * ONE + ONE
+        """The number of a tile that counts once in each of its outputs: the value at the points 1 and 1."""
         # On both sides of a tile, so on its numbers as one vector: the products of Kronecker.
         for_input, for_kernel, for_output = (
             torch.kron(matrix, matrix) for matrix in map(torch.from_numpy, _transforms(weight.shape[-1]))
@@ -149,11 +165,13 @@ class Winograd(Plain):
         tiles, numbers = windows.shape[:2].numel(), self._side**2
         transformed = self._input.expand(tiles, -1, -1) @ windows.reshape(tiles, numbers, -1)
         products = transformed.transpose(0, 1) @ self._kernel  # one of each number of a tile, over all tiles
+        if self.bias is not None:
+            products[self._everywhere] += self.bias
         made = (self._output.expand(tiles, -1, -1) @ products.transpose(0, 1)).view(places.shape)
-        if self.bias is None:
-            places.copy_(made)
+        if self.relu:
+            torch.clamp_min(made, 0, out=places)
         else:
-            torch.add(made, self.bias, out=places)
+            places.copy_(made)
 
 
 def _transforms(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -191,8 +209,8 @@ def quicken(network: nn.Module) -> None:
             network.add_module(name, WinogradConv2d(conv))
 
 
-def _quickest(weight: Tensor, bias: Tensor | None) -> Plain:
-    return (Winograd if _suits_winograd(weight) else Plain)(weight, bias)
+def _quickest(weight: Tensor, bias: Tensor | None, *, relu: bool) -> Plain:
+    return (Winograd if _suits_winograd(weight) else Plain)(weight, bias, relu=relu)
 
 
 def _suits_winograd(weight: Tensor) -> bool:

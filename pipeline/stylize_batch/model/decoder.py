@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylize_batch.model.architecture import VggArchitecture, vgg_decoder
@@ -21,15 +20,15 @@ class Decoder(nn.Module):
         super().__init__()
         self.architecture: VggArchitecture = architecture
         enlarge = False
-        for conv in vgg_decoder(architecture):
+        *_, last = convolutions = vgg_decoder(architecture)
+        for conv in convolutions:
             kind = EnlargingConv2d if enlarge else ReflectedConv2d
-            self.add_module(conv.name, kind(conv.channels_in, conv.channels_out))
+            self.add_module(conv.name, kind(conv.channels_in, conv.channels_out, relu=conv is not last))
             enlarge = conv.name.endswith("_1")  # the encoder pools before each block's first convolution
 
     def forward(self, features: Tensor) -> Tensor:
         """Decode features to images (T = g(t), Eq. 9)."""
-        *hidden, last = self.children()
         x = features
-        for conv in hidden:
-            x = F.relu(conv(x))
-        return last(x)
+        for conv in self.children():
+            x = conv(x)
+        return x

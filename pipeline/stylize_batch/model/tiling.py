@@ -15,8 +15,8 @@ from torch import Tensor
 STRIDE = 8
 """Pixels of a cell of the coarsest features."""
 
-PASS_PIXELS = 2_000_000
-"""Pixels the network takes at once, halo included; larger pictures are tiled."""
+PASS_PIXELS = 2**21
+"""Pixels the network takes at once, halo included; larger pictures are tiled. Two of 1024 × 1024, one of 1920 × 1080."""
 
 
 class Box(NamedTuple):

@@ -20,7 +20,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.architecture: VggArchitecture = architecture
         for conv in vgg_encoder(architecture):
-            self.add_module(conv.name, ReflectedConv2d(conv.channels_in, conv.channels_out))
+            self.add_module(conv.name, ReflectedConv2d(conv.channels_in, conv.channels_out, relu=True))
 
     def taps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the activations at `architecture.TAPS`, each [N, C, H', W'] at 1, 1/2, 1/4 and 1/8 of the size."""
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         for name, conv in self.named_children():
             if name.endswith("_1") and found:
                 x = F.max_pool2d(x, 2, 2, ceil_mode=True)
-            x = F.relu(conv(x))
+            x = conv(x)
             if name.endswith("_1"):
                 found.append(x)
         relu1_1, relu2_1, relu3_1, relu4_1 = found
