@@ -1,4 +1,4 @@
-"""Lay out the README's pictures from what `make demo` made.
+"""Lay out the README's picture from what `make demo` made.
 
 make demo && .venv/bin/python docs/make_pictures.py
 """
@@ -23,7 +23,7 @@ def load(path: str | Path) -> Array:
 
 
 def main() -> None:
-    """Write docs/sample.jpg (contents × styles) and docs/controls.jpg (α, and a blend of two styles)."""
+    """Write docs/sample.jpg: contents × styles."""
     rows = pq.read_table(REPOSITORY / "sample-stylized" / "results").to_pylist()
     plain = {
         (row["content"], row["style"][0]): row for row in rows if len(row["style"]) == 1 and row["alpha"] == 1
@@ -34,15 +34,6 @@ def main() -> None:
     for content in contents:
         grid.append([load(content), *(load(plain[content, style]["output"]) for style in styles)])
     (REPOSITORY / "docs" / "sample.jpg").write_bytes(encode(contact_sheet(grid, CELL), "jpeg", 85))
-
-    weaker = sorted((row for row in rows if row["alpha"] < 1), key=lambda row: row["alpha"])
-    (blend,) = (row for row in rows if len(row["style"]) == 2)
-    content, (first, second) = blend["content"], blend["style"]
-    strip = [content, *(row["output"] for row in weaker), plain[content, first]["output"], blend["output"]]
-    strip.append(plain[content, second]["output"])
-    (REPOSITORY / "docs" / "controls.jpg").write_bytes(
-        encode(contact_sheet([[load(path) for path in strip]], CELL), "jpeg", 85)
-    )
 
 
 if __name__ == "__main__":

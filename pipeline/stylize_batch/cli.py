@@ -87,7 +87,7 @@ def _settings(
     content: Annotated[
         str | None,
         typer.Option(
-            help="In place of MANIFEST: folder, list or COCO JSON to build one of, beside the output."
+            help="Build the manifest from this folder, list or COCO JSON instead of MANIFEST; it is saved beside the output."
         ),
     ] = None,
     style: Annotated[str | None, typer.Option(help="With --content: the same, of style images.")] = None,

@@ -10,7 +10,7 @@ from typing import Literal
 
 Kind = Literal[
     "NotFound", "AccessDenied", "Unreadable", "StorageError", "Undecodable", "TooLarge", "TooSmall", "BadMask",
-    "Unsupported", "OutOfMemory", "NetworkError", "NotFinite", "Unencodable", "WorkerDied",
+    "OutOfMemory", "NetworkError", "NotFinite", "Unencodable", "WorkerDied",
 ]  # fmt: skip
 
 KINDS: dict[Kind, str] = {
@@ -19,10 +19,9 @@ KINDS: dict[Kind, str] = {
     "Unreadable": "the image can never be read from where the manifest says it is",
     "StorageError": "storage did not answer as it should, after all retries",
     "Undecodable": "the file is empty, damaged or no image in a known format",
-    "TooLarge": "more pixels or bytes than the limit, or a longer side than the format holds",
+    "TooLarge": "more pixels than the limit, or a longer side than the format holds",
     "TooSmall": "a side is too short, after resizing, for the network or the crop",
     "BadMask": "a mask does not fit, or leaves a region empty",
-    "Unsupported": "the row asks for what this version cannot do",
     "OutOfMemory": "the picture does not fit into memory, even alone",
     "NetworkError": "the network cannot process the picture",
     "NotFinite": "the network's output is not finite",
