@@ -86,6 +86,7 @@ class Measured:
     Attributes:
         rate: pictures per second, as the command reports it.
         first: seconds until the first picture was written, the interpreter's start included.
+        steady: pictures per second from the first one to the last.
         network: the share of all cores' time in the run that the network had, losses included.
     """
 
@@ -95,7 +96,9 @@ class Measured:
         stages = json.loads((output / "run.json").read_text())["totals"]["stages"]
         busy = sum(stages.get(stage, 0.0) for stage in ("encode", "stylize", "metrics"))
         self.rate: float = told["images_per_second"]
-        self.first = min(path.stat().st_mtime for path in (output / "images").iterdir()) - started
+        written = [path.stat().st_mtime for path in (output / "images").iterdir()]
+        self.first = min(written) - started
+        self.steady = (len(written) - 1) / (max(written) - min(written))
         self.network: float = busy / told["seconds"] / torch.get_num_threads()
 
 
@@ -114,34 +117,35 @@ def main() -> None:
             f"{count} pairs of the sample's photographs, {COMPACT_TIMES * count} of the compact network, and its "
             f"{len(list((SAMPLE / 'style').glob('*.jpg')))} styles, shorter side {size}, JPEG. Rates are the command's "
             "own, from the start of planning, Ray's start and the encoding of styles included. *Network* is the share of "
-            "all cores' time in it that the network had. The first picture counts from the start of the command."
+            "all cores' time in it that the network had. The first picture counts from the start of the command. What Ray "
+            "costs beside its start says the last column: pictures per second from the first one to the last."
         )
         page.table(
             "", "model", "styles per content", "losses", "pictures/s", "÷ plain loop", "÷ in-process", "network",
-            "first picture, s",
+            "first picture, s", "÷ in-process from then on",
         )  # fmt: skip
         sample = sorted((SAMPLE / "content").glob("*.jpg")), sorted((SAMPLE / "style").glob("*.jpg"))
         looped = pairs_of(*sample, len(sample[1]))[::2][:loops]
         plain = plain_loop(looped, size, style_size, folder)
-        page.row("plain loop", container.DEFAULT, "", "no", f"{plain:.2f}", "1.00", "", "", "")
+        page.row("plain loop", container.DEFAULT, "", "no", f"{plain:.2f}", "1.00", "", "", "", "")
         for model, per_content, losses in CASES:
             if given.quick and per_content > 1:
                 continue
             manifest = write_manifest(
                 folder, count * (COMPACT_TIMES if model == container.COMPACT else 1), per_content
             )
-            alone = 0.0
+            alone: Measured | None = None
             for label, *more in (("in-process", "--in-process"), ("local Ray",)):
                 output = folder / "-".join((model, str(per_content), str(losses), label))
                 flags = [*more, *([] if losses else ["--no-metrics"])]
                 found = Measured(
                     manifest, output, "--size", size, "--style-size", style_size, "--model", model, *flags
                 )
-                alone = alone or found.rate
+                alone = alone or found
                 page.row(
                     label, model, per_content, "yes" if losses else "no", f"{found.rate:.2f}",
-                    f"{found.rate / plain:.2f}", f"{found.rate / alone:.2f}", f"{found.network:.0%}",
-                    f"{found.first:.1f}",
+                    f"{found.rate / plain:.2f}", f"{found.rate / alone.rate:.2f}", f"{found.network:.0%}",
+                    f"{found.first:.1f}", f"{found.steady / alone.steady:.2f}",
                 )  # fmt: skip
         again = plain_loop(looped, size, style_size, folder)
         page.row(
@@ -151,6 +155,7 @@ def main() -> None:
             "no",
             f"{again:.2f}",
             f"{again / plain:.2f}",
+            "",
             "",
             "",
             "",

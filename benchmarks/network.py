@@ -126,7 +126,8 @@ class Stage:
         for part in each.split(self.batch(tuple(contents.shape[2:]))):
             _, losses = self.network.stylize(
                 features.select((part // len(styles)).to(self.device)), styles[part % len(styles)],
-                torch.ones(len(part)), finish=lambda images: to_host((images.float() * 255).round().byte())[0],
+                torch.ones(len(part)),
+                finish=lambda images: to_host((images.float() * 255).round().byte(), images.isfinite())[0],
             )  # fmt: skip
             if losses is not None:
                 torch.stack(losses, 1).tolist()
