@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,16 @@ from PIL import Image
 
 import stylize_batch
 from stylize_batch import worker
-from stylize_batch.errors import JobFailedError, RowError
-from stylize_batch.images.decode import decode
+from stylize_batch.contents import LOOKAHEAD
+from stylize_batch.errors import HandedBackError, JobFailedError, RowError
+from stylize_batch.images.decode import Array, decode
+from stylize_batch.model import checkpoint, container
 from stylize_batch.model.network import ContentFeatures, Network
+from stylize_batch.settings import WorkerSettings
 from stylize_batch.storage import read_bytes
-from stylize_batch.worker import Worker
+from stylize_batch.worker import Worker, peak_memory
 from tests.conftest import SAMPLE, MakeManifest, Row, read_results
+from tests.images.samples import bombs
 
 
 def run(manifest: Path, output: Path, **settings: Any) -> tuple[stylize_batch.RunSummary, list[Row]]:
@@ -40,7 +48,8 @@ def test_bad_images_fail_their_own_rows_with_the_reason(
     (bad / "half.jpg").write_bytes(Path(contents[0]).read_bytes()[:800])
     (bad / "folder.jpg").mkdir()
     Image.new("RGB", (40, 8)).save(bad / "thin.png")
-    Image.new("1", (20_000, 20_000)).save(bad / "bomb.png")
+    (bad / "bomb.png").write_bytes(bombs()["PNG"])
+    (bad / "bomb.gif").write_bytes(bombs()["GIF frame"])
     kinds = {
         "empty.jpg": "Undecodable",
         "page.jpg": "Undecodable",
@@ -49,12 +58,17 @@ def test_bad_images_fail_their_own_rows_with_the_reason(
         "absent.jpg": "NotFound",
         "thin.png": "TooSmall",
         "bomb.png": "TooLarge",
+        "bomb.gif": "TooLarge",
     }
     rows = [{"content": str(bad / name), "style": [styles[0]]} for name in kinds]
     rows.append({"content": contents[0], "style": [styles[0]]})
     rows.append({"content": contents[0], "style": [str(bad / "page.jpg")]})
     rows.append({"content": contents[0], "style": [styles[0], str(bad / "absent.jpg")]})
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux counts the peak from here
+    before = peak_memory()
     summary, results = run(make_manifest(rows), tmp_path / "out")
+    assert peak_memory() - before < 400e6  # the bombs are of 900 and 4,295 megapixels
     found = {(Path(row["content"]).name, Path(row["style"][-1]).name): row for row in results}
     for name, kind in kinds.items():
         row = found[name, Path(styles[0]).name]
@@ -66,8 +80,8 @@ def test_bad_images_fail_their_own_rows_with_the_reason(
     assert found[content, Path(styles[0]).name]["status"] == "ok"
     assert found[content, "page.jpg"]["error"].startswith("Undecodable: style ")
     assert found[content, "absent.jpg"]["error"].startswith("NotFound: style ")
-    assert (summary.ok, summary.failed) == (1, 9)
-    assert sum(summary.kinds.values()) == 9
+    assert (summary.ok, summary.failed) == (1, 10)
+    assert sum(summary.kinds.values()) == 10
 
 
 def test_every_picture_has_the_resized_contents_size_and_the_recorded_one(
@@ -352,12 +366,15 @@ def test_batches_make_the_pictures_that_single_pairs_make_with_controls_too(
         assert np.abs(pixels - other[name]).max() <= 1, name
 
 
+@pytest.mark.parametrize(("suffix", "orientation"), [("png", 1), ("png", 6), ("png", 9), ("tif", 6)])
 def test_a_mask_covers_the_same_part_of_a_cropped_content(
-    make_manifest: MakeManifest, styles: list[str], tmp_path: Path
+    make_manifest: MakeManifest, styles: list[str], tmp_path: Path, suffix: str, orientation: int
 ) -> None:
-    content = tmp_path / "wide.png"
-    noise = np.random.default_rng(1).integers(0, 256, (64, 256, 3), np.uint8)
-    Image.fromarray(noise).save(content)
+    content = tmp_path / f"wide.{suffix}"
+    wide = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 256, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (wide.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else wide).save(content, exif=exif)
     inside, outside = save_mask(tmp_path / "in.png", 3), save_mask(tmp_path / "out.png", 0, 1, 2, 5, 6, 7)
     rows = [
         {"content": str(content), "style": styles[:1], "mask": [inside], "output": "inside"},

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylize_batch.errors import RowError
-from stylize_batch.images.decode import Array, decode, decoded_size
+from stylize_batch.images.decode import Array, decode, decode_whole, resized, sides_of
 from stylize_batch.images.mask import fit_mask, visible_part
 from stylize_batch.manifest.schema import string_lists
 from stylize_batch.model.architecture import MIN_SIDE
@@ -59,11 +59,9 @@ class Content(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A content's file, its width and height before the crop, and the files of its pairs' masks, by URI."""
+    """A content's file, and the files of its pairs' masks, by URI."""
 
     data: bytes
-    width: int
-    height: int
     masks: dict[str, bytes | RowError]
 
 
@@ -143,11 +141,11 @@ class ContentLoader:
                 data = self._read(content.uri)
                 uris = {uri for pair in content.pairs for uri in pair.masks}
                 masks = {uri: self._fetch_mask(uri) for uri in uris}
-            fetched = Fetched(data, *decoded_size(data, self._settings.size), masks)
-            crop = self._settings.crop
-            if self._large((crop, crop) if crop else (fetched.height, fetched.width)):
-                return fetched
-            return self._decode(content, fetched)
+            size, crop = self._settings.size, self._settings.crop
+            short, long = sides_of(data)
+            whole = (short, long) if size is None else resized(short, long, size)
+            fetched = Fetched(data, masks)
+            return fetched if self._large((crop, crop) if crop else whole) else self._decode(content, fetched)
         except RowError as error:
             return error
 
@@ -170,8 +168,10 @@ class ContentLoader:
         """
         size, crop = self._settings.size, self._settings.crop
         with self._clock("decode"):
-            image = np.array(decode(fetched.data, size=size, crop=crop, min_side=MIN_SIDE))
-            part = visible_part(fetched.width, fetched.height, crop)
+            pixels, width, height = decode_whole(fetched.data, size=size, crop=crop, min_side=MIN_SIDE)
+            image = np.array(pixels)
+            del pixels
+            part = visible_part(width, height, crop)
             masks: dict[str, Array | RowError] = {}
             for uri, data in fetched.masks.items():
                 try:

@@ -23,7 +23,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stylize_batch.contents import (
@@ -136,7 +135,6 @@ class Worker:
             DeviceError: there is no such device for torch.
         """
         check_device(settings.device)
-        Image.MAX_IMAGE_PIXELS = None  # `decode` has its own limit, and says which image and what size
         self._settings = settings
         self._clock = Stopwatch()
         network = checkpoint.loads(model)
