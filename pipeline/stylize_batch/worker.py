@@ -33,6 +33,7 @@ from stylize_batch.contents import (
     StyleImage,
     StyleImages,
     as_tensor,
+    begun_ahead,
     contents_of,
 )
 from stylize_batch.errors import DeviceError, HandedBackError, RowError, SystemicError
@@ -199,16 +200,18 @@ class Worker:
                     (vector,) = encoding.result()
                     vectors.append(StyleVector(uri, version, vector))
                 except RowError as error:
-                    failures[uri] = error
+                    failures[uri] = error.bare()
 
-        loads = [self._fetchers.submit(self._load_style, uri, versions.get(uri)) for uri in styles]
+        def load_style(uri: str) -> tuple[str, Array] | None:
+            return self._load_style(uri, versions.get(uri))
+
         with self._lanes() as lanes:
-            for uri, load in zip(styles, loads, strict=True):
+            for uri, load in begun_ahead(self._fetchers, load_style, styles):
                 self._stay()
                 try:
                     loaded = load.result()
                 except RowError as error:
-                    failures[uri] = error
+                    failures[uri] = error.bare()
                     continue
                 if loaded is not None:
                     version, image = loaded
@@ -242,14 +245,14 @@ class Worker:
         except (RuntimeError, MemoryError) as error:
             raise self._network_error(error, image.shape) from None
 
-    def _load_style_image(self, uri: str) -> StyleImage:
+    def _load_style_image(self, uri: str) -> StyleImage | RowError:
         try:
             with self._clock("fetch"):
                 data = read_bytes(absolute(uri, self._settings.base))
             self._clock.count("read", len(data))
             image = np.array(self._decode_style(data))
         except RowError as error:
-            raise named(error, "style", uri) from None
+            return named(error, "style", uri)
         return StyleImage(image, colors(as_tensor(image)))
 
     # Shards
@@ -360,9 +363,11 @@ class Worker:
         for content, loaded in self._loader.load_ahead(contents):
             jobs: list[Job] = []
             for pair in content.pairs:
+                if pair.preserve_color:
+                    images.reach(len(pair.styles))
                 try:
                     if isinstance(loaded, RowError):
-                        raise loaded
+                        raise loaded.bare()
                     if pair.styles:
                         jobs.append(self._job(pair, loaded, bank, images))
                     else:
@@ -399,7 +404,7 @@ class Worker:
         for uri in pair.masks:
             mask = loaded.masks[uri]
             if isinstance(mask, RowError):
-                raise mask
+                raise mask.bare()
             masks.append(mask)
         if masks:
             check_regions(masks, len(pair.styles))
