@@ -104,11 +104,11 @@ _T = TypeVar("_T")
 
 
 class Picture(NamedTuple):
-    """What the network made, or a content as it is: uint8 RGB [H, W, 3], whether all of it was finite, and the three
-    losses."""
+    """What the network made, or a content as it is: uint8 RGB [H, W, 3], whether every pixel was a number, and the
+    three losses."""
 
     pixels: Array
-    finite: bool
+    sound: bool
     losses: tuple[float | None, float | None, float | None]
 
 
@@ -499,7 +499,7 @@ class Worker:
             yield from self._stylize_batch(features, batch[half:])
             return
         for (_, job), picture in zip(batch, made, strict=True):
-            if not picture.finite:
+            if not picture.sound:
                 error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
                 yield job.pair, Outcome(error=str(error))
             else:
@@ -516,14 +516,14 @@ class Worker:
                 if batch[0][1].masks:
                     regions = [stack_regions(job.masks, len(job.pair.styles)) for _, job in batch]
                     masks = torch.from_numpy(np.stack(regions))
-                finite = torch.ones(len(batch), dtype=torch.bool)
+                sound = torch.ones(len(batch), dtype=torch.bool)
 
                 def to_pixels(images: Tensor) -> Tensor:
-                    nonlocal finite
-                    pixels, good = to_host(
-                        (images.float() * 255).round().byte(), images.isfinite().flatten(1).all(1)
-                    )
-                    finite &= good
+                    nonlocal sound
+                    # Infinities are clamped by now, as whatever else lies outside 0..1: what can be found is NaN.
+                    numbers = ~images.isnan().flatten(1).any(1)
+                    pixels, good = to_host((images.float() * 255).round().byte(), numbers)
+                    sound &= good
                     return pixels
 
                 images, losses = self._network.stylize(
@@ -536,7 +536,7 @@ class Worker:
                         measured = torch.stack(losses, 1).tolist()
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, (features.height, features.width))
-        return [Picture(*each) for each in zip(pixels, finite.tolist(), measured, strict=True)]
+        return [Picture(*each) for each in zip(pixels, sound.tolist(), measured, strict=True)]
 
     def _network_error(self, error: RuntimeError | MemoryError, shape: tuple[int, ...]) -> RowError:
         """Translate what torch raised; an error of a GPU other than lack of memory outlives the batch.
