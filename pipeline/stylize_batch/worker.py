@@ -13,7 +13,7 @@ import resource
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
@@ -116,6 +116,31 @@ Made = tuple[Pair, "Outcome | Picture"]
 """A pair, and its failure or its picture."""
 
 
+class Silence:
+    """Tells storage that does not answer at all, which is no row's fault, from single images that it never gives.
+
+    It is silent when every one of a task's attempts failed for want of an answer, over at least two images. A piece of
+    a task tells nothing, and neither do the rows of a shard that are tried again: for the others it did answer.
+    """
+
+    def __init__(self, attempts: int) -> None:
+        self._left = attempts
+        self._messages: set[str] = set()
+
+    def add(self, failure: RowError) -> None:
+        """Count a failed attempt.
+
+        Raises:
+            SystemicError: it was the last, and there was an answer for none.
+        """
+        if not failure.transient:
+            return
+        self._left -= 1
+        self._messages.add(failure.message)  # which names the image
+        if not self._left and len(self._messages) > 1:
+            raise SystemicError(f"storage does not answer: {failure.message}")
+
+
 class Worker:
     """Holds the network on its device and the threads around it."""
 
@@ -185,7 +210,7 @@ class Worker:
             alone: one piece of a larger task, whose failure says nothing about the storage as a whole.
 
         Raises:
-            SystemicError: storage answered for none of them.
+            SystemicError: see `Silence`.
             HandedBackError: there was no time for all.
         """
         self._clock.take()
@@ -221,7 +246,9 @@ class Worker:
                     settle(lanes.ahead)
             settle(0)
         if not alone:
-            _refuse_total_outage(list(failures.values()), len(styles))
+            silence = Silence(len(styles))
+            for error in failures.values():
+                silence.add(error)
         seconds, _ = self._clock.take()
         return StyleBatch(vectors, failures, len(styles) - len(vectors) - len(failures), seconds)
 
@@ -261,7 +288,7 @@ class Worker:
         """Stylize the rows of a shard that are not ok yet, and commit its results part.
 
         Raises:
-            SystemicError: outputs cannot be written, or storage answered for no content; nothing is committed.
+            SystemicError: outputs cannot be written, or see `Silence`; nothing is committed.
             DeviceError: the device is unusable from now on.
             HandedBackError: there was no time for all rows; nothing is committed.
         """
@@ -270,7 +297,11 @@ class Worker:
             plan = read_shard(self._root, shard)
             earlier = read_finished(self._root, shard, self._settings.run)
             whole = Shard(shard, len(plan))
-            table = complete(plan, earlier, lambda rows: self.stylize(whole, rows, bank))
+
+            def make(rows: pa.Table) -> pa.Table:
+                return self.stylize(whole, rows, bank, alone=len(rows) < len(plan))
+
+            table = complete(plan, earlier, make)
             totals = put_part(self._root, shard, table, self._settings.run)
         except OSError as error:
             raise _output_error(error, self._root.uri) from None
@@ -350,8 +381,7 @@ class Worker:
                 while len(pending) > ahead:
                     yield from pending.popleft().result()
 
-        unread: list[RowError] = []  # of rows whose own images could not be had
-        rows = sum(len(content.pairs) for content in contents)
+        silence = Silence(sum(len(content.pairs) for content in contents))
         order = [
             style
             for content in contents
@@ -374,10 +404,8 @@ class Worker:
                         original = Picture(loaded.image, True, (None, None, None))
                         yield pair, original
                 except RowError as error:
-                    if isinstance(loaded, RowError) or pair.needs_files:
-                        unread.append(error)
-                        if not alone:
-                            _refuse_total_outage(unread, rows)
+                    if not alone and (isinstance(loaded, RowError) or pair.needs_files):
+                        silence.add(error)
                     yield pair, Outcome(error=str(error))
             if isinstance(loaded, RowError) or not jobs:
                 continue
@@ -599,12 +627,6 @@ def _once(call: Callable[[], _T]) -> Callable[[], _T]:
 def peak_memory() -> int:
     """Return this process's peak resident memory in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _refuse_total_outage(failures: Iterable[RowError], attempts: int) -> None:
-    transient = [failure for failure in failures if failure.transient]
-    if len(transient) == attempts:
-        raise SystemicError(f"storage does not answer: {transient[-1].message}")
 
 
 def _output_error(error: OSError, root: str) -> SystemicError:
