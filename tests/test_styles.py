@@ -18,6 +18,7 @@ from stylize_batch.styles import (
     StyleVector,
     bank_key,
     bank_of,
+    blend,
     put_part,
     read_bank,
     read_parts,
@@ -30,16 +31,16 @@ B = StyleVector("b", "v1", np.array([3, 6, 9], np.float32))
 
 def test_one_style_is_its_own_vector_and_several_are_their_weighted_mean() -> None:
     bank = bank_of([A, B], {})
-    assert bank.blend(["b"], None).tolist() == [3, 6, 9]
-    assert bank.blend(["b"], [0.3]).tolist() == [3, 6, 9]
-    assert bank.blend(["a", "b"], None).tolist() == [2, 4, 6]
-    assert bank.blend(["a", "b"], [3, 1]).tolist() == [1.5, 3, 4.5]
+    assert blend(bank.vectors(["b"]), None).tolist() == [3, 6, 9]
+    assert blend(bank.vectors(["b"]), [0.3]).tolist() == [3, 6, 9]
+    assert blend(bank.vectors(["a", "b"]), None).tolist() == [2, 4, 6]
+    assert blend(bank.vectors(["a", "b"]), [3, 1]).tolist() == [1.5, 3, 4.5]
 
 
 def test_a_failed_style_fails_its_pairs_with_its_name() -> None:
     bank = bank_of([A], {"b": RowError("Undecodable", "the file is empty")})
     with pytest.raises(RowError, match="Undecodable: style b: the file is empty"):
-        bank.blend(["a", "b"], None)
+        bank.vectors(["a", "b"])
 
 
 def test_committed_styles_are_found_again_only_for_the_same_model_and_size(tmp_path: Path) -> None:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
+import math
 import shutil
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +21,17 @@ from PIL import Image
 
 import stylize_batch
 from stylize_batch import worker
-from stylize_batch.errors import JobFailedError, RowError
-from stylize_batch.images.decode import decode
+from stylize_batch.contents import LOOKAHEAD
+from stylize_batch.errors import HandedBackError, JobFailedError, RowError
+from stylize_batch.images.decode import Array, decode
+from stylize_batch.model import checkpoint, container
 from stylize_batch.model.network import ContentFeatures, Network
 from stylize_batch.model.tiling import PASS_PIXELS
+from stylize_batch.settings import WorkerSettings
 from stylize_batch.storage import read_bytes
-from stylize_batch.worker import Worker
+from stylize_batch.worker import FETCH_THREADS, Worker, peak_memory
 from tests.conftest import SAMPLE, MakeManifest, Row, read_results
+from tests.images.samples import bombs
 
 
 def run(manifest: Path, output: Path, **settings: Any) -> tuple[stylize_batch.RunSummary, list[Row]]:
@@ -41,7 +51,8 @@ def test_bad_images_fail_their_own_rows_with_the_reason(
     (bad / "half.jpg").write_bytes(Path(contents[0]).read_bytes()[:800])
     (bad / "folder.jpg").mkdir()
     Image.new("RGB", (40, 8)).save(bad / "thin.png")
-    Image.new("1", (20_000, 20_000)).save(bad / "bomb.png")
+    (bad / "bomb.png").write_bytes(bombs()["PNG"])
+    (bad / "bomb.gif").write_bytes(bombs()["GIF frame"])
     kinds = {
         "empty.jpg": "Undecodable",
         "page.jpg": "Undecodable",
@@ -50,12 +61,17 @@ def test_bad_images_fail_their_own_rows_with_the_reason(
         "absent.jpg": "NotFound",
         "thin.png": "TooSmall",
         "bomb.png": "TooLarge",
+        "bomb.gif": "TooLarge",
     }
     rows = [{"content": str(bad / name), "style": [styles[0]]} for name in kinds]
     rows.append({"content": contents[0], "style": [styles[0]]})
     rows.append({"content": contents[0], "style": [str(bad / "page.jpg")]})
     rows.append({"content": contents[0], "style": [styles[0], str(bad / "absent.jpg")]})
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux counts the peak from here
+    before = peak_memory()
     summary, results = run(make_manifest(rows), tmp_path / "out")
+    assert peak_memory() - before < 400e6  # the bombs are of 900 and 4,295 megapixels
     found = {(Path(row["content"]).name, Path(row["style"][-1]).name): row for row in results}
     for name, kind in kinds.items():
         row = found[name, Path(styles[0]).name]
@@ -67,8 +83,8 @@ def test_bad_images_fail_their_own_rows_with_the_reason(
     assert found[content, Path(styles[0]).name]["status"] == "ok"
     assert found[content, "page.jpg"]["error"].startswith("Undecodable: style ")
     assert found[content, "absent.jpg"]["error"].startswith("NotFound: style ")
-    assert (summary.ok, summary.failed) == (1, 9)
-    assert sum(summary.kinds.values()) == 9
+    assert (summary.ok, summary.failed) == (1, 10)
+    assert sum(summary.kinds.values()) == 10
 
 
 def test_every_picture_has_the_resized_contents_size_and_the_recorded_one(
@@ -353,12 +369,15 @@ def test_batches_make_the_pictures_that_single_pairs_make_with_controls_too(
         assert np.abs(pixels - other[name]).max() <= 1, name
 
 
+@pytest.mark.parametrize(("suffix", "orientation"), [("png", 1), ("png", 6), ("png", 9), ("tif", 6)])
 def test_a_mask_covers_the_same_part_of_a_cropped_content(
-    make_manifest: MakeManifest, styles: list[str], tmp_path: Path
+    make_manifest: MakeManifest, styles: list[str], tmp_path: Path, suffix: str, orientation: int
 ) -> None:
-    content = tmp_path / "wide.png"
-    noise = np.random.default_rng(1).integers(0, 256, (64, 256, 3), np.uint8)
-    Image.fromarray(noise).save(content)
+    content = tmp_path / f"wide.{suffix}"
+    wide = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 256, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (wide.transpose(Image.Transpose.ROTATE_90) if orientation == 6 else wide).save(content, exif=exif)
     inside, outside = save_mask(tmp_path / "in.png", 3), save_mask(tmp_path / "out.png", 0, 1, 2, 5, 6, 7)
     rows = [
         {"content": str(content), "style": styles[:1], "mask": [inside], "output": "inside"},
@@ -436,27 +455,180 @@ def test_gray_and_tiny_images_can_be_recoloured_and_masked(
     assert np.isfinite([row["style_loss"] for row in results]).all()
 
 
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have storage not answer for some files, until it is told others."""
+
+    def call(*uris: str) -> None:
+        def read(uri: str) -> bytes:
+            if uri in uris:
+                raise RowError("StorageError", f"reading {uri} failed", transient=True)
+            return read_bytes(uri)
+
+        monkeypatch.setattr("stylize_batch.contents.read_bytes", read)
+        monkeypatch.setattr("stylize_batch.worker.read_bytes", read)
+
+    return call
+
+
 def test_a_storage_that_answers_for_no_row_fails_none(
     make_manifest: MakeManifest,
     contents: list[str],
     styles: list[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    silent: Callable[..., None],
 ) -> None:
-    mask = save_mask(tmp_path / "mask.png", 1)
+    masks = [save_mask(tmp_path / f"{column}.png", column) for column in (1, 2)]
+    rows = [
+        {"content": content, "style": styles[:1], "mask": [mask]}
+        for content, mask in zip(contents[:2], masks, strict=True)
+    ]
+    rows.append({**rows[0], "style": styles[1:2]})
+    manifest = make_manifest(rows)
+    for name, images in (("masks", masks), ("contents", contents), ("styles", styles)):
+        silent(*images)
+        with pytest.raises(JobFailedError, match="storage does not answer"):
+            run(manifest, tmp_path / name, shard_pairs=100)
+    silent()
+    summary, _ = run(manifest, tmp_path / "masks", shard_pairs=100)
+    assert summary.ok == 3
 
-    def no_masks(uri: str) -> bytes:
-        if uri == mask:
-            raise RowError("StorageError", f"reading {uri} failed", transient=True)
+
+def test_single_images_that_storage_never_gives_fail_their_rows_however_few_are_asked_for(
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+    silent: Callable[..., None],
+) -> None:
+    # A shard of one content; a request of one style; the failed rows of a shard alone, tried again.
+    silent(contents[0], contents[1])
+    alone = make_manifest([{"content": contents[0], "style": [style]} for style in styles[:2]], "a.parquet")
+    assert run(alone, tmp_path / "alone")[0].kinds == {"StorageError": 2}
+    manifest = make_manifest([{"content": content, "style": styles[:1]} for content in contents])
+    for again in (False, True):
+        summary, _ = run(manifest, tmp_path / "out", shard_pairs=100, retry_failed=again)
+        assert (summary.ok, summary.kinds) == (4, {"StorageError": 2})
+    silent(styles[0])
+    assert run(manifest, tmp_path / "style", shard_pairs=100)[0].kinds == {"StorageError": 6}
+
+
+@pytest.fixture
+def own_worker(tmp_path: Path) -> Iterator[Worker]:
+    """A worker without a job around it."""
+    settings = WorkerSettings(
+        root=str(tmp_path / "out"), run="run", base=str(tmp_path), model="model", size=None, crop=None, style_size=48,
+        format="png", quality=90, layout="files", metrics=False, batch_size=None, device="cpu", precision="fp32",
+        threads=2,
+    )  # fmt: skip
+    with closing(Worker(settings, container.builtin_bytes(container.DEFAULT))) as worker:
+        yield worker
+
+
+def copies(uri: str, count: int, folder: Path) -> list[str]:
+    paths = [folder / f"copy-{place}.jpg" for place in range(count)]
+    for path in paths:
+        shutil.copy(uri, path)
+    return [str(path) for path in paths]
+
+
+def test_of_many_styles_only_those_about_to_be_encoded_are_in_memory(
+    own_worker: Worker, styles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[weakref.ref[Array]] = []
+    most = 0
+
+    def followed(data: bytes, **options: Any) -> Array:
+        nonlocal most
+        image = decode(data, **options)
+        decoded.append(weakref.ref(image))
+        most = max(most, sum(each() is not None for each in decoded))
+        return image
+
+    monkeypatch.setattr(worker, "decode", followed)
+    given = copies(styles[0], 80, tmp_path)
+    found = own_worker.encode_styles(given, {})
+    assert [style.uri for style in found.vectors] == given
+    assert most <= LOOKAHEAD + 8  # those at the lanes as well
+
+
+def test_what_a_worker_hands_back_is_not_loaded(
+    own_worker: Worker, styles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    handed_back = threading.Event()
+
+    def slow(uri: str) -> bytes:
+        read.append(uri)
+        handed_back.wait(30)
         return read_bytes(uri)
 
-    monkeypatch.setattr("stylize_batch.contents.read_bytes", no_masks)
-    rows = [{"content": content, "style": styles[:1], "mask": [mask]} for content in contents[:2]]
-    with pytest.raises(JobFailedError, match="storage does not answer"):
-        run(make_manifest(rows), tmp_path / "out")
-    monkeypatch.undo()
-    summary, _ = run(make_manifest(rows), tmp_path / "out")
-    assert summary.ok == 2
+    monkeypatch.setattr(worker, "read_bytes", slow)
+    own_worker.leave_by = 0
+    with pytest.raises(HandedBackError):
+        own_worker.encode_styles(copies(styles[0], 80, tmp_path), {})
+    handed_back.set()
+    own_worker.leave_by = math.inf
+    own_worker.encode_styles(styles[:1], {})  # comes after whatever was left to be loaded
+    assert len(read) <= FETCH_THREADS + 1
+
+
+def test_failures_keep_no_image_alive(
+    own_worker: Worker,
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+) -> None:
+    page, absent = tmp_path / "page.png", str(tmp_path / "absent.png")
+    page.write_text("<html>")
+    failures = own_worker.encode_styles([str(page), absent], {}).failures
+    assert [error.kind for error in failures.values()] == ["Undecodable", "NotFound"]
+    assert all(error.__traceback__ is error.__context__ is None for error in failures.values())
+    del failures
+
+    plain = {"content": contents[0], "style": styles[:1], "mask": None, "preserve_color": None}
+    rows = [
+        plain,
+        {**plain, "content": str(page)},
+        {**plain, "content": absent},
+        {**plain, "mask": [absent]},
+        {**plain, "style": [absent], "preserve_color": True},
+    ]
+    manifest = make_manifest([{**row, "output": f"{place}.png"} for place, row in enumerate(rows)])
+    gc.collect()
+    gc.disable()  # nothing is to wait for it
+    try:
+        summary, _ = run(manifest, tmp_path / "out", shard_pairs=100)
+        assert (summary.ok, summary.failed) == (1, 4)
+        assert not [each for each in gc.get_objects() if type(each) is RowError]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("bias", "kinds"), [(float("nan"), {"NotFinite": 1}), (float("inf"), {})])
+def test_a_picture_of_no_numbers_fails_and_one_beyond_white_is_white(
+    make_manifest: MakeManifest,
+    pairs: list[Row],
+    tmp_path: Path,
+    bias: float,
+    kinds: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load = checkpoint.loads
+
+    def broken(data: bytes) -> checkpoint.Checkpoint:
+        model = load(data)
+        *_, last = (each for each in model.decoder.modules() if isinstance(each, torch.nn.Conv2d))
+        assert last.bias is not None
+        last.bias.fill_(bias)
+        return model
+
+    monkeypatch.setattr(checkpoint, "loads", broken)
+    summary, (row,) = run(make_manifest(pairs[:1]), tmp_path / "out", format="png", metrics=False)
+    assert summary.kinds == kinds
+    if not kinds:
+        assert decode(Path(row["output"]).read_bytes()).min() == 255
 
 
 def test_a_picture_too_large_for_one_pass_is_made_in_tiles_with_every_control(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylize_batch.errors import RowError
-from stylize_batch.images.decode import Array, decode, decoded_size
+from stylize_batch.images.decode import Array, decode, decode_whole, resized, sides_of
 from stylize_batch.images.mask import fit_mask, visible_part
 from stylize_batch.manifest.schema import string_lists
 from stylize_batch.model.architecture import MIN_SIDE
@@ -25,13 +25,17 @@ from stylize_batch.storage import absolute, read_bytes
 from stylize_batch.styles import named
 
 LOOKAHEAD = 16
-"""Contents fetched and decoded ahead of the one being stylized."""
+"""Contents, or styles, fetched and decoded ahead of the one in hand."""
 
 STYLES_AHEAD = 16
 """Style images fetched and decoded ahead of the re-coloured pair being prepared."""
 
 STYLES_KEPT = 32
 """Style images kept for other re-coloured pairs of the shard."""
+
+
+_Item = TypeVar("_Item")
+_T = TypeVar("_T")
 
 
 class Pair(NamedTuple):
@@ -59,11 +63,9 @@ class Content(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """A content's file, its width and height before the crop, and the files of its pairs' masks, by URI."""
+    """A content's file, and the files of its pairs' masks, by URI."""
 
     data: bytes
-    width: int
-    height: int
     masks: dict[str, bytes | RowError]
 
 
@@ -92,6 +94,26 @@ def contents_of(plan: pa.Table) -> list[Content]:
     return contents
 
 
+def begun_ahead(
+    threads: ThreadPoolExecutor, call: Callable[[_Item], _T], items: Iterable[_Item]
+) -> Iterator[tuple[_Item, Future[_T]]]:
+    """Yield items in order, each with a call for it that threads have begun `LOOKAHEAD` items before.
+
+    Whoever stops early leaves nothing behind that they would still begin.
+    """
+    waiting: deque[tuple[_Item, Future[_T]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, threads.submit(call, item)))
+            if len(waiting) > LOOKAHEAD:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
 class ContentLoader:
     """Fetches and decodes contents on threads, ahead of the one in hand."""
 
@@ -117,24 +139,14 @@ class ContentLoader:
 
     def load_ahead(self, contents: list[Content]) -> Iterator[tuple[Content, Loaded | RowError]]:
         """Yield the contents in order, each with what was loaded, or the reason why it cannot be."""
-        ahead: deque[tuple[Content, Future[Loaded | Fetched | RowError]]] = deque()
-        for content in contents:
-            ahead.append((content, self._threads.submit(self._load_content, content)))
-            if len(ahead) > LOOKAHEAD:
-                yield self._loaded(*ahead.popleft())
-        while ahead:
-            yield self._loaded(*ahead.popleft())
+        for content, load in begun_ahead(self._threads, self._load_content, contents):
+            yield content, self._loaded(content, load.result())
 
-    def _loaded(
-        self, content: Content, load: Future[Loaded | Fetched | RowError]
-    ) -> tuple[Content, Loaded | RowError]:
-        loaded = load.result()
-        if isinstance(loaded, Fetched):
-            try:
-                loaded = self._decode(content, loaded)
-            except RowError as error:
-                loaded = error
-        return content, loaded
+    def _loaded(self, content: Content, loaded: Loaded | Fetched | RowError) -> Loaded | RowError:
+        try:
+            return self._decode(content, loaded) if isinstance(loaded, Fetched) else loaded
+        except RowError as error:
+            return error.bare()
 
     def _load_content(self, content: Content) -> Loaded | Fetched | RowError:
         """Load a content with its masks. Of a large one only the files: decoded ones would fill the memory."""
@@ -143,19 +155,19 @@ class ContentLoader:
                 data = self._read(content.uri)
                 uris = {uri for pair in content.pairs for uri in pair.masks}
                 masks = {uri: self._fetch_mask(uri) for uri in uris}
-            fetched = Fetched(data, *decoded_size(data, self._settings.size), masks)
-            crop = self._settings.crop
-            if self._large((crop, crop) if crop else (fetched.height, fetched.width)):
-                return fetched
-            return self._decode(content, fetched)
+            size, crop = self._settings.size, self._settings.crop
+            short, long = sides_of(data)
+            whole = (short, long) if size is None else resized(short, long, size)
+            fetched = Fetched(data, masks)
+            return fetched if self._large((crop, crop) if crop else whole) else self._decode(content, fetched)
         except RowError as error:
-            return error
+            return error.bare()
 
     def _fetch_mask(self, uri: str) -> bytes | RowError:
         try:
             return self._read(uri)
         except RowError as error:
-            return error
+            return error.bare()
 
     def _read(self, uri: str) -> bytes:
         data = read_bytes(absolute(uri, self._settings.base))
@@ -170,17 +182,21 @@ class ContentLoader:
         """
         size, crop = self._settings.size, self._settings.crop
         with self._clock("decode"):
-            image = np.array(decode(fetched.data, size=size, crop=crop, min_side=MIN_SIDE))
-            part = visible_part(fetched.width, fetched.height, crop)
+            pixels, width, height = decode_whole(fetched.data, size=size, crop=crop, min_side=MIN_SIDE)
+            image = np.array(pixels)
+            del pixels
+            part = visible_part(width, height, crop)
             masks: dict[str, Array | RowError] = {}
             for uri, data in fetched.masks.items():
+                if isinstance(data, RowError):
+                    masks[uri] = named(data, "mask", uri)
+                    continue
                 try:
-                    if isinstance(data, RowError):
-                        raise data
                     mask = Image.fromarray(decode(data))
-                    masks[uri] = fit_mask(mask, image.shape[1], image.shape[0], part)
                 except RowError as error:
                     masks[uri] = named(error, "mask", uri)
+                else:
+                    masks[uri] = fit_mask(mask, image.shape[1], image.shape[0], part)
             preserved = any(pair.preserve_color for pair in content.pairs)
             return Loaded(image, colors(as_tensor(image)) if preserved else None, masks)
 
@@ -195,26 +211,38 @@ class StyleImage(NamedTuple):
 class StyleImages:
     """The style images that a shard's re-coloured pairs need: loaded ahead in the rows' order, kept while recent."""
 
-    def __init__(self, order: list[str], load: Callable[[str], Future[StyleImage]]) -> None:
+    def __init__(self, order: list[str], load: Callable[[str], Future[StyleImage | RowError]]) -> None:
         self._order = order
         self._load = load
         self._ahead = 0
-        self._taken = 0
-        self._recent: OrderedDict[str, Future[StyleImage]] = OrderedDict()
+        self._taken = self._end = 0
+        self._recent: OrderedDict[str, Future[StyleImage | RowError]] = OrderedDict()
+
+    def reach(self, styles: int) -> None:
+        """Go on to the next pair, of so many styles, whatever was taken of those before."""
+        self._taken = self._end
+        self._end += styles
+        self._load_ahead()
 
     def take(self, uri: str) -> StyleImage:
-        """Return the next image.
+        """Return the next image of the pair.
 
         Raises:
             RowError: it cannot be loaded.
         """
         self._taken += 1
+        self._load_ahead()
+        found = self._begin(uri).result()
+        if isinstance(found, RowError):
+            raise found.bare()
+        return found
+
+    def _load_ahead(self) -> None:
         while self._ahead < min(self._taken + STYLES_AHEAD, len(self._order)):
             self._begin(self._order[self._ahead])
             self._ahead += 1
-        return self._begin(uri).result()
 
-    def _begin(self, uri: str) -> Future[StyleImage]:
+    def _begin(self, uri: str) -> Future[StyleImage | RowError]:
         if uri not in self._recent:
             self._recent[uri] = self._load(uri)
         self._recent.move_to_end(uri)

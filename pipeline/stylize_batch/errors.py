@@ -109,6 +109,10 @@ class RowError(Exception):
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
 
+    def bare(self) -> RowError:
+        """Return the error without the frames it went through: an error that is kept keeps all they held, images too."""
+        return RowError(self.kind, self.message, transient=self.transient)
+
     def __reduce__(self) -> tuple[object, ...]:
         return (_row_error, (self.kind, self.message, self.transient))
 

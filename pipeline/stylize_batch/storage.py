@@ -184,7 +184,10 @@ def read_bytes(uri: str) -> bytes:
             found = failure(error, uri)
         wait = next(waits, None)
         if wait is None or not (isinstance(found, RowError) and found.transient):
-            raise found from None
+            try:
+                raise found from None
+            finally:
+                del found  # or it and this frame, and all that called it, would keep each other alive
         time.sleep(wait)
 
 

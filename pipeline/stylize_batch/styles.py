@@ -84,14 +84,6 @@ class StyleBank:
                 raise named(self.failures[style], "style", style)
         return self.matrix[[self._rows[style] for style in styles]]
 
-    def blend(self, styles: Sequence[str], weights: Sequence[float] | None) -> Vectors:
-        """Return the vector of one style, or the weighted mean of several (Eq. 15; equal without weights).
-
-        Raises:
-            RowError: of the first style that could not be encoded, naming it.
-        """
-        return blend(self.vectors(styles), weights)
-
 
 def named(error: RowError, role: str, uri: str) -> RowError:
     """Say of an error which of a row's images it is about, and as what."""

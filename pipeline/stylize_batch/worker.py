@@ -13,7 +13,7 @@ import resource
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import groupby
@@ -23,7 +23,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stylize_batch.contents import (
@@ -34,6 +33,7 @@ from stylize_batch.contents import (
     StyleImage,
     StyleImages,
     as_tensor,
+    begun_ahead,
     contents_of,
 )
 from stylize_batch.errors import DeviceError, HandedBackError, RowError, SystemicError
@@ -105,16 +105,41 @@ _T = TypeVar("_T")
 
 
 class Picture(NamedTuple):
-    """What the network made, or a content as it is: uint8 RGB [H, W, 3], whether all of it was finite, and the three
-    losses."""
+    """What the network made, or a content as it is: uint8 RGB [H, W, 3], whether every pixel was a number, and the
+    three losses."""
 
     pixels: Array
-    finite: bool
+    sound: bool
     losses: tuple[float | None, float | None, float | None]
 
 
 Made = tuple[Pair, "Outcome | Picture"]
 """A pair, and its failure or its picture."""
+
+
+class Silence:
+    """Tells storage that does not answer at all, which is no row's fault, from single images that it never gives.
+
+    It is silent when every one of a task's attempts failed for want of an answer, over at least two images. A piece of
+    a task tells nothing, and neither do the rows of a shard that are tried again: for the others it did answer.
+    """
+
+    def __init__(self, attempts: int) -> None:
+        self._left = attempts
+        self._messages: set[str] = set()
+
+    def add(self, failure: RowError) -> None:
+        """Count a failed attempt.
+
+        Raises:
+            SystemicError: it was the last, and there was an answer for none.
+        """
+        if not failure.transient:
+            return
+        self._left -= 1
+        self._messages.add(failure.message)  # which names the image
+        if not self._left and len(self._messages) > 1:
+            raise SystemicError(f"storage does not answer: {failure.message}")
 
 
 class Worker:
@@ -137,7 +162,6 @@ class Worker:
             DeviceError: there is no such device for torch.
         """
         check_device(settings.device)
-        Image.MAX_IMAGE_PIXELS = None  # `decode` has its own limit, and says which image and what size
         self._settings = settings
         self._clock = Stopwatch()
         network = checkpoint.loads(model)
@@ -189,7 +213,7 @@ class Worker:
             alone: one piece of a larger task, whose failure says nothing about the storage as a whole.
 
         Raises:
-            SystemicError: storage answered for none of them.
+            SystemicError: see `Silence`.
             HandedBackError: there was no time for all.
         """
         self._clock.take()
@@ -204,16 +228,18 @@ class Worker:
                     (vector,) = encoding.result()
                     vectors.append(StyleVector(uri, version, vector))
                 except RowError as error:
-                    failures[uri] = error
+                    failures[uri] = error.bare()
 
-        loads = [self._fetchers.submit(self._load_style, uri, versions.get(uri)) for uri in styles]
+        def load_style(uri: str) -> tuple[str, Array] | None:
+            return self._load_style(uri, versions.get(uri))
+
         with self._lanes() as lanes:
-            for uri, load in zip(styles, loads, strict=True):
+            for uri, load in begun_ahead(self._fetchers, load_style, styles):
                 self._stay()
                 try:
                     loaded = load.result()
                 except RowError as error:
-                    failures[uri] = error
+                    failures[uri] = error.bare()
                     continue
                 if loaded is not None:
                     version, image = loaded
@@ -223,7 +249,9 @@ class Worker:
                     settle(lanes.ahead)
             settle(0)
         if not alone:
-            _refuse_total_outage(list(failures.values()), len(styles))
+            silence = Silence(len(styles))
+            for error in failures.values():
+                silence.add(error)
         seconds, _ = self._clock.take()
         return StyleBatch(vectors, failures, len(styles) - len(vectors) - len(failures), seconds)
 
@@ -247,14 +275,14 @@ class Worker:
         except (RuntimeError, MemoryError) as error:
             raise self._network_error(error, image.shape) from None
 
-    def _load_style_image(self, uri: str) -> StyleImage:
+    def _load_style_image(self, uri: str) -> StyleImage | RowError:
         try:
             with self._clock("fetch"):
                 data = read_bytes(absolute(uri, self._settings.base))
             self._clock.count("read", len(data))
             image = np.array(self._decode_style(data))
         except RowError as error:
-            raise named(error, "style", uri) from None
+            return named(error, "style", uri)
         return StyleImage(image, colors(as_tensor(image)))
 
     # Shards
@@ -263,7 +291,7 @@ class Worker:
         """Stylize the rows of a shard that are not ok yet, and commit its results part.
 
         Raises:
-            SystemicError: outputs cannot be written, or storage answered for no content; nothing is committed.
+            SystemicError: outputs cannot be written, or see `Silence`; nothing is committed.
             DeviceError: the device is unusable from now on.
             HandedBackError: there was no time for all rows; nothing is committed.
         """
@@ -272,7 +300,11 @@ class Worker:
             plan = read_shard(self._root, shard)
             earlier = read_finished(self._root, shard, self._settings.run)
             whole = Shard(shard, len(plan))
-            table = complete(plan, earlier, lambda rows: self.stylize(whole, rows, bank))
+
+            def make(rows: pa.Table) -> pa.Table:
+                return self.stylize(whole, rows, bank, alone=len(rows) < len(plan))
+
+            table = complete(plan, earlier, make)
             totals = put_part(self._root, shard, table, self._settings.run)
         except OSError as error:
             raise _output_error(error, self._root.uri) from None
@@ -352,8 +384,7 @@ class Worker:
                 while len(pending) > ahead:
                     yield from pending.popleft().result()
 
-        unread: list[RowError] = []  # of rows whose own images could not be had
-        rows = sum(len(content.pairs) for content in contents)
+        silence = Silence(sum(len(content.pairs) for content in contents))
         order = [
             style
             for content in contents
@@ -365,19 +396,19 @@ class Worker:
         for content, loaded in self._loader.load_ahead(contents):
             jobs: list[Job] = []
             for pair in content.pairs:
+                if pair.preserve_color:
+                    images.reach(len(pair.styles))
                 try:
                     if isinstance(loaded, RowError):
-                        raise loaded
+                        raise loaded.bare()
                     if pair.styles:
                         jobs.append(self._job(pair, loaded, bank, images))
                     else:
                         original = Picture(loaded.image, True, (None, None, None))
                         yield pair, original
                 except RowError as error:
-                    if isinstance(loaded, RowError) or pair.needs_files:
-                        unread.append(error)
-                        if not alone:
-                            _refuse_total_outage(unread, rows)
+                    if not alone and (isinstance(loaded, RowError) or pair.needs_files):
+                        silence.add(error)
                     yield pair, Outcome(error=str(error))
             if isinstance(loaded, RowError) or not jobs:
                 continue
@@ -404,7 +435,7 @@ class Worker:
         for uri in pair.masks:
             mask = loaded.masks[uri]
             if isinstance(mask, RowError):
-                raise mask
+                raise mask.bare()
             masks.append(mask)
         if masks:
             check_regions(masks, len(pair.styles))
@@ -499,7 +530,7 @@ class Worker:
             yield from self._stylize_batch(features, batch[half:])
             return
         for (_, job), picture in zip(batch, made, strict=True):
-            if not picture.finite:
+            if not picture.sound:
                 error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
                 yield job.pair, Outcome(error=str(error))
             else:
@@ -516,14 +547,14 @@ class Worker:
                 if batch[0][1].masks:
                     regions = [stack_regions(job.masks, len(job.pair.styles)) for _, job in batch]
                     masks = torch.from_numpy(np.stack(regions))
-                finite = torch.ones(len(batch), dtype=torch.bool)
+                sound = torch.ones(len(batch), dtype=torch.bool)
 
                 def to_pixels(images: Tensor) -> Tensor:
-                    nonlocal finite
-                    pixels, good = to_host(
-                        (images.float() * 255).round().byte(), images.isfinite().flatten(1).all(1)
-                    )
-                    finite &= good
+                    nonlocal sound
+                    # Infinities are clamped by now, as whatever else lies outside 0..1: what can be found is NaN.
+                    numbers = ~images.isnan().flatten(1).any(1)
+                    pixels, good = to_host((images.float() * 255).round().byte(), numbers)
+                    sound &= good
                     return pixels
 
                 images, losses = self._network.stylize(
@@ -536,7 +567,7 @@ class Worker:
                         measured = torch.stack(losses, 1).tolist()
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, (features.height, features.width))
-        return [Picture(*each) for each in zip(pixels, finite.tolist(), measured, strict=True)]
+        return [Picture(*each) for each in zip(pixels, sound.tolist(), measured, strict=True)]
 
     def _network_error(self, error: RuntimeError | MemoryError, shape: tuple[int, ...]) -> RowError:
         """Translate what torch raised; an error of a GPU other than lack of memory outlives the batch.
@@ -599,12 +630,6 @@ def _once(call: Callable[[], _T]) -> Callable[[], _T]:
 def peak_memory() -> int:
     """Return this process's peak resident memory in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _refuse_total_outage(failures: Iterable[RowError], attempts: int) -> None:
-    transient = [failure for failure in failures if failure.transient]
-    if len(transient) == attempts:
-        raise SystemicError(f"storage does not answer: {transient[-1].message}")
 
 
 def _output_error(error: OSError, root: str) -> SystemicError:

@@ -106,3 +106,19 @@ def samples() -> dict[str, bytes]:
         files[f"tiff-{compression}"] = encoded(image, "TIFF", compression=compression)
     files["tiff-fax"] = encoded(image.convert("1"), "TIFF", compression="group4")
     return files
+
+
+def bombs() -> dict[str, bytes]:
+    """Return small files of very many pixels."""
+    huge = Image.new("1", (30_000, 30_000))
+    files = {"PNG": encoded(huge), "TIFF": encoded(huge, "TIFF", compression="group4")}
+    gif = bytearray(encoded(Image.new("P", (10, 10)), "GIF"))
+    gif[6:10] = struct.pack("<HH", 65_535, 65_535)  # the canvas
+    frame = bytearray(encoded(Image.new("P", (10, 10)), "GIF"))
+    place = frame.index(b"\x2c\0\0\0\0\x0a\0\x0a\0")
+    frame[place + 5 : place + 9] = struct.pack("<HH", 65_535, 65_535)  # a frame beyond its canvas
+    webp = bytearray(encoded(Image.new("RGB", (10, 10)), "WEBP", lossless=True))
+    webp[21:25] = struct.pack("<I", 16_382 | 16_382 << 14)
+    bmp = bytearray(encoded(Image.new("1", (10, 10)), "BMP"))
+    bmp[18:26] = struct.pack("<ii", 2_000_000_000, 2_000_000_000)
+    return {**files, "GIF": bytes(gif), "GIF frame": bytes(frame), "WEBP": bytes(webp), "BMP": bytes(bmp)}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TimedOut
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from stylize_batch.errors import RowError
-from stylize_batch.images.decode import Array, decode, resized
+from stylize_batch.images import decode as module
+from stylize_batch.images.decode import Array, Budget, decode, resized
 from tests.images.samples import encoded, gradient
 
 
@@ -162,6 +166,42 @@ def test_decompression_bombs_are_refused_before_they_are_decoded() -> None:
     bomb = encoded(Image.new("1", (20_000, 20_000)))
     assert len(bomb) < 100_000
     assert kind_of(bomb) == "TooLarge"
+
+
+def test_threads_share_a_budget_and_the_largest_share_is_all_of_it() -> None:
+    budget = Budget(100)
+    together = threading.Barrier(2)
+    most: list[int] = []
+    held = 0
+
+    def hold(amount: int) -> None:
+        nonlocal held
+        with budget.take(amount):
+            held += min(amount, 100)
+            most.append(held)
+            if amount == 50:
+                together.wait(timeout=30)  # breaks unless both are there
+            held -= min(amount, 100)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(hold, [50, 50, 70, 1000, 60]))
+    assert max(most) <= 100
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_images_wait_until_the_pixels_that_are_decoded_leave_room_for_theirs(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "pixels_at_once", Budget(400 * 300))
+    data = encoded(gradient(400, 300), format)
+    with ThreadPoolExecutor(1) as threads:
+        with module.pixels_at_once.take(400 * 300 // 2):
+            whole = threads.submit(decode, data, size=150)
+            with pytest.raises(TimedOut):
+                whole.result(0.2)
+            # A JPEG that is reduced as it is decoded takes no more than what is made of it.
+            assert format == "PNG" or decode(data, size=75).shape == (75, 100, 3)
+        assert whole.result(30).shape == (150, 200, 3)
 
 
 def test_enlarging_beyond_the_limit_is_refused() -> None:

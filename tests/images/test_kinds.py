@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from PIL import Image, ImageCms
 
 import stylize_batch
 from stylize_batch.errors import RowError
-from stylize_batch.images.decode import decode
+from stylize_batch.images.decode import decode, decode_whole, sides_of
 from tests.conftest import MakeManifest, read_results
-from tests.images.samples import encoded, gradient, interlaced_png, noise, png, samples
+from tests.images.samples import bombs, encoded, gradient, interlaced_png, noise, png, samples
 
 SAMPLES = samples()
 END_OF_IMAGE = b"\xff\xd9"
@@ -124,6 +125,49 @@ def test_orientation_is_applied_in_every_format_with_and_without_a_size(
     expected = decode(encoded(upright), size=size)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).mean() < (3 if format in ("JPEG", "WEBP") else 0.5)
+
+
+def oriented() -> dict[str, bytes]:
+    """Return 40 × 24 stored pixels, with what says, or does not say, how they are to be turned, in every place."""
+    files: dict[str, bytes] = {}
+    for orientation in (*range(10), 65_535):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for format in ("JPEG", "PNG", "TIFF", "WEBP"):
+            files[f"{format} {orientation}"] = encoded(gradient(), format, exif=exif)
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        files[f"PNG {orientation} at its end"] = encoded(gradient())[:-12] + chunk + encoded(gradient())[-12:]
+        xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'.encode()
+        files[f"TIFF {orientation} in XMP"] = encoded(gradient(), "TIFF", tiffinfo={700: xmp})
+        files[f"JPEG {orientation} in XMP"] = encoded(gradient(), "JPEG", xmp=xmp)
+    word = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">HHHI4sI", 1, 0x0112, 2, 4, b"top\0", 0)
+    for broken in (word, b"nonsense"):
+        for format in ("JPEG", "PNG", "WEBP"):
+            files[f"{format} {broken!r}"] = encoded(gradient(), format, exif=broken)
+    return files
+
+
+WHOLE = {**SAMPLES, **oriented()}
+
+
+@pytest.mark.parametrize("name", sorted(set(WHOLE) - {"tiff-float"}))
+def test_the_size_told_beside_a_cut_picture_is_that_of_the_upright_whole(name: str) -> None:
+    data = WHOLE[name]
+    height, width, _ = decode(data).shape
+    turned = name.split()[1:2] in ([str(orientation)] for orientation in range(5, 9))
+    assert (width > height) == (not turned and name != "jpeg-420")
+    for size, expected in ((None, (width, height)), (12, (width // 2, height // 2))):
+        if name in SAMPLES and size:
+            continue
+        found = decode_whole(data, size=size, crop=10)
+        assert found.pixels.shape == (10, 10, 3)
+        assert (found.width, found.height) == expected
+        assert decode(data, size=size).shape[:2] == (expected[1], expected[0])
+    assert sides_of(data) == (min(width, height), max(width, height))
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
@@ -261,21 +305,6 @@ def test_too_thin_and_too_large_after_resizing_are_told_apart() -> None:
         decode(encoded(gradient(1, 5000)), size=512)
 
 
-def bombs() -> dict[str, bytes]:
-    huge = Image.new("1", (30_000, 30_000))
-    files = {"PNG": encoded(huge), "TIFF": encoded(huge, "TIFF", compression="group4")}
-    gif = bytearray(encoded(Image.new("P", (10, 10)), "GIF"))
-    gif[6:10] = struct.pack("<HH", 65_535, 65_535)  # the canvas
-    frame = bytearray(encoded(Image.new("P", (10, 10)), "GIF"))
-    place = frame.index(b"\x2c\0\0\0\0\x0a\0\x0a\0")
-    frame[place + 5 : place + 9] = struct.pack("<HH", 65_535, 65_535)  # a frame beyond its canvas
-    webp = bytearray(encoded(Image.new("RGB", (10, 10)), "WEBP", lossless=True))
-    webp[21:25] = struct.pack("<I", 16_382 | 16_382 << 14)
-    bmp = bytearray(encoded(Image.new("1", (10, 10)), "BMP"))
-    bmp[18:26] = struct.pack("<ii", 2_000_000_000, 2_000_000_000)
-    return {**files, "GIF": bytes(gif), "GIF frame": bytes(frame), "WEBP": bytes(webp), "BMP": bytes(bmp)}
-
-
 BOMBS = bombs()
 
 
@@ -283,6 +312,15 @@ BOMBS = bombs()
 def test_bombs_of_every_format_are_refused_by_their_size(name: str) -> None:
     assert len(BOMBS[name]) < 1_000_000
     assert error_of(BOMBS[name]).startswith("TooLarge: ")
+    with pytest.raises(RowError, match="TooLarge"):
+        sides_of(BOMBS[name])
+
+
+def test_the_limit_is_200_megapixels_whoever_decodes() -> None:
+    assert sides_of(png(20_000, 10_000, 1, 0, b"")) == (10_000, 20_000)
+    assert (
+        Image.MAX_IMAGE_PIXELS == 100_000_000
+    )  # others in the process still have a limit: Pillow's is twice that
 
 
 def test_decoding_prints_nothing_and_holds_one_copy_of_the_pixels(tmp_path: Path) -> None:

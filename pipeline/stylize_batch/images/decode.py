@@ -8,8 +8,11 @@ from __future__ import annotations
 import io
 import logging
 import re
+import threading
 import warnings
-from typing import Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +50,51 @@ _TURNS = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
+# Pillow refuses twice as many pixels as this, for the whole process: 179 megapixels if left alone. It gets the limit
+# that is told here rather than none, for the sake of who else uses it, and since opening a WebP takes its canvas.
+if Image.MAX_IMAGE_PIXELS is not None:
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2)
+
+
+class Decoded(NamedTuple):
+    """A decoded image.
+
+    Attributes:
+        pixels: uint8 RGB [H, W, 3].
+        width: before it was cropped, and upright.
+        height: likewise.
+    """
+
+    pixels: Array
+    width: int
+    height: int
+
+
+class Budget:
+    """An amount that threads share; who wants more than there is waits."""
+
+    def __init__(self, total: int) -> None:
+        self._total = self._free = total
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, amount: int) -> Generator[None]:
+        """Hold an amount inside the block; all of it, if more is asked for."""
+        amount = min(amount, self._total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= amount)
+            self._free -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += amount
+                self._changed.notify_all()
+
+
+pixels_at_once = Budget(MAX_PIXELS)
+"""Pixels that the threads of a process decode at the same time: together as many as the largest image alone."""
+
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:
     """Return the size with the shorter side at `size` and the longer at int(size · long / short)."""
@@ -55,20 +103,14 @@ def resized(width: int, height: int, size: int) -> tuple[int, int]:
     return (size, scaled) if width <= height else (scaled, size)
 
 
-def decoded_size(data: bytes, size: int | None = None) -> tuple[int, int]:
-    """Return the upright width and height `decode` gives an image before it crops, from the file's head alone.
+def sides_of(data: bytes) -> tuple[int, int]:
+    """Return an image's shorter and longer side, from the file's head alone. Which is the width, decoding tells.
 
     Raises:
-        RowError: `Undecodable`.
+        RowError: `Undecodable` or `TooLarge`.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # stored on its side
-                width, height = height, width
-    except Exception as error:
-        raise _undecodable(data, error) from None
-    return (width, height) if size is None else resized(width, height, size)
+    with _opened(data, MAX_PIXELS) as image:
+        return min(image.size), max(image.size)
 
 
 def decode(
@@ -79,7 +121,19 @@ def decode(
     min_side: int = 1,
     max_pixels: int = MAX_PIXELS,
 ) -> Array:
-    """Decode an image file to uint8 RGB [H, W, 3].
+    """Decode an image file to uint8 RGB [H, W, 3], as `decode_whole`."""
+    return decode_whole(data, size=size, crop=crop, min_side=min_side, max_pixels=max_pixels).pixels
+
+
+def decode_whole(
+    data: bytes,
+    *,
+    size: int | None = None,
+    crop: int | None = None,
+    min_side: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> Decoded:
+    """Decode an image file, and say how large it was before the crop.
 
     EXIF orientation is applied, ICC profiles are converted to sRGB, transparency is laid over white, and
     of an animation the first frame is taken.
@@ -94,38 +148,51 @@ def decode(
     Raises:
         RowError: `Undecodable`, `TooLarge` or `TooSmall`.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Exception as error:
-        raise _undecodable(data, error) from None
-    with image:
+    with _opened(data, max_pixels) as image:
         width, height = image.size
-        _check_pixels(width, height, max_pixels)
         target = (width, height) if size is None else resized(width, height, size)
         _check_pixels(*target, max_pixels)
         _check_side(min(*target), max(min_side, crop or 0))
         try:
-            if image.format in ("JPEG", "MPO"):
-                _refuse_damaged_jpeg(data, image, max_pixels)
+            jpeg = image.format in ("JPEG", "MPO")
+            if jpeg:
                 # Decode a large JPEG at 1/2, 1/4 or 1/8, but never below twice the target: BILINEAR does the rest.
                 image.draft(None, (2 * target[0], 2 * target[1]))
-            image.load()
-            rgb = _srgb(image)
-            if size is not None:
-                rgb = rgb.resize(target, Image.Resampling.BILINEAR)
-            rgb = _upright(rgb, image)
+            # libjpeg keeps the whole of a progressive JPEG at any scale.
+            held = width * height if image.info.get("progressive") else image.width * image.height
+            with pixels_at_once.take(max(held, target[0] * target[1])):
+                if jpeg:
+                    _refuse_damaged_jpeg(data, image, width * height, max_pixels)
+                image.load()
+                if image.size == (height, width):  # loading turns a TIFF, of whose XMP its size knows nothing
+                    target = target[1], target[0]
+                rgb = _srgb(image)
+                if size is not None:
+                    rgb = rgb.resize(target, Image.Resampling.BILINEAR)
+                rgb = _upright(rgb, image)
         except Exception as error:
             raise _undecodable(data, error) from None
+    width, height = rgb.size
     if crop is not None:
-        left, top = (rgb.width - crop) // 2, (rgb.height - crop) // 2
+        left, top = (width - crop) // 2, (height - crop) // 2
         rgb = rgb.crop((left, top, left + crop, top + crop))
-    return np.asarray(rgb)
+    return Decoded(np.asarray(rgb), width, height)
 
 
-def _refuse_damaged_jpeg(data: bytes, image: Image.Image, max_pixels: int) -> None:
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    """Read an image's head, and refuse it if it has too many pixels."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as error:
+        raise _undecodable(data, error) from None
+    _check_pixels(*image.size, max_pixels)
+    return image
+
+
+def _refuse_damaged_jpeg(data: bytes, image: Image.Image, pixels: int, max_pixels: int) -> None:
     """Raise ValueError for a JPEG with lost data, where libjpeg only warns and fills in gray, and Pillow is silent."""
     scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
-    if scans * image.width * image.height > MAX_SCANS * max_pixels:
+    if scans * pixels > MAX_SCANS * max_pixels:
         raise ValueError(f"{scans} scans, of which most hold nothing")
     try:
         # An eighth of each side is enough: all coded data is read whatever the scale.
@@ -149,7 +216,7 @@ def _undecodable(data: bytes, error: Exception) -> RowError:
     if not data:
         return RowError("Undecodable", "the file is empty")
     if isinstance(error, Image.DecompressionBombError):
-        return RowError("TooLarge", str(error))
+        return RowError("TooLarge", str(error).partition(",")[0])
     if isinstance(error, Image.UnidentifiedImageError):
         return RowError("Undecodable", "not an image in a known format")
     return RowError("Undecodable", f"{type(error).__name__}: {error}")

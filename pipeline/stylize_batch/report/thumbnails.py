@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TimedOut
-from contextlib import nullcontext
 
 from stylize_batch.errors import RowError, SystemicError
-from stylize_batch.images.decode import decode, decoded_size
+from stylize_batch.images.decode import decode, sides_of
 from stylize_batch.images.encode import encode
 from stylize_batch.storage import read_bytes
 
@@ -31,9 +29,6 @@ LARGEST, SMALLEST = 420, 128
 SOURCE_SCALE = 0.6
 """Side of photographs and styles ÷ side of the pictures made of them."""
 
-HEAVY_PIXELS = 20_000_000
-"""Images with more are decoded one at a time, for the sake of memory."""
-
 
 def make_thumbnails(
     pictures: Collection[str], sources: Collection[str], read: Callable[[str], bytes] = read_bytes
@@ -49,11 +44,10 @@ def make_thumbnails(
     sides = dict.fromkeys(pictures, side)
     for uri in sources:
         sides.setdefault(uri, round(side * SOURCE_SCALE))
-    heavy = threading.Lock()
     threads = ThreadPoolExecutor(THREADS, "thumbnail")
     deadline = time.monotonic() + SECONDS
     try:
-        waiting = {uri: threads.submit(_thumbnail, uri, size, read, heavy) for uri, size in sides.items()}
+        waiting = {uri: threads.submit(_thumbnail, uri, size, read) for uri, size in sides.items()}
         left = BYTES
         made: dict[str, bytes | str] = {}
         for uri, future in waiting.items():
@@ -85,9 +79,8 @@ def _result(future: Future[bytes], deadline: float) -> bytes | str:
         return "left out, storage answers too slowly"
 
 
-def _thumbnail(uri: str, side: int, read: Callable[[str], bytes], heavy: threading.Lock) -> bytes:
+def _thumbnail(uri: str, side: int, read: Callable[[str], bytes]) -> bytes:
     data = read(uri)
-    width, height = decoded_size(data)
-    with heavy if width * height > HEAVY_PIXELS else nullcontext():
-        scale = min(1.0, side / max(width, height))
-        return encode(decode(data, size=max(1, round(min(width, height) * scale))), "webp", QUALITY)
+    short, long = sides_of(data)
+    scale = min(1.0, side / long)
+    return encode(decode(data, size=max(1, round(short * scale))), "webp", QUALITY)

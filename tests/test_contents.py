@@ -1,0 +1,111 @@
+"""Loading ahead: how far, what is left when nobody wants the rest, and what failures keep alive."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from stylize_batch.contents import (
+    LOOKAHEAD,
+    STYLES_AHEAD,
+    Content,
+    ContentLoader,
+    Loaded,
+    Pair,
+    StyleImage,
+    StyleImages,
+    begun_ahead,
+)
+from stylize_batch.errors import RowError
+from stylize_batch.settings import WorkerSettings
+from stylize_batch.stopwatch import Stopwatch
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def settings(base: Path) -> WorkerSettings:
+    return WorkerSettings(
+        root=str(base / "out"), run="run", base=str(base), model="model", size=None, crop=None, style_size=48,
+        format="png", quality=90, layout="files", metrics=False, batch_size=None, device="cpu", precision="fp32",
+    )  # fmt: skip
+
+
+def pair(*masks: str) -> Pair:
+    return Pair(0, "output", 1.0, ["style"], None, list(masks), False)
+
+
+def test_no_more_calls_are_begun_than_the_next_ones(threads: ThreadPoolExecutor) -> None:
+    taken = iter(range(1000))
+    calls = begun_ahead(threads, str, taken)
+    assert [next(calls)[1].result() for _ in range(5)] == ["0", "1", "2", "3", "4"]
+    assert next(taken) == 5 + LOOKAHEAD
+
+
+def test_who_stops_early_leaves_no_content_to_be_loaded(
+    tmp_path: Path, contents: list[str], threads: ThreadPoolExecutor
+) -> None:
+    looked_at: list[tuple[int, ...]] = []
+    stopped = threading.Event()
+
+    def large(shape: tuple[int, ...]) -> bool:
+        looked_at.append(shape)
+        return len(looked_at) > 1 and not stopped.wait(30)
+
+    loader = ContentLoader(settings(tmp_path), threads, Stopwatch(), large)
+    for _, loaded in loader.load_ahead([Content(uri, [pair()]) for uri in contents * 5]):
+        assert isinstance(loaded, Loaded)
+        break
+    stopped.set()
+    threads.shutdown()
+    assert len(looked_at) <= 2  # the one taken, and the one in hand
+
+
+def test_a_content_or_mask_that_cannot_be_loaded_keeps_nothing_alive(
+    tmp_path: Path, contents: list[str], threads: ThreadPoolExecutor
+) -> None:
+    page, absent = tmp_path / "page.png", str(tmp_path / "absent.png")
+    page.write_text("<html>")
+    given = [Content(str(page), [pair()]), Content(absent, [pair()]), Content(contents[0], [pair(absent)])]
+    for large in (True, False):  # decoded in the caller's thread, or in theirs
+        loader = ContentLoader(settings(tmp_path), threads, Stopwatch(), lambda shape, large=large: large)
+        failures = [
+            each
+            for _, loaded in loader.load_ahead(given)
+            for each in (loaded.masks.values() if isinstance(loaded, Loaded) else [loaded])
+        ]
+        assert [error.kind for error in failures if isinstance(error, RowError)] == [
+            "Undecodable",
+            "NotFound",
+            "NotFound",
+        ]
+        for error in failures:
+            assert isinstance(error, RowError)
+            assert error.__traceback__ is error.__context__ is None
+
+
+def test_styles_are_loaded_ahead_of_the_pair_in_hand_even_after_pairs_that_failed() -> None:
+    begun: list[str] = []
+
+    def load(uri: str) -> Future[StyleImage | RowError]:
+        begun.append(uri)
+        loading: Future[StyleImage | RowError] = Future()
+        loading.set_result(RowError("NotFound", uri))
+        return loading
+
+    order = [f"{place}.jpg" for place in range(100)]
+    images = StyleImages(order, load)
+    for place in range(0, 60, 2):  # pairs of two styles each, of which none was taken
+        images.reach(2)
+        assert begun == order[: place + STYLES_AHEAD]
+    images.reach(2)
+    with pytest.raises(RowError, match=r"60\.jpg"):
+        images.take("60.jpg")
+    assert begun == order[: 61 + STYLES_AHEAD]
