@@ -100,7 +100,8 @@ def test_mistakes_exit_2_with_one_line_and_no_traceback(
 def test_a_gpu_demanded_where_there_is_none_is_refused(manifest: Path, cli: Cli) -> None:
     done = cli("run", manifest, "--device", "cuda", "--in-process")
     assert done.returncode == 2
-    assert "no usable GPU" in done.stderr
+    assert "--device cuda: torch" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_storage_without_credentials_is_refused_in_one_line(manifest: Path, cli: Cli, tmp_path: Path) -> None:

@@ -392,8 +392,6 @@ def _engine(spec: JobSpec, styles: int) -> Generator[Engine]:
         from stylize_batch.engine.in_process import InProcessEngine
 
         engine: Engine = InProcessEngine()
-        if spec.device == "cuda" and engine.device != "cuda":
-            raise UsageError("--device cuda: this machine has no usable GPU; use --device cpu")
     else:
         from stylize_batch.engine.on_ray import RayEngine
 
