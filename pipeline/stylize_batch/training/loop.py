@@ -92,7 +92,13 @@ class Trainer:
         self.iteration = self._updates = self._bad_steps = 0
         self.seconds = 0.0
         self._rows: list[Step] = []
-        self._resume()
+        try:
+            self._resume()
+        except state.DAMAGED as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"the checkpoint in {self.root.uri} cannot be read ({reason}); copy it again or start another --output"
+            ) from None
         self.contents = ImagePool(recipe.contents, recipe.group_separator, recipe.holdout)
         self.styles = ImagePool(recipe.styles, recipe.group_separator, recipe.holdout)
         try:
@@ -140,7 +146,7 @@ class Trainer:
                         raise KeyboardInterrupt
         finally:
             batches.close()
-            if not self._bad_steps:
+            if self._bad_steps < MAX_BAD_STEPS:  # such a step is not applied: the weights are sound
                 self.save()
         return self.iteration == self.iterations
 
