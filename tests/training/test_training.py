@@ -363,7 +363,7 @@ def test_what_cannot_be_listed_or_shown_is_refused_before_training(
     (tmp_path / "shown.jpg").write_text("no image")
     with pytest.raises(UsageError, match=r"held-out image .*shown\.jpg: Undecodable"):
         ImagePool(str(tmp_path), "", ["shown.jpg"])
-    with pytest.raises(UsageError, match="cannot list s3://bucket/photos: the credentials .* missing"):
+    with pytest.raises(UsageError, match=r"cannot list s3://bucket/photos: the credentials .* missing"):
         ImagePool("s3://bucket/photos", "")
 
 
