@@ -139,7 +139,7 @@ def _check_part(header: dict[str, Any], part: str, convolutions: Sequence[Convol
     for name in header:
         if name.startswith(f"{part}.") and name not in known:
             raise UsageError(
-                f"the model file has {name[:80]!r}, which its architecture has not; it is damaged"
+                f"the model file has {name[:80]!r}, which no model of its architecture has; it is damaged"
             )
     for conv in convolutions:
         for kind, shape in (("weight", conv.weight_shape), ("bias", [conv.channels_out])):
