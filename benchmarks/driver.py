@@ -17,7 +17,7 @@ import ray
 from harness import Page, options
 from ray.cluster_utils import Cluster
 
-from stylize_batch.engine.on_ray import OBJECT_STORE_BYTES
+from stylize_batch.engine.on_ray import object_store_bytes
 from stylize_batch.styles import StyleBank, StyleVector, bank_of
 
 WIDTH = 1920
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--styles", type=int, default=80_000, help="of the bank")
     given = parser.parse_args()
     count = 2_000 if given.quick else given.styles
-    store = OBJECT_STORE_BYTES + count * 2 * 8192
+    store = object_store_bytes(count * WIDTH * 4)
     node = {"object_store_memory": store, "include_dashboard": False}
     with Page("The driver", given) as page:
         cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ MIXED = ((256, 341), (341, 256), (256, 384), (384, 256), (256, 256))
 STYLE_SIZE = 512
 
 BF16_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125}
-"""Peak of cards by a part of their names, without sparsity, as their makers state it."""
+"""Peak of cards by words of their names, without sparsity, as their makers state it."""
 
 TABLE_1 = {256: "0.018 (0.027)", 512: "0.065 (0.098)"}
 """The paper's own row of its Tab. 1: seconds, in parentheses with style encoding; one Titan X (Pascal)."""
@@ -304,8 +305,8 @@ def peak_of(given: argparse.Namespace) -> float | None:
     """Return the card's peak in TFLOP/s, as told or by its name."""
     if given.device == "cpu":
         return None
-    name = card()
-    known = (peak for part, peak in BF16_TFLOPS.items() if all(word in name for word in part.split()))
+    words = set(re.findall(r"\w+", card()))  # whole ones: an L40 is no L4
+    known = (peak for part, peak in BF16_TFLOPS.items() if words.issuperset(part.split()))
     return given.peak_tflops or next(known, None)
 
 

@@ -108,3 +108,12 @@ def command() -> str:
 def read_results(output: Path) -> list[Row]:
     """Read all results of an output root as a user would: one dataset."""
     return pq.read_table(output / "results").to_pylist()
+
+
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Object storage without credentials, whatever this machine has."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))

@@ -100,20 +100,29 @@ def test_mistakes_exit_2_with_one_line_and_no_traceback(
 def test_a_gpu_demanded_where_there_is_none_is_refused(manifest: Path, cli: Cli) -> None:
     done = cli("run", manifest, "--device", "cuda", "--in-process")
     assert done.returncode == 2
-    assert "no usable GPU" in done.stderr
+    assert "--device cuda: torch" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_storage_without_credentials_is_refused_in_one_line(manifest: Path, cli: Cli, tmp_path: Path) -> None:
+def test_storage_without_credentials_is_refused_in_one_line(
+    manifest: Path, make_manifest: MakeManifest, pairs: list[Row], cli: Cli, tmp_path: Path
+) -> None:
     nobody = {
         "HOME": str(tmp_path),
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_PROFILE": "",
         "AWS_ACCESS_KEY_ID": "",
     }
-    done = cli("run", manifest, "-o", "s3://bucket/out", "--in-process", env=nobody)
-    assert done.returncode == 2, done.stderr
-    assert "cannot write to the output root" in done.stderr
-    assert done.stderr.count("\n") == 1
+    remote = make_manifest([{**pairs[0], "content": "s3://bucket/x.jpg"}], "remote.parquet")
+    for arguments, message in (
+        (("run", manifest, "-o", "s3://bucket/out", "--in-process"), "cannot write to the output root"),
+        (("manifest", "check", remote), "credentials for s3://bucket/x.jpg are refused or missing"),
+    ):
+        done = cli(*arguments, env=nobody)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert done.stderr.count("error: ") == 1
+        assert "Traceback" not in done.stderr
 
 
 def test_escape_sequences_of_names_do_not_reach_the_terminal(cli: Cli) -> None:

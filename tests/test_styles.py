@@ -54,6 +54,14 @@ def test_committed_styles_are_found_again_only_for_the_same_model_and_size(tmp_p
     assert np.array_equal(found["b"].vector, B.vector)
 
 
+def test_of_a_style_that_changed_between_runs_the_last_version_is_found(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    for uri in "abcdefgh":  # parts are named by a hash, in no order
+        for version in ("old", "new"):
+            put_part(root, [StyleVector(uri, version, A.vector)], "model-512")
+    assert {style.version for style in read_parts(root, "model-512").values()} == {"new"}
+
+
 def test_a_bank_file_gives_back_what_was_written_in_its_order(tmp_path: Path) -> None:
     uri = str(tmp_path / "bank.parquet")
     vectors = [

@@ -15,7 +15,7 @@ import pytest
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job.spec import make_spec
-from stylize_batch.submission import Cluster, refuse_local, summary_of
+from stylize_batch.submission import Cluster, Job, refuse_local, summary_of
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_what_the_cluster_reaches_is_not_refused() -> None:
 
 
 @contextmanager
-def dashboard_of(ray: str, python: str) -> Generator[str]:
-    """What an old head's dashboard answers to the first question; none can be installed beside the Ray of the tests."""
+def dashboard(answers: dict[str, object]) -> Generator[str]:
+    """What the dashboard of a head answers to what it is asked; a gateway in front of it says 502 to all else."""
 
     class Dashboard(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(200 if self.path in answers else 502)
             self.end_headers()
-            self.wfile.write(json.dumps({"data": {"rayVersion": ray, "pythonVersion": python}}).encode())
+            self.wfile.write(json.dumps(answers.get(self.path)).encode())
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -69,6 +69,10 @@ def dashboard_of(ray: str, python: str) -> Generator[str]:
         server.server_close()
 
 
+def versions(ray: str, python: str) -> dict[str, object]:
+    return {"/api/v0/cluster_metadata": {"data": {"rayVersion": ray, "pythonVersion": python}}}
+
+
 @pytest.mark.parametrize(
     ("ray", "python", "said"),
     [
@@ -78,9 +82,22 @@ def dashboard_of(ray: str, python: str) -> Generator[str]:
     ids=["Ray", "Python"],
 )
 def test_a_cluster_too_old_for_the_package_is_refused(ray: str, python: str, said: str) -> None:
-    with dashboard_of(ray, python) as address, pytest.raises(UsageError) as refused:
+    with dashboard(versions(ray, python)) as address, pytest.raises(UsageError) as refused:
         Cluster(address)
     assert said in str(refused.value)
+
+
+def test_a_gateway_that_does_not_let_the_log_be_followed_does_not_end_it() -> None:
+    answers = {
+        **versions("2.60.0", "3.11.6"),
+        "/api/version": {"ray_version": "2.60.0"},
+        "/api/jobs/j": {"type": "SUBMISSION", "entrypoint": "", "status": "SUCCEEDED", "driver_exit_code": 3},
+        "/api/jobs/j/logs": {"logs": "Running entrypoint for job j: …\nStylizing: 3/4\n"},
+    }
+    heard: list[str] = []
+    with dashboard(answers) as address:
+        assert Job(Cluster(address), "j", new=False).follow(heard.append) == 3
+    assert heard == ["Stylizing: 3/4"]
 
 
 def test_only_the_summary_is_taken_for_one() -> None:

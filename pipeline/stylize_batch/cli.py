@@ -322,18 +322,14 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train a decoder. Running the same command again continues from the last checkpoint."""
-    import torch
-
     from stylize_batch.progress import TrainingLines
     from stylize_batch.training.loop import Trainer
     from stylize_batch.training.recipe import load_recipe
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     given = {key: value for key, value in (("contents", contents), ("styles", styles)) if value}
     trainer = Trainer(load_recipe(recipe, **given), output, device)
     _say(
-        f"{len(trainer.contents)} contents, {len(trainer.styles)} styles, on {device}; "
+        f"{len(trainer.contents)} contents, {len(trainer.styles)} styles, on {trainer.device}; "
         f"iteration {trainer.iteration} of {trainer.iterations}"
     )
     try:
@@ -378,15 +374,11 @@ def evaluate(
 
     Running the same command again continues; with another model, only its pictures are made.
     """
-    import torch
-
     from stylize_batch.evaluation.protocol import Protocol
     from stylize_batch.evaluation.run import Evaluation
     from stylize_batch.model.container import DEFAULT
     from stylize_batch.progress import TerminalProgress
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     protocol = Protocol(
         contents,
         styles,
@@ -402,7 +394,7 @@ def evaluate(
         _say(f"skipped: {uri}: {reason}")
     _say(
         f"{len(evaluation.contents)} contents × {len(evaluation.styles)} styles at {protocol.size}×{protocol.size}, "
-        f"on {device}"
+        f"on {evaluation.device}"
         + (f"; {len(evaluation.skipped)} unreadable images skipped" if evaluation.skipped else "")
     )
     with TerminalProgress() as progress:

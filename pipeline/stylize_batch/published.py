@@ -114,6 +114,8 @@ def _crops(folder: str, skipped: Callable[[str], None]) -> Generator[Tensor]:
                 raise UsageError(str(error)) from None
             skipped(uri)
             continue
+        except SystemicError as error:
+            raise UsageError(str(error)) from None
         usable += 1
         yield torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255
     if not usable:

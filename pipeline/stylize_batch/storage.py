@@ -309,12 +309,17 @@ def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     Args:
         folder: URI or path.
         suffixes: keep names that end so, whatever the case.
+
+    Raises:
+        UsageError: it cannot be listed.
     """
     fs, path = filesystem(folder)
     try:
         names: list[str] = fs.find(path)
     except FileNotFoundError:
         return []
+    except Exception as error:
+        raise UsageError(f"cannot list {folder}: {failure(error, folder)}") from None
     kept = sorted(name for name in names if name.lower().endswith(suffixes))
     return [str(fs.unstrip_protocol(name)) for name in kept] if is_uri(folder) else kept
 

@@ -4,6 +4,7 @@ file of its own for many runs."""
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ Vectors = npt.NDArray[np.float32]
 
 KEY = b"stylize_batch.bank"
 """Parquet metadata key of the model digest and style size that a part or a bank file was made with."""
+
+WRITTEN = b"stylize_batch.written"
+"""Parquet metadata key of the time a part was written, in seconds since 1970."""
 
 ROW_GROUP = 1024
 """Styles of a bank file that are written and read at once: 8 MB."""
@@ -133,11 +137,16 @@ def put_part(root: Root, vectors: list[StyleVector], key: str) -> None:
     name = hashlib.blake2b(
         "\0".join(f"{style.uri}\0{style.version}" for style in vectors).encode(), digest_size=8
     ).hexdigest()
-    root.put(f"styles/part-{name}.parquet", parquet.dumps(_table(vectors, key)))
+    table = _table(vectors, key)
+    table = table.replace_schema_metadata({**table.schema.metadata, WRITTEN: str(time.time())})
+    root.put(f"styles/part-{name}.parquet", parquet.dumps(table))
 
 
 def read_parts(root: Root, key: str) -> dict[str, StyleVector]:
-    """Read the committed styles that were made with the same model and style size."""
+    """Read the committed styles that were made with the same model and style size.
+
+    Of a style whose image has changed between runs the last one: the others would be encoded again by each.
+    """
 
     def load(name: str) -> pa.Table | None:
         try:
@@ -148,9 +157,12 @@ def read_parts(root: Root, key: str) -> dict[str, StyleVector]:
     found: dict[str, StyleVector] = {}
     with ThreadPoolExecutor(16) as threads:
         tables = list(threads.map(load, root.list("styles")))
-    for table in tables:
-        if table is None or (table.schema.metadata or {}).get(KEY) != key.encode():
-            continue
+    usable = [
+        table
+        for table in tables
+        if table is not None and (table.schema.metadata or {}).get(KEY) == key.encode()
+    ]
+    for table in sorted(usable, key=lambda table: float(table.schema.metadata.get(WRITTEN, 0))):
         rows = zip(table["style"].to_pylist(), table["version"].to_pylist(), _matrix(table), strict=True)
         found.update({uri: StyleVector(uri, version, vector) for uri, version, vector in rows})
     return found

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import aiohttp  # comes with s3fs; Ray follows logs with it
 import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -261,7 +262,7 @@ class Job:
         lost: float | None = None
         while True:
             try:
-                with suppress(RuntimeError, OSError, asyncio.TimeoutError):
+                with suppress(RuntimeError, OSError, asyncio.TimeoutError, aiohttp.ClientError):
                     asyncio.run(self.cluster.tail(self.name, log.again()))
                 info = self.cluster.info(self.name)
             except (RuntimeError, OSError) as error:

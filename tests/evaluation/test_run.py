@@ -17,7 +17,8 @@ from PIL import Image
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.evaluation.protocol import Protocol
 from stylize_batch.evaluation.run import Evaluation
-from stylize_batch.model import container
+from stylize_batch.model import checkpoint, container
+from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.progress import Silent
 from tests.conftest import Cli, command
 
@@ -96,6 +97,25 @@ def test_finished_pairs_are_not_made_again_and_another_model_adds_only_its_own(
     Evaluation(both, str(output)).run(Silent())
     assert kept.items() < parts(output).items()
     assert len(parts(output)) == 4 * 4
+
+
+def test_models_stay_as_they_were_loaded_whatever_device_phi_is_put_on(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Checkpoint] = []
+
+    def loads(data: bytes) -> Checkpoint:
+        loaded.append(load(data))
+        return loaded[-1]
+
+    load = checkpoint.loads
+    monkeypatch.setattr(checkpoint, "loads", loads)
+    Evaluation(protocol, str(tmp_path / "out"))
+    weights = [weight for model in loaded for weight in model.encoder.parameters()]
+    assert weights
+    assert all(weight.is_contiguous() for weight in weights), (
+        "`to` works in place, on the layout as on the device"
+    )
 
 
 def test_changed_images_are_compared_anew(protocol: Protocol, pictures: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -289,6 +290,39 @@ class StandIn(WorkerActor):
 
     def __init__(self, settings: WorkerSettings) -> None:
         super().__init__(replace(settings, device="cpu", precision="fp32"))
+
+
+class Broken(WorkerActor):
+    """A worker that cannot be constructed."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        raise OSError("no room for a log")
+
+
+def missing_on_nodes() -> type[WorkerActor]:
+    """A worker of a module that the driver alone has."""
+    module = ModuleType("only_here")
+    module.Base = type("Base", (WorkerActor,), {"__module__": "only_here"})  # pyright: ignore
+    sys.modules["only_here"] = module
+    return type("Missing", (module.Base,), {})
+
+
+@pytest.mark.parametrize(
+    ("worker", "reason"),
+    [(lambda: Broken, "OSError: no room for a log"), (missing_on_nodes, ".*No module named 'only_here'")],
+    ids=["its constructor raises", "its class cannot be loaded"],
+)
+def test_workers_that_cannot_be_constructed_end_the_run_with_the_reason(
+    nodes: Nodes,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    worker: Callable[[], type[WorkerActor]],
+    reason: str,
+) -> None:
+    monkeypatch.setattr("stylize_batch.engine.crew.WorkerActor", worker())
+    nodes.add("node")
+    with pytest.raises(JobFailedError, match=f"^workers do not start: {reason}"):
+        run(actors=1).result(LIMIT_SECONDS)
 
 
 def test_a_driver_outside_the_cluster_outlives_a_worker(nodes: Nodes, manifest: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pytest
 from PIL import Image
 
 import stylize_batch
-from stylize_batch.errors import UsageError
+from stylize_batch.engine.in_process import InProcessEngine
+from stylize_batch.errors import RowError, UsageError
 from stylize_batch.job import styles as job_styles
 from stylize_batch.job.bank import Encoded, encode
 from stylize_batch.progress import Silent
+from stylize_batch.settings import ShardReport
 from stylize_batch.storage import Root
-from stylize_batch.styles import read_bank, read_parts
+from stylize_batch.styles import StyleBank, StyleVector, bank_of, read_bank, read_parts
 from tests.conftest import MakeManifest, Row, read_results
 
 SIZE = 48
@@ -99,6 +102,35 @@ def test_what_a_bank_gave_stays_with_the_output_and_what_it_lacks_or_has_too_old
     again = run(manifest, tmp_path / "out")
     assert again.styles == {"encoded": 0, "from_bank": 0, "kept": 5, "failed": 0}
     assert (again.ok, again.failed) == (5, 0)
+
+
+def test_while_pictures_are_made_the_driver_holds_each_style_once(
+    manifest: Path, paintings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Any]] = []
+    begun: list[int] = []
+
+    def note(vectors: Iterable[StyleVector], failures: dict[str, RowError]) -> StyleBank:
+        found = list(vectors)
+        held.extend(
+            weakref.ref(style.vector if style.vector.base is None else style.vector.base) for style in found
+        )
+        return bank_of(found, failures)
+
+    def run_shards(engine: InProcessEngine, shards: list[int], bank: StyleBank) -> Iterator[ShardReport]:
+        begun.append(sum(each() is not None for each in held))
+        return real(engine, shards, bank)
+
+    real = InProcessEngine.run_shards
+    monkeypatch.setattr("stylize_batch.job.run.bank_of", note)
+    monkeypatch.setattr(InProcessEngine, "run_shards", run_shards)
+    first = next(paintings.iterdir())
+    aside = first.rename(tmp_path / "aside.jpg")
+    encoded(paintings, tmp_path / "bank.parquet")
+    aside.rename(first)
+    summary = run(manifest, tmp_path / "out", styles=str(tmp_path / "bank.parquet"))
+    assert len(held) == summary.styles["from_bank"] + summary.styles["encoded"] == 5
+    assert begun == [0]
 
 
 @pytest.mark.parametrize(

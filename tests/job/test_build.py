@@ -128,7 +128,7 @@ def test_sources_manifest_and_output_may_be_on_object_storage(source: dict[str, 
     ("arguments", "message"),
     [
         (("pairs.parquet", "--content", "photos", "--style", "styles"), "exclude each other"),
-        (("pairs.parquet", "--job", "recipe.yaml"), "build: these settings make a manifest of --content and --style"),
+        (("--job", "recipe.yaml"), "build: these settings make a manifest of --content and --style"),
         (("--content", "absent", "--style", "photos"), "there is no content source absent"),
         (("--content", "photos", "--style", "photos", "--job", "unknown.yaml"), "unknown setting 'build.alfa'; known: "),
         (("--content", "photos", "--style", "photos", "--job", "reversed.yaml"), "--alpha 1..0.5 is reversed"),
@@ -139,7 +139,7 @@ def test_what_cannot_be_built_exits_2_with_one_line_and_writes_nothing(
     photos: Path, cli: Cli, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     for name, build in (
-        ("recipe", "{seed: 1}"), ("unknown", "{alfa: 1}"), ("reversed", "{alpha: 1..0.5}"),
+        ("recipe", "{seed: 1}\nmanifest: pairs.parquet"), ("unknown", "{alfa: 1}"), ("reversed", "{alpha: 1..0.5}"),
         ("many", "{styles-per-content: 3}"),
     ):  # fmt: skip
         (tmp_path / f"{name}.yaml").write_text(f"build: {build}\n")

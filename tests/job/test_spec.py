@@ -136,6 +136,21 @@ def test_flags_win_over_the_job_file(tmp_path: Path) -> None:
     assert (spec.manifest, spec.size, spec.style_size, spec.batch_size) == ("m.parquet", 128, 384, None)
 
 
+def test_a_manifest_given_directly_takes_the_place_of_what_the_job_file_builds_one_of(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("content: photos\nstyle: paintings\nbuild:\n  alpha: 0.5\nsize: 256\n")
+    spec = make_spec({"manifest": "m.parquet"}, str(job))
+    assert (spec.manifest, spec.content, spec.style, spec.build, spec.size) == (
+        "m.parquet",
+        "",
+        "",
+        BuildSettings(),
+        256,
+    )
+    with pytest.raises(UsageError, match="exclude each other"):
+        make_spec({"manifest": "m.parquet", "content": "photos"}, str(job))
+
+
 def test_every_option_may_stand_in_a_job_file_under_its_own_name(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text("no-metrics: true\njson: true\nretry-failed: true\nin-process: true\n")

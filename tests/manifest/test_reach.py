@@ -54,14 +54,29 @@ def test_paths_and_object_storage_are_allowed(uri: str) -> None:
     ALLOWED.check(batch(content=[uri], style=[uri], mask=[[uri]]), "m", 0)
 
 
-@given(st.lists(st.text("s3htp:/@?=.\n x", max_size=14) | st.sampled_from([*REFUSED, *FINE]), max_size=4))
-def test_the_columns_check_agrees_with_that_of_single_uris(uris: list[str]) -> None:
+@given(
+    st.lists(st.text("s3htp:/@?=.\n x", max_size=14) | st.sampled_from([*REFUSED, *FINE]), max_size=4),
+    st.sampled_from([SCHEMES, ("s3",)]),
+    st.sampled_from(["/data", "s3://b/in"]),
+)
+def test_the_columns_check_agrees_with_that_of_single_uris(
+    uris: list[str], schemes: tuple[str, ...], base: str
+) -> None:
+    rows = Reach(schemes, base)
     try:
-        ALLOWED.check(batch(content=uris), "m", 0)
+        rows.check(batch(content=uris), "m", 0)
     except ManifestError:
-        assert any(ALLOWED.refusal(uri) for uri in uris)
+        assert any(rows.refusal(uri) for uri in uris)
     else:
-        assert not any(ALLOWED.refusal(uri) for uri in uris)
+        assert not any(rows.refusal(uri) for uri in uris)
+
+
+@pytest.mark.parametrize("base", ["s3://b/in", "file:///data"])
+def test_a_relative_path_that_would_become_a_chain_beside_a_uri_is_refused(base: str) -> None:
+    with pytest.raises(ManifestError, match=r"row 1: content 'img::1\.jpg' becomes a chain") as caught:
+        Reach(SCHEMES, base).check(batch(content=["img:1.jpg", "img::1.jpg"]), "m", 0)
+    assert "\n" not in str(caught.value)
+    Reach(SCHEMES, base).check(batch(content=["/data/img::1.jpg"]), "m", 0)
 
 
 @pytest.mark.parametrize(

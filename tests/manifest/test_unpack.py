@@ -68,6 +68,19 @@ def test_a_webdataset_becomes_files_with_labels_and_fields(tmp_path: Path) -> No
     assert any("1 images beside others of their sample are left out" in note for note in built.notes)
 
 
+def test_what_is_left_out_of_the_styles_archives_is_noted_too(pictures: Path, tmp_path: Path) -> None:
+    picture = next((pictures / "style").iterdir()).read_bytes()
+    members = [("0.jpg", picture), ("0.json", b'{"width": 3}'), ("0.seg.png", b"mask")]
+    tar(tmp_path / "styles-0000.tar", members)
+    built = build(
+        str(pictures / "content"), str(tmp_path / "styles-0000.tar"), str(tmp_path / "p.parquet"),
+        Pairing(), unpack=str(tmp_path / "files"), observer=Silent(),
+    )  # fmt: skip
+    assert [note.partition(": ")[2][:40] for note in built.notes] == [
+        "1 images beside others of their sample a"
+    ]
+
+
 @pytest.mark.parametrize("name", ["set.tar", "set.tar.gz", "set.tgz"])
 def test_a_tar_of_an_image_folder_keeps_its_tree(tmp_path: Path, name: str) -> None:
     names = [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -22,6 +24,20 @@ def data() -> bytes:
 
 def dumps(metadata: dict[str, str]) -> bytes:
     return checkpoint.dumps(*checkpoint.build("compact"), metadata)
+
+
+def with_entry(data: bytes, **changed: Any) -> bytes:
+    """Change what the header says of one tensor."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["encoder.conv1_1.bias"] |= changed
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def with_tensor(data: bytes, name: str) -> bytes:
+    tensors = {**safetensors.torch.load(data), name: torch.zeros(3)}
+    return safetensors.torch.save(tensors, container.dump_metadata(container.check_model(data)))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -58,13 +74,26 @@ def test_shipped_model_tells_its_licence_and_recipe(data: bytes) -> None:
         (lambda data: data.replace(b'\\"architecture\\"', b'\\"Architecture\\"'), "'' is unknown"),
         (lambda data: safetensors.torch.save({}, {container.METADATA: "[]"}), "not a model of stylize-batch"),
         (lambda data: dumps({"variance": "huge"}), "variance 'huge' is unknown"),
+        (lambda data: dumps(cast("dict[str, str]", {"recipe": 5})), "not a model of stylize-batch"),
+        (lambda data: with_entry(data, data_offsets=[]), "not a safetensors file"),
+        (lambda data: with_entry(data, data_offsets=[0, math.inf]), "not a safetensors file"),
+        (lambda data: with_tensor(data, "encoder.odd"), r"has 'encoder\.odd', which"),
+        (lambda data: with_tensor(data, "decoder.odd"), r"has 'decoder\.odd', which"),
     ],
 )
 def test_damaged_model_files_are_refused_in_one_line(
     data: bytes, damage: Callable[[bytes], bytes], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=message) as caught:
-        checkpoint.loads(damage(data))
+    damaged = damage(data)
+    for read in (checkpoint.loads, *([] if b"decoder." not in damaged else [container.describe])):
+        with pytest.raises(UsageError, match=message) as caught:
+            read(damaged)
+        assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_do_not_lie_where_the_header_says_are_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(UsageError, match="damaged") as caught:
+        checkpoint.loads(with_entry(data, dtype="F32"))
     assert "\n" not in str(caught.value)
 
 

@@ -11,12 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stylize_batch.errors import UsageError
 from stylize_batch.model.device import (
     BATCH_PIXELS,
     PIXEL_FLOATS,
     batch_pixels,
     to_device,
     to_host,
+    usable_device,
     wait_for,
 )
 
@@ -38,6 +40,17 @@ def test_a_card_with_hardly_any_memory_gets_one_small_picture_at_a_time() -> Non
 def test_what_little_else_runs_on_a_card_does_not_change_its_batches(noise: float) -> None:
     free = int(6 * GIB * (1 + noise))
     assert batch_pixels(free, torch.float32) == batch_pixels(6 * GIB, torch.float32)
+
+
+def test_auto_is_a_device_that_can_be_used() -> None:
+    assert usable_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert usable_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_another_device_is_refused_by_its_flag(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^--device {name}"):
+        usable_device(name)
 
 
 def test_on_a_cpu_nothing_is_copied() -> None:

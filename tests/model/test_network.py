@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.adain import adain, statistics
-from stylize_batch.model.architecture import ARCHITECTURES, Architecture, transfer_channels
+from stylize_batch.model.architecture import ARCHITECTURES, Architecture, style_width, transfer_channels
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.network import LOSS_WIDTH, Network, loss_network
 from tests.model.test_vgg import picture
@@ -45,6 +45,13 @@ def test_output_has_exactly_the_contents_size(architecture: Architecture, height
     model = checkpoint.loads(checkpoint.dumps(*checkpoint.build(architecture), {"name": "random"}))
     images, _ = stylize(Network(model), picture(height, width), picture(32, 32).flip(1))
     assert images.shape == (1, 3, height, width)
+
+
+def test_a_style_is_as_wide_as_the_object_store_is_told(default: Checkpoint, other: Checkpoint) -> None:
+    for model in (default, other):
+        width = Network(model).encode_styles(picture(32, 32)).shape[1]
+        assert width <= style_width(model.encoder.architecture)
+        assert model is default or width == style_width(model.encoder.architecture)
 
 
 def test_output_is_clamped_to_the_range_of_images(network: Network) -> None:

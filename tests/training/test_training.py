@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +133,20 @@ def test_a_gradient_that_is_not_finite_ends_the_training_and_spoils_nothing(
     assert state_files(tmp_path) == before
 
 
+def test_a_training_that_ends_with_such_a_gradient_is_saved(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(recipe, str(tmp_path))
+    real = torch.nn.utils.clip_grad_norm_
+
+    def norm(*arguments: Any) -> torch.Tensor:
+        return real(*arguments) * (float("nan") if trainer.iteration == 5 else 1)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", norm)
+    assert trainer.run(lambda step: None)
+    assert Trainer(recipe, str(tmp_path)).iteration == trainer.iterations == 6
+
+
 def test_a_checkpoint_half_written_is_as_if_it_were_not(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,15 +182,18 @@ def test_only_the_last_checkpoint_is_kept(recipe: Recipe, tmp_path: Path) -> Non
         (lambda folder: (folder / "state.json").write_text("{}"), "cannot be read"),
         (lambda folder: next(folder.glob("state-*-weights*")).write_bytes(b"x" * 20), "cannot be read"),
         (lambda folder: next(folder.glob("state-*-average*")).unlink(), "cannot be read"),
+        (lambda folder: (folder / "training.csv").write_text("iteration\nx"), "cannot be read"),
+        (lambda folder: shutil.rmtree(folder) or folder.symlink_to(folder.name), "symbolic links"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line(
     recipe: Recipe, tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
-    train(recipe, tmp_path, stop_after=2)
-    damage(tmp_path)
+    folder = tmp_path / "out"
+    train(recipe, folder, stop_after=2)
+    damage(folder)
     with pytest.raises(UsageError, match=message) as caught:
-        Trainer(recipe, str(tmp_path))
+        Trainer(recipe, str(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -338,6 +357,16 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         ImagePool("", "__")
 
 
+def test_what_cannot_be_listed_or_shown_is_refused_before_training(
+    tmp_path: Path, no_credentials: None
+) -> None:
+    (tmp_path / "shown.jpg").write_text("no image")
+    with pytest.raises(UsageError, match=r"held-out image .*shown\.jpg: Undecodable"):
+        ImagePool(str(tmp_path), "", ["shown.jpg"])
+    with pytest.raises(UsageError, match=r"cannot list s3://bucket/photos: the credentials .* missing"):
+        ImagePool("s3://bucket/photos", "")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -345,6 +374,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         ({"stages": [{"loss": "magic", "iterations": 1}]}, "loss"),
         ({"colour": "blue"}, "colour"),
         ({"seed": -1}, "seed"),
+        ({"min_scale": 0.6, "max_scale": 0.5}, r"max_scale: 0\.5 is less than min_scale, 0\.6$"),
         ({"stages": [{"loss": "style", "iterations": 1, "crop": 36}]}, "crop"),
     ],
 )
@@ -356,6 +386,12 @@ def test_a_wrong_recipe_is_refused_in_one_line(
     with pytest.raises(UsageError, match=message) as caught:
         load_recipe(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(UsageError, match="is not YAML"):
+        load_recipe(str(tmp_path / "recipe.yaml"))
 
 
 def test_every_recipe_of_the_repository_is_valid() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from stylize_batch.engine.placement import Placement
 from stylize_batch.engine.ray_actor import Place, Pulse, Ref, WorkerActor
@@ -53,7 +53,7 @@ class Slot:
     Attributes:
         pool: it is one of.
         in_flight: tasks it has been given, oldest first; it works on the oldest.
-        place: where its process runs, as it said last; None before it has answered.
+        place: where its process runs, as it said last; None before it has answered, and of one never constructed.
         ready: whether it takes work.
         leaving: whether it hands back what it does not finish in time.
         rows: finished in the shard in hand.
@@ -136,6 +136,12 @@ class Slot:
         if self._question is None:
             self._next_question = time.monotonic() + PING_SECONDS
 
+    def _replace(self) -> None:
+        """Have a new actor in place of one that Ray will not restart. Where that was, it could not say."""
+        ray.kill(self._actor)
+        self._actor = self.pool.create()
+        self.place = None
+
     def restart(self) -> list[Task]:
         """Have a new process in place of this one, and return what it had in flight."""
         ray.kill(self._actor, no_restart=False)
@@ -160,6 +166,9 @@ class Slot:
             answer = cast("Place | Pulse", ray.get(question))
         except RayError as error:
             failed_start = self._alive and not self.ready
+            if not self._alive and _not_constructed(error):
+                failed_start = True
+                self._replace()
             self._reset()
             if not failed_start:
                 return None
@@ -236,6 +245,12 @@ class Crew:
         for slot in self.slots:
             slot.end()
         self.slots.clear()
+
+
+def _not_constructed(error: RayError) -> bool:
+    """Whether an actor could not be made: its constructor raised, or the node cannot load the class, in whose place Ray
+    puts one whose methods raise."""
+    return isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed)
 
 
 def reason_of(error: RayError) -> str:

@@ -141,7 +141,8 @@ class Dispatch:
         reason = slot.hear(answered)
         if reason is not None and slot.lost_starts >= MAX_LOST_STARTS:
             reason = f"workers do not start: {reason}"
-            if not self._drop(slot.node, reason):
+            # What was never constructed has no node to drop; while others work, it is tried again.
+            if not (self._drop(slot.node, reason) if slot.node else self._crew.usable_without("")):
                 raise JobFailedError(reason)
 
     def _settle(self, slot: Slot, answered: set[Ref]) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import torch
 
 from stylize_batch.engine.base import Patience, StyleRequest
 from stylize_batch.errors import DeviceError, JobFailedError, SystemicError
+from stylize_batch.model.device import usable_device
 from stylize_batch.settings import Device, ShardReport, WorkerSettings
 from stylize_batch.styles import StyleBank, StyleBatch
 from stylize_batch.worker import Worker
@@ -35,8 +36,13 @@ class InProcessEngine:
         return {}
 
     def start(self, settings: Sequence[WorkerSettings], model: bytes) -> None:
-        """Load the network, on the one device there is."""
+        """Load the network, on the one device there is.
+
+        Raises:
+            UsageError: torch cannot use it.
+        """
         (only,) = settings
+        usable_device(only.device)
         self._worker = Worker(only, model)
 
     def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:

@@ -29,6 +29,11 @@ from stylize_batch.styles import StyleBank, StyleBatch
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
+def object_store_bytes(bank_bytes: int) -> int:
+    """Return the size of an object store that holds the styles as they were encoded, and then the bank of them."""
+    return OBJECT_STORE_BYTES + 2 * bank_bytes
+
+
 class RayEngine:
     """Feeds actors on a cluster, or on a Ray of its own on this machine."""
 
@@ -37,7 +42,7 @@ class RayEngine:
         address: str | None,
         actors: int | Mapping[Device, int] | None,
         gpus_per_actor: float | None,
-        styles: int,
+        bank_bytes: int,
     ) -> None:
         """Connect.
 
@@ -45,7 +50,7 @@ class RayEngine:
             address: of a cluster (`auto`, `host:port`, `ray://…`); None starts Ray here.
             actors: how many, on each device; None chooses one per GPU (or share of one), or one per four cores.
             gpus_per_actor: the share of a GPU that one actor takes; None chooses.
-            styles: distinct styles, for the size of the object store.
+            bank_bytes: of all encoded styles, for the size of the object store.
 
         Raises:
             UsageError: there is no cluster at the address, or one of other versions.
@@ -58,7 +63,7 @@ class RayEngine:
         self._guardian = None
         try:
             if address is None:
-                store = OBJECT_STORE_BYTES + styles * 2 * 8192
+                store = object_store_bytes(bank_bytes)
                 # `local`, because a plain init would join whatever cluster an old address file names.
                 with guarded() as self._guardian:
                     ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
@@ -111,6 +116,7 @@ class RayEngine:
     def run_shards(self, shards: list[int], bank: StyleBank) -> Iterator[ShardReport]:
         """Stylize and commit the shards."""
         reference = ray.put(bank)  # kept alive here; read without a copy by every actor of a node
+        del bank  # of up to gigabytes, one copy is enough
         yield from self._dispatch([ShardTask(shard, reference) for shard in shards])
 
     def rows_in_hand(self) -> int:

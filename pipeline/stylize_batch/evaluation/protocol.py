@@ -11,7 +11,7 @@ import numpy as np
 from stylize_batch.errors import JobFailedError, RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, Array, decode
 from stylize_batch.model import container
-from stylize_batch.storage import absolute, failure, list_files, read_bytes
+from stylize_batch.storage import absolute, list_files, read_bytes
 
 
 class Picture(NamedTuple):
@@ -65,10 +65,7 @@ class Protocol:
             JobFailedError: storage does not answer.
         """
         base = absolute(folder)
-        try:
-            files = list_files(base, SUFFIXES)
-        except Exception as error:
-            raise UsageError(str(failure(error, base))) from None
+        files = list_files(base, SUFFIXES)
         pictures: list[Picture] = []
         for index in np.random.default_rng(self.seed).permutation(len(files)):
             if len(pictures) == count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from stylize_batch.images.decode import Array, decode
 from stylize_batch.images.encode import encode
 from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model import checkpoint
+from stylize_batch.model.device import usable_device
 from stylize_batch.model.network import Network, loss_network
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.progress import Observer
@@ -105,6 +107,7 @@ class Evaluation:
     another model only that model's units are made.
 
     Attributes:
+        device: where the networks run.
         skipped: images that could not be decoded, and why.
         contents: names of the contents compared.
         styles: names of the styles compared.
@@ -117,18 +120,17 @@ class Evaluation:
             UsageError: a model, the device or all images of a folder are unusable, or the output cannot be written.
             JobFailedError: storage does not answer.
         """
-        if device not in ("cpu", "cuda"):
-            raise UsageError(f"--device {device} is unknown; use auto, cpu or cuda")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device cuda: this machine has no usable GPU; use --device cpu")
+        self.device = usable_device(device)
         self.protocol = protocol
         self.root = Root(output)
         loaded = {name: checkpoint.loads(read_model(name)) for name in protocol.models}
-        phi = loss_network(next(iter(loaded.values())))
-        self._phi: Encoder = phi.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        # A copy: `to` would move the model's own encoder, where that is φ.
+        phi = copy.deepcopy(loss_network(next(iter(loaded.values()))))
+        self._phi: Encoder = phi.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._phi_digest = digest(*(value.cpu().numpy() for value in phi.state_dict().values()))
-        self._networks = {name: (model.digest, Network(model, device)) for name, model in loaded.items()}
-        self._device = torch.device(device)
+        self._networks = {
+            name: (model.digest, Network(model, self.device.type)) for name, model in loaded.items()
+        }
         self.skipped: dict[str, str] = {}
         self._contents = protocol.load(protocol.contents, protocol.max_contents, self.skipped)
         self._styles = protocol.load(protocol.styles, protocol.max_styles, self.skipped)
@@ -165,7 +167,7 @@ class Evaluation:
             self.root.clear_temporaries()
 
     def _upload(self, image: Picture) -> tuple[str, str, Tensor]:
-        pixels = torch.from_numpy(np.array(image.pixels))[None].to(self._device)
+        pixels = torch.from_numpy(np.array(image.pixels))[None].to(self.device)
         return image.name, image.digest, pixels.permute(0, 3, 1, 2).float() / 255
 
     def _units(self, methods: Sequence[Method], styles: list[Style]) -> list[_Unit]:
@@ -220,8 +222,8 @@ class Evaluation:
             if iterations is not None and iterations not in (*MARKS, method.steps):
                 yield None
                 continue
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             seconds += time.perf_counter() - started
             scores = measure(self._phi, picture, content, style)
             small = contact_sheet([[to_array(picture[0])]], min(self.protocol.size, CELL), gap=0)
@@ -243,7 +245,7 @@ class Evaluation:
         plots = summary.plots(table)
         title = (
             f"# Evaluation\n\n{len(self.contents)} contents × {len(self.styles)} styles, centre squares of "
-            f"{self.protocol.size}×{self.protocol.size} pixels, on {self._device.type} with torch "
+            f"{self.protocol.size}×{self.protocol.size} pixels, on {self.device.type} with torch "
             f"{torch.__version__.partition('+')[0]}. Lower losses are nearer; seconds are the median of a picture, "
             "without encoding the style.\n"
         )

@@ -113,8 +113,6 @@ def _encode(
     from stylize_batch.engine.in_process import InProcessEngine  # brings torch
 
     engine = InProcessEngine()
-    if device == "cuda" and engine.device != "cuda":
-        raise UsageError("--device cuda: this machine has no usable GPU; use --device cpu")
     settings = WorkerSettings(
         root=root.uri,
         run="",

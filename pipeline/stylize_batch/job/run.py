@@ -7,12 +7,12 @@ import resource
 import time
 import uuid
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stylize_batch import __version__
 from stylize_batch.annotations import write_annotations
@@ -26,7 +26,7 @@ from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
-from stylize_batch.job.styles import EncodedStyles, encode_styles, offers, open_bank
+from stylize_batch.job.styles import encode_styles, offers, open_bank
 from stylize_batch.layout.container import delete_unnamed
 from stylize_batch.manifest.plan import (
     Partition,
@@ -39,11 +39,12 @@ from stylize_batch.manifest.plan import (
 )
 from stylize_batch.manifest.source import Source, fingerprint, locate
 from stylize_batch.model import container
+from stylize_batch.model.architecture import Architecture, style_width
 from stylize_batch.progress import Observer, Silent
 from stylize_batch.results import Totals, finished_shards, listed_shards
 from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import Root
-from stylize_batch.styles import ROW_GROUP, BankFile, bank_key, bank_of, put_part
+from stylize_batch.styles import ROW_GROUP, BankFile, StyleBank, bank_key, bank_of, put_part
 from stylize_batch.weights import read_model
 
 
@@ -116,7 +117,8 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     model = read_model(spec.resolved_model())
     container.check_model(model)
     root = Root(spec.resolved_output(), run=uuid.uuid4().hex[:12])
-    lender = open_bank(spec.styles, container.digest(model), spec.style_size) if spec.styles else None
+    # A list, so that who takes the bank file out is the last to hold it.
+    lent = [open_bank(spec.styles, container.digest(model), spec.style_size)] if spec.styles else []
     manifest, notes = spec.resolved_manifest(), []
     if spec.content:
         _examine(root)
@@ -128,7 +130,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     with ExitStack() as held:
         record = _planned(spec, source, root, container.digest(model), held)
         try:
-            summary = _work(spec, source, root, record, model, lender, observer, started)
+            summary = _work(spec, source, root, record, model, lent, observer, started)
             summary.notes = notes
             record.state = "finished"
             if (
@@ -163,7 +165,7 @@ def _work(
     root: Root,
     record: RunRecord,
     model: bytes,
-    lender: BankFile | None,
+    lent: list[BankFile],
     observer: Observer,
     started: float,
 ) -> RunSummary:
@@ -190,16 +192,18 @@ def _work(
     _check_failures(totals, limit)
     if pending:
         styles = read_styles(root)
-        with _engine(spec, len(styles)) as engine:
+        with _engine(spec, len(styles) * 4 * _style_width(model)) as engine:
             devices = spec.devices or [engine.device]
             engine.start([_worker_settings(spec, source, root, record, device) for device in devices], model)
             record.save(root)
-            found = _encode_styles(engine, root, source, styles, record, spec, lender, observer)
-            style_counts = found.counts()
-            stages.update(found.seconds)
-            bank = bank_of(found.vectors.values(), found.failures)
+            bank, style_counts, style_seconds = _encode_styles(
+                engine, root, source, styles, record, spec, lent, observer
+            )
+            stages.update(style_seconds)
             observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
-            for report in engine.run_shards(largest_first(root, pending), bank):
+            reports = engine.run_shards(largest_first(root, pending), bank)
+            del bank  # the engine has it
+            for report in reports:
                 totals.add(report.totals)
                 stages.update(report.seconds)
                 peak_worker = max(peak_worker, report.peak_memory)
@@ -382,22 +386,24 @@ def _chroma(spec: JobSpec) -> str | None:
     return "4:4:4" if spec.quality >= FULL_CHROMA_QUALITY else "4:2:0"
 
 
+def _style_width(model: bytes) -> int:
+    return style_width(cast("Architecture", container.check_model(model)["architecture"]))
+
+
 def _model_name(spec: JobSpec) -> str:
     return spec.model.rsplit("/", 1)[-1].removesuffix(".safetensors")
 
 
 @contextmanager
-def _engine(spec: JobSpec, styles: int) -> Generator[Engine]:
+def _engine(spec: JobSpec, bank_bytes: int) -> Generator[Engine]:
     if spec.in_process:
         from stylize_batch.engine.in_process import InProcessEngine
 
         engine: Engine = InProcessEngine()
-        if spec.device == "cuda" and engine.device != "cuda":
-            raise UsageError("--device cuda: this machine has no usable GPU; use --device cpu")
     else:
         from stylize_batch.engine.on_ray import RayEngine
 
-        engine = RayEngine(spec.address, spec.actors, spec.gpus_per_actor, styles)
+        engine = RayEngine(spec.address, spec.actors, spec.gpus_per_actor, bank_bytes)
     try:
         yield engine
     finally:
@@ -411,16 +417,19 @@ def _encode_styles(
     uris: list[str],
     record: RunRecord,
     spec: JobSpec,
-    lender: BankFile | None,
+    lent: list[BankFile],
     observer: Observer,
-) -> EncodedStyles:
-    """Encode the styles that nobody has. What a bank file lent is committed, too."""
+) -> tuple[StyleBank, dict[str, int], Mapping[str, float]]:
+    """Encode the styles that nobody has; return all of them in one piece, their numbers, and seconds by stage.
+
+    What a bank file lent is committed, too.
+    """
     key = bank_key(record.model_digest, spec.style_size)
-    offered = offers(lender, uris, source.base) if lender else {}
+    offered = offers(lent.pop(), uris, source.base) if lent else {}
     found = encode_styles(engine, root, uris, key, observer, offered)
     for start in range(0, len(found.taken), ROW_GROUP):
         put_part(root, found.taken[start : start + ROW_GROUP], key)
-    return found
+    return bank_of(found.vectors.values(), found.failures), found.counts(), found.seconds
 
 
 def _check_failures(totals: Totals, limit: int) -> None:

@@ -214,11 +214,13 @@ def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
     Raises:
         UsageError: a setting is unknown or out of range, or the file cannot be read.
     """
-    merged = {**(_read_job_file(job_file) if job_file else {}), **settings}
-    if "content" in settings and "manifest" not in settings:
-        merged.pop("manifest", None)  # the job file's
+    of_file = _read_job_file(job_file) if job_file else {}
+    # Where the pairs come from is said in one of two ways; the one given directly takes the place of the file's.
+    if "manifest" in settings or "content" in settings:
+        for name in ("content", "style", "build") if "manifest" in settings else ("manifest",):
+            of_file.pop(name, None)
     try:
-        return JobSpec.model_validate(merged)
+        return JobSpec.model_validate({**of_file, **settings})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -170,7 +170,7 @@ def build(
         used=int(rows.used.sum()),
         splits=dict(splits),
         labels=len({group.label for group in rows.groups} - {None}),
-        notes=contents.notes,
+        notes=listed.notes + contents.notes,
         problems=listed.problems + contents.problems,
     )
 

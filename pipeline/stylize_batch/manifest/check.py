@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from stylize_batch.errors import RowError
+from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import decode
 from stylize_batch.manifest.naming import hashes
 from stylize_batch.manifest.plan import Partition, check_and_partition, temporary_folder
@@ -84,6 +84,7 @@ def check(manifest: str, sample: int | None, observer: Observer) -> CheckReport:
 
     Raises:
         ManifestError: `run` would refuse the manifest, for the same reason.
+        UsageError: storage refuses the credentials.
     """
     source = locate(manifest, f"{absolute(manifest)}-stylized")
     observer.phase("Checking rows", None, 0, lambda: 0)
@@ -158,6 +159,8 @@ def _decoded(images: Iterable[str], base: str, min_side: int) -> Iterator[RowErr
             data = read_bytes(uri)
         except RowError as error:
             return error
+        except SystemicError as error:
+            raise UsageError(str(error)) from None
         try:
             decode(data, min_side=min_side)
         except RowError as error:

@@ -197,7 +197,7 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
                 f"{source} holds images in archives; extract them first: stylize-batch manifest build … --unpack DIR"
             )
         found = unpack(uris, base, unpacked, role, observer)
-        tables = (_with_free_names(table, source, found.notes) for table in found.tables())
+        tables = (_with_free_names(table, source, role, found.notes) for table in found.tables())
         return _Source(tables, int(len(uris) > 1), found.notes, found.problems)
     if _are(uris, LISTS):
         notes: list[str] = []
@@ -293,7 +293,7 @@ def _lists(uris: list[str], role: str, root: str | None, notes: list[str]) -> It
             for column in table.column_names:
                 if column != name:
                     items = items.append_column(column, table[column])
-            items = _with_free_names(items, uri, notes)
+            items = _with_free_names(items, uri, role, notes)
             if schema is not None and not items.schema.equals(schema):
                 raise UsageError(f"{uri} has other columns or types than {uris[0]}; all must be alike")
             schema = items.schema
@@ -336,14 +336,14 @@ def _path_column(schema: pa.Schema, role: str, uri: str) -> str:
     )
 
 
-def _with_free_names(items: pa.Table, where: str, notes: list[str]) -> pa.Table:
-    """Rename the carried columns whose names a manifest or its results need."""
+def _with_free_names(items: pa.Table, where: str, role: str, notes: list[str]) -> pa.Table:
+    """Rename the columns whose names a manifest or its results need; those of contents are carried, and noted."""
     names = items.column_names
     for place, name in enumerate(names[2:], 2):
         if name in RESERVED or name.startswith("stylize_batch."):
             names[place] = f"source_{name}"
             note = f"{where}: column '{name}' is carried as 'source_{name}', since the name is taken"
-            if note not in notes:
+            if role == "content" and note not in notes:
                 notes.append(note)
     return items.rename_columns(names)
 

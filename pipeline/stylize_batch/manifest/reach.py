@@ -42,7 +42,7 @@ class Reach(NamedTuple):
 
     Attributes:
         schemes: allowed in URIs.
-        base: folder that relative paths start from; those stay below what the manifest itself was read from.
+        base: folder that relative paths start from; `../` may lead out of it, within the same storage.
     """
 
     schemes: tuple[str, ...]
@@ -52,6 +52,8 @@ class Reach(NamedTuple):
         """Return why a row's path or URI is refused; None if it is not."""
         if not is_uri(uri):
             relative = is_uri(self.base) and not uri.startswith("/")
+            if relative and "::" in uri:
+                return f"becomes a chain of file systems beside {self.base}, which rows may not use; rename the file"
             return None if relative or "file" in self.schemes else self._not_allowed("plain paths")
         if "::" in uri:
             return "is a chain of file systems, which rows may not use"
@@ -86,11 +88,11 @@ class Reach(NamedTuple):
         while not (pa.types.is_null(column.type) or _is_text(column.type)):
             column = column.dictionary if pa.types.is_dictionary(column.type) else pc.list_flatten(column)
         column = column.cast(pa.string())
-        plain = pc.invert(pc.match_substring(column, "://"))
+        rooted = pc.starts_with(column, "/") if is_uri(self.base) else pa.scalar(True)
+        local = pc.and_(rooted, pa.scalar("file" in self.schemes))
+        beside = pc.invert(pc.or_(rooted, pc.match_substring(column, "::")))
+        plain = pc.and_(pc.invert(pc.match_substring(column, "://")), pc.or_(local, beside))
         schemes = "|".join(map(re.escape, self.schemes))
-        if "file" not in self.schemes:
-            plain = pc.and_(plain, pa.scalar(is_uri(self.base)))
-            plain = pc.and_(plain, pc.invert(pc.starts_with(column, "/")))
         uris = column.filter(pc.invert(plain))
         fine = pc.and_(
             pc.match_substring_regex(uris, f"^({schemes})://"),

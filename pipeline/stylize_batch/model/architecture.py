@@ -120,6 +120,11 @@ def transfer_strides(architecture: Architecture) -> tuple[int, ...]:
     return (2, 4, 8) if architecture == "compact" else (8,)
 
 
+def style_width(architecture: Architecture) -> int:
+    """Return the floats of an encoded style, at most: μ and σ of φ's taps and of the feature maps AdaIN works on."""
+    return 2 * (sum(CHANNELS) + sum(transfer_channels(architecture)))
+
+
 def decoder_halo(architecture: Architecture) -> int:
     """Return the pixels around a tile beyond which its decoded picture depends on no features."""
     return 72 if architecture == "compact" else 32

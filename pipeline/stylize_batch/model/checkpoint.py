@@ -62,7 +62,7 @@ def loads(data: bytes) -> Checkpoint:
     """
     metadata = container.check_model(data)
     encoder, decoder = build(cast("Architecture", metadata["architecture"]))
-    tensors = safetensors.torch.load(data)
+    tensors = _tensors(data)
     for part, network in (("encoder", encoder), ("decoder", decoder)):
         network.load_state_dict(_part(tensors, part))
         network.requires_grad_(False).eval()
@@ -79,8 +79,15 @@ def load_encoder(data: bytes) -> Encoder:
     if architecture == "compact":
         raise UsageError("a compact model's encoder knows its own decoder only; name a VGG's")
     encoder = Encoder(cast("VggArchitecture", architecture))
-    encoder.load_state_dict(_part(safetensors.torch.load(data), "encoder"))
+    encoder.load_state_dict(_part(_tensors(data), "encoder"))
     return encoder.requires_grad_(False).eval()
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"the model file is damaged: {error}") from None
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -54,10 +54,10 @@ def read_header(data: bytes) -> dict[str, Any]:
     try:
         length = int.from_bytes(data[:8], "little")
         header = cast("dict[str, Any]", json.loads(data[8 : 8 + length]))
-        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, AttributeError, KeyError, TypeError):
+        spans = [_span(entry) for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError):
         raise UsageError("the model is not a safetensors file; `stylize-batch train` makes one") from None
-    if 8 + length + max(ends, default=0) != len(data):
+    if 8 + length + max((end for _, end in spans), default=0) != len(data):
         raise UsageError("the model file is cut short; copy it again")
     return header
 
@@ -91,10 +91,13 @@ def check_encoder(data: bytes) -> dict[str, str]:
     """
     header = read_header(data)
     try:
-        metadata = cast("dict[str, str]", json.loads(header["__metadata__"][METADATA]))
+        metadata = cast("dict[str, Any]", json.loads(header["__metadata__"][METADATA]))
         architecture = metadata.get("architecture", "")
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise UsageError("the safetensors file is not a model of stylize-batch") from None
+        sound = all(isinstance(value, str) for value in metadata.values())
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
+        sound, metadata, architecture = False, {}, ""
+    if not sound:
+        raise UsageError("the safetensors file is not a model of stylize-batch")
     if architecture not in ARCHITECTURES:
         raise UsageError(
             f"the model's architecture {architecture!r} is unknown; known: {', '.join(ARCHITECTURES)}"
@@ -109,22 +112,35 @@ def describe(data: bytes) -> dict[str, Any]:
     """Return what a model file says about itself, its digest, and the size of its parts.
 
     Raises:
-        UsageError: as `check_encoder`.
+        UsageError: as `check_encoder`, and as `check_model` if it has a decoder.
     """
-    found: dict[str, Any] = dict(check_encoder(data))
+    header = read_header(data)
+    has_decoder = any(name.startswith("decoder.") for name in header)
+    found: dict[str, Any] = dict(check_model(data) if has_decoder else check_encoder(data))
     for key, value in found.items():
-        with suppress(ValueError):  # most are plain words; recipes and numbers are not
+        with suppress(ValueError, RecursionError):  # most are plain words; recipes and numbers are not
             found[key] = json.loads(value)
     found |= {"digest": digest(data), "bytes": len(data)}
-    header = read_header(data)
     for part in ("encoder", "decoder"):
         entries = [entry for name, entry in header.items() if name.startswith(f"{part}.")]
         found[f"{part}_parameters"] = sum(math.prod(entry["shape"]) for entry in entries)
-        found[f"{part}_bytes"] = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries)
+        found[f"{part}_bytes"] = sum(end - start for start, end in map(_span, entries))
     return found
 
 
+def _span(entry: dict[str, Any]) -> tuple[int, int]:
+    """Return where a tensor's bytes begin and end."""
+    start, end = entry["data_offsets"]
+    return int(start), int(end)
+
+
 def _check_part(header: dict[str, Any], part: str, convolutions: Sequence[Convolution]) -> None:
+    known = {f"{part}.{conv.name}.{kind}" for conv in convolutions for kind in ("weight", "bias")}
+    for name in header:
+        if name.startswith(f"{part}.") and name not in known:
+            raise UsageError(
+                f"the model file has {name[:80]!r}, which no model of its architecture has; it is damaged"
+            )
     for conv in convolutions:
         for kind, shape in (("weight", conv.weight_shape), ("bias", [conv.channels_out])):
             name = f"{part}.{conv.name}.{kind}"

@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from stylize_batch.errors import DeviceError
+from stylize_batch.errors import DeviceError, UsageError
 
 BATCH_PIXELS = 32 * 256 * 256
 """Pixels of an automatic batch on a GPU that has the memory: more would fill no card better."""
@@ -29,6 +29,23 @@ def check_device(device: str) -> None:
         raise DeviceError(
             f"torch {torch.__version__} finds no CUDA here; install its CUDA build and the driver, or use --device cpu"
         )
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device that a user names; `auto` is a GPU where there is one.
+
+    Raises:
+        UsageError: the name is unknown, or torch cannot use it here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name} is unknown; use auto, cpu or cuda")
+    try:
+        check_device(name)
+    except DeviceError as error:
+        raise UsageError(f"--device {name}: {error}") from None
+    return torch.device(name)
 
 
 def batch_pixels(free: int, dtype: torch.dtype) -> int:

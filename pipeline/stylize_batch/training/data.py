@@ -36,7 +36,7 @@ class ImagePool:
         """List every image below a folder or URI; held-out ones are decoded, the others when they are drawn.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is none, the folder cannot be listed, or a held-out one cannot be decoded.
         """
         if not folder:
             raise UsageError("name the training images: --contents and --styles, or in the recipe")
@@ -47,7 +47,10 @@ class ImagePool:
         for uri in list_files(folder, SUFFIXES):
             name = uri.rsplit("/", 1)[-1]
             if name in holdout:
-                self.held_out[name] = _load(uri)
+                try:
+                    self.held_out[name] = _load(uri)
+                except (RowError, SystemicError) as error:
+                    raise UsageError(f"held-out image {uri}: {error}") from None
                 continue
             groups[_group(uri, separator)].append(uri)
         self._folder = folder

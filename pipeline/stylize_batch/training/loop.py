@@ -23,6 +23,7 @@ from stylize_batch.images.plot import line_plot
 from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model import checkpoint
 from stylize_batch.model.compact import CompactEncoder
+from stylize_batch.model.device import usable_device
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
 from stylize_batch.training import log, state
@@ -61,14 +62,14 @@ class Trainer:
         Args:
             recipe: what to do.
             output: folder or URI for the model, the checkpoint, the log and the samples.
-            device: `cpu` or `cuda`.
+            device: `auto`, `cpu` or `cuda`.
             network: makes a network to train in place of the architecture's own, given φ.
 
         Raises:
             UsageError: images or encoder are missing, or the folder belongs to another recipe.
         """
         self.recipe = recipe
-        self.device = _device(device)
+        self.device = usable_device(device)
         self.root = Root(output)
         self._autocast = recipe.precision == "bf16" and _computes_bf16(self.device)
         phi = _load_encoder(recipe)
@@ -91,7 +92,13 @@ class Trainer:
         self.iteration = self._updates = self._bad_steps = 0
         self.seconds = 0.0
         self._rows: list[Step] = []
-        self._resume()
+        try:
+            self._resume()
+        except state.DAMAGED as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"the checkpoint in {self.root.uri} cannot be read ({reason}); copy it again or start another --output"
+            ) from None
         self.contents = ImagePool(recipe.contents, recipe.group_separator, recipe.holdout)
         self.styles = ImagePool(recipe.styles, recipe.group_separator, recipe.holdout)
         try:
@@ -139,7 +146,7 @@ class Trainer:
                         raise KeyboardInterrupt
         finally:
             batches.close()
-            if not self._bad_steps:
+            if self._bad_steps < MAX_BAD_STEPS:  # such a step is not applied: the weights are sound
                 self.save()
         return self.iteration == self.iterations
 
@@ -348,15 +355,6 @@ def _new_network(recipe: Recipe, phi: Encoder) -> Transfer:
         encoder.load_state_dict(start.encoder.state_dict())
         decoder.load_state_dict(start.decoder.state_dict())
     return Transfer(encoder if isinstance(encoder, CompactEncoder) else phi, decoder)
-
-
-def _device(name: str) -> torch.device:
-    """Raise UsageError for a device that is not here."""
-    if name not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name} is unknown; use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine has no usable GPU; use --device cpu")
-    return torch.device(name)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from stylize_batch.errors import UsageError
 from stylize_batch.model.architecture import Architecture
@@ -70,6 +70,13 @@ class Recipe(BaseModel):
     checkpoint_minutes: float = Field(5.0, gt=0)
     sample_every: int = Field(500, gt=0, description="iterations between two sample grids")
 
+    @field_validator("max_scale")
+    @classmethod
+    def _not_below_min_scale(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("min_scale", 0):
+            raise ValueError(f"{value} is less than min_scale, {info.data['min_scale']}")
+        return value
+
 
 def load_recipe(path: str, **given: str) -> Recipe:
     """Read a recipe; settings given beside it win.
@@ -82,9 +89,9 @@ def load_recipe(path: str, **given: str) -> Recipe:
         return Recipe.model_validate({**settings, **given} if isinstance(settings, dict) else settings)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the recipe"
-        raise UsageError(f"recipe {path}: {where}: {first['msg']}") from None
+        raise UsageError(f"recipe {path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -8,13 +8,17 @@ from typing import NamedTuple
 import safetensors.torch
 from torch import Tensor
 
-from stylize_batch.errors import UsageError
 from stylize_batch.storage import Root
 
 INDEX = "state.json"
 """Names the current checkpoint; it is put last, so that a kill never leaves half a checkpoint."""
 
 PREFIX = "state-"
+
+DAMAGED = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError,
+)  # fmt: skip
+"""What reading a checkpoint, and the log beside it, raises if they are not what was written."""
 
 Parts = dict[str, dict[str, Tensor]]
 """Tensors by parameter name, by part: `weights`, `average`, `exp_avg`, `exp_avg_sq`; each part is one file."""
@@ -54,18 +58,10 @@ def load(root: Root) -> tuple[Position, Parts] | None:
     """Read the current checkpoint, if there is one.
 
     Raises:
-        UsageError: it is damaged or incomplete.
+        Exception: one of `DAMAGED`: it is incomplete, or storage does not answer.
     """
     if not root.exists(INDEX):
         return None
-    try:
-        index = json.loads(root.read(INDEX))
-        files: dict[str, str] = index.pop("files")
-        return Position(**index), {
-            part: safetensors.torch.load(root.read(name)) for part, name in files.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"the checkpoint in {root.uri} cannot be read ({reason}); copy it again or start another --output"
-        ) from None
+    index = json.loads(root.read(INDEX))
+    files: dict[str, str] = index.pop("files")
+    return Position(**index), {part: safetensors.torch.load(root.read(name)) for part, name in files.items()}
