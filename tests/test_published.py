@@ -12,10 +12,11 @@ import safetensors.torch
 import torch
 import yaml
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import SystemicError, UsageError
 from stylize_batch.model import checkpoint, importing
 from stylize_batch.model.importing import File
 from stylize_batch.published import import_model
+from stylize_batch.storage import read_bytes
 from tests.conftest import Cli, MakeManifest, Row, read_results
 from tests.model.test_importing import published, saved, torchvision_state
 
@@ -89,6 +90,23 @@ def test_an_encoder_is_normalised_on_a_folder_of_photographs(
     means = found(torch.rand(1, 3, 64, 64)).mean(), before(torch.rand(1, 3, 64, 64)).mean()
     assert 0.1 < means[0] < 10
     assert not 0.1 < means[1] < 10
+
+
+def test_credentials_that_expire_among_the_photographs_are_told_in_one_line(
+    files: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(uri: str) -> bytes:
+        if uri.endswith(".pth"):
+            return read_bytes(uri)
+        raise SystemicError(f"the credentials for {uri} are refused or missing")
+
+    monkeypatch.setattr("stylize_batch.published.read_bytes", read)
+    photos = str(pictures / "content")
+    with pytest.raises(UsageError, match=f"^the credentials for {photos}"):
+        import_model(
+            str(files / "vgg19.pth"), None, str(tmp_path / "e.safetensors"),
+            input="imagenet", normalise=photos, skipped=fail,
+        )  # fmt: skip
 
 
 @pytest.fixture
