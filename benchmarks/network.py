@@ -128,7 +128,7 @@ class Stage:
             _, losses = self.network.stylize(
                 features.select((part // len(styles)).to(self.device)), styles[part % len(styles)],
                 torch.ones(len(part)),
-                finish=lambda images: to_host((images.float() * 255).round().byte(), images.isfinite())[0],
+                finish=to_pixels,
             )  # fmt: skip
             if losses is not None:
                 torch.stack(losses, 1).tolist()
@@ -191,6 +191,12 @@ def convolutions(network: nn.Module, *given: Tensor) -> list[Conv]:
     features = getattr(network, "features", network)
     features(*given)
     return found
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Return pictures as bytes on the CPU, after a look for NaN: what the worker does with them."""
+    pixels, _ = to_host((images.float() * 255).round().byte(), ~images.isnan().flatten(1).any(1))
+    return pixels
 
 
 def random_pictures(count: int, shape: Shape) -> Tensor:
