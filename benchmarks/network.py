@@ -24,7 +24,7 @@ from stylize_batch.lanes import Lanes
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.convolution import quicken
-from stylize_batch.model.device import BATCH_PIXELS, to_host, use_own_stream
+from stylize_batch.model.device import BATCH_PIXELS, keep_freed_memory, to_host, use_own_stream
 from stylize_batch.model.network import DTYPES, Network, loss_network
 from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.worker import GPU_LANES
@@ -325,6 +325,9 @@ def main() -> None:
         "--all-cores", action="store_true", help="one picture at a time, on all cores of a CPU"
     )
     parser.add_argument(
+        "--give-memory-back", action="store_true", help="on a CPU, feature maps' memory, as without a worker"
+    )
+    parser.add_argument(
         "--precision", choices=tuple(DTYPES), help="as in a run by default: fp32, on a GPU fp16"
     )
     parser.add_argument(
@@ -335,6 +338,8 @@ def main() -> None:
     sizes = ["64"] if given.quick else given.sizes
     passes = 1 if given.quick else PASSES
     precision = given.precision or ("fp16" if given.device == "cuda" else "fp32")
+    if given.device == "cpu" and not given.give_memory_back:
+        keep_freed_memory()
     stage = Stage(given.model, given.device, precision, all_cores=given.all_cores)
     with (
         Page(f"The network alone: {given.model}", given, device=given.device) as page,
