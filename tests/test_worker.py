@@ -185,6 +185,32 @@ def test_neither_cores_nor_shards_change_a_pixel(
     assert made[0] == made[1] == made[2]
 
 
+def test_the_last_content_of_a_shard_keeps_all_lanes_at_work(
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [{"content": content, "style": [style]} for content in contents[:3] for style in styles[:4]]
+    units: list[int] = []
+    real = Worker._stylize_unit  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: Worker, bucket: Any, encoded: Any, batches: Any) -> Any:
+        units.append(len(batches))
+        return real(self, bucket, encoded, batches)
+
+    monkeypatch.setattr(Worker, "_stylize_unit", counted)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        summary, _ = run(make_manifest(rows), tmp_path / "out", shard_pairs=100)
+    finally:
+        torch.set_num_threads(before)
+    assert summary.ok == 12
+    assert sorted(units) == [2, 2, 4, 4]  # both lanes have a content each, and then halves of one
+
+
 @pytest.mark.parametrize("crop", [40, None], ids=["one size", "mixed sizes"])
 def test_batches_make_the_pictures_that_single_pairs_make(
     make_manifest: MakeManifest,

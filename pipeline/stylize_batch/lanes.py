@@ -46,6 +46,11 @@ class Lanes:
         self._closed = False
 
     @property
+    def count(self) -> int:
+        """How many there are."""
+        return self._cores
+
+    @property
     def ahead(self) -> int:
         """Units handed in, and not taken back, that keep all lanes at work."""
         return self._cores + 1

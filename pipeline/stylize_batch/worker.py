@@ -375,11 +375,12 @@ class Worker:
         buckets: dict[tuple[int, ...], list[Prepared]] = {}
         pending: deque[Future[list[Made]]] = deque()
 
-        def stylize(bucket: list[Prepared]) -> Iterator[Made]:
+        def stylize(bucket: list[Prepared], left: int) -> Iterator[Made]:
             shape = bucket[0].image.shape
             # Of pictures that fill the memory there may be only one.
             ahead = 0 if self._large(shape) else lanes.ahead
-            for unit in self._units(bucket):
+            # The last contents are shared out, or lanes would have nothing to do.
+            for unit in self._units(bucket, parts=-(-lanes.count // max(1, left))):
                 pending.append(lanes.submit(shape[0] * shape[1] * self._batch_size(shape), unit))
                 while len(pending) > ahead:
                     yield from pending.popleft().result()
@@ -393,7 +394,8 @@ class Worker:
             for style in pair.styles
         ]
         images = StyleImages(order, lambda uri: self._fetchers.submit(self._load_style_image, uri))
-        for content, loaded in self._loader.load_ahead(contents):
+        for index, (content, loaded) in enumerate(self._loader.load_ahead(contents)):
+            left = len(contents) - index
             jobs: list[Job] = []
             for pair in content.pairs:
                 if pair.preserve_color:
@@ -416,12 +418,12 @@ class Worker:
             bucket = buckets.setdefault(shape, [])
             bucket.append(Prepared(loaded.image, jobs))
             if sum(len(each.jobs) for each in bucket) >= self._batch_size(shape):
-                yield from stylize(buckets.pop(shape))
+                yield from stylize(buckets.pop(shape), left)
             elif _pixels(buckets) >= WINDOW_BATCHES * max(self._batch_pixels, shape[0] * shape[1]):
                 oldest = next(iter(buckets))
-                yield from stylize(buckets.pop(oldest))
-        for bucket in buckets.values():
-            yield from stylize(bucket)
+                yield from stylize(buckets.pop(oldest), left)
+        for left, bucket in zip(range(len(buckets), 0, -1), buckets.values(), strict=True):
+            yield from stylize(bucket, left)
         while pending:
             yield from pending.popleft().result()
 
@@ -456,8 +458,9 @@ class Worker:
             return self._settings.batch_size
         return max(1, self._batch_pixels // (shape[0] * shape[1]))
 
-    def _units(self, bucket: list[Prepared]) -> Iterator[Callable[[], Iterator[Made]]]:
-        """Yield the work on same-sized contents in units: some batches of pairs each; each content is encoded once."""
+    def _units(self, bucket: list[Prepared], parts: int) -> Iterator[Callable[[], Iterator[Made]]]:
+        """Yield the work on same-sized contents in units, in so many parts at least where there are enough batches: some
+        batches of pairs each; each content is encoded once."""
         batch_size = self._batch_size(bucket[0].image.shape)
         jobs = [(index, job) for index, prepared in enumerate(bucket) for job in prepared.jobs]
         batches: list[Batch] = []
@@ -466,7 +469,8 @@ class Worker:
             batches.extend(alike[start : start + batch_size] for start in range(0, len(alike), batch_size))
         encoded = _once(lambda: self._encode_contents(bucket))
         # Pictures that fill the memory: one at a time.
-        count = 1 if self._large(bucket[0].image.shape) else max(1, UNIT_PAIRS // batch_size)
+        large = self._large(bucket[0].image.shape)
+        count = 1 if large else min(max(1, UNIT_PAIRS // batch_size), -(-len(batches) // parts))
         for start in range(0, len(batches), count):
             yield functools.partial(self._stylize_unit, bucket, encoded, batches[start : start + count])
 

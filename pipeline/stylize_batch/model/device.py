@@ -17,7 +17,7 @@ BATCH_PIXELS = 32 * 256 * 256
 """Pixels of an automatic batch on a GPU that has the memory: more would fill no card better."""
 
 PIXEL_FLOATS = 1024
-"""Numbers that the network holds for a pixel at its worst, and as many for what the libraries need beside it."""
+"""Numbers of memory for a pixel of a batch: a quarter is what the network holds, the rest for libraries' workspaces."""
 
 MALLOC_OPTIONS = {-1: 2**31 - 1, -4: 0, -8: 1}
 """glibc's `M_TRIM_THRESHOLD`, `M_MMAP_MAX` and `M_ARENA_MAX` (malloc.h): one heap for all threads, not given back."""
