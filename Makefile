@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/stylize-batch run manifests/sample.parquet
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: $(VENV)/installed
 	tests/browser/install.sh

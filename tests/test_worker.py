@@ -520,23 +520,18 @@ def test_a_storage_that_answers_for_no_row_fails_none(
     assert summary.ok == 3
 
 
-def test_single_images_that_storage_never_gives_fail_their_rows_however_few_are_asked_for(
+def test_images_that_storage_never_gives_fail_their_rows_also_when_these_are_tried_again_alone(
     make_manifest: MakeManifest,
     contents: list[str],
     styles: list[str],
     tmp_path: Path,
     silent: Callable[..., None],
 ) -> None:
-    # A shard of one content; a request of one style; the failed rows of a shard alone, tried again.
     silent(contents[0], contents[1])
-    alone = make_manifest([{"content": contents[0], "style": [style]} for style in styles[:2]], "a.parquet")
-    assert run(alone, tmp_path / "alone")[0].kinds == {"StorageError": 2}
     manifest = make_manifest([{"content": content, "style": styles[:1]} for content in contents])
     for again in (False, True):
         summary, _ = run(manifest, tmp_path / "out", shard_pairs=100, retry_failed=again)
         assert (summary.ok, summary.kinds) == (4, {"StorageError": 2})
-    silent(styles[0])
-    assert run(manifest, tmp_path / "style", shard_pairs=100)[0].kinds == {"StorageError": 6}
 
 
 @pytest.fixture

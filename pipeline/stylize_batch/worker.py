@@ -120,13 +120,12 @@ Made = tuple[Pair, "Outcome | Picture"]
 class Silence:
     """Tells storage that does not answer at all, which is no row's fault, from single images that it never gives.
 
-    It is silent when every one of a task's attempts failed for want of an answer, over at least two images. A piece of
-    a task tells nothing, and neither do the rows of a shard that are tried again: for the others it did answer.
+    It is silent when every one of a task's attempts failed for want of an answer. A piece of a task tells nothing, and
+    neither do the rows of a shard that are tried again: for the others it did answer.
     """
 
     def __init__(self, attempts: int) -> None:
         self._left = attempts
-        self._messages: set[str] = set()
 
     def add(self, failure: RowError) -> None:
         """Count a failed attempt.
@@ -134,11 +133,8 @@ class Silence:
         Raises:
             SystemicError: it was the last, and there was an answer for none.
         """
-        if not failure.transient:
-            return
-        self._left -= 1
-        self._messages.add(failure.message)  # which names the image
-        if not self._left and len(self._messages) > 1:
+        self._left -= failure.transient
+        if not self._left:
             raise SystemicError(f"storage does not answer: {failure.message}")
 
 

@@ -129,6 +129,8 @@ class RayEngine:
 
     def close(self) -> None:
         """Leave the cluster, or stop the Ray that was started here; actors end with their driver."""
+        # A reference that outlives its Ray would take the object of the same number from the next one.
+        self._model = self._crew = None
         ray.shutdown()
         if self._guardian is not None:
             release(self._guardian)

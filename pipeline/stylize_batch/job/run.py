@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import time
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Generator, Mapping
@@ -406,6 +407,9 @@ def _engine(spec: JobSpec, bank_bytes: int) -> Generator[Engine]:
         engine = RayEngine(spec.address, spec.actors, spec.gpus_per_actor, bank_bytes)
     try:
         yield engine
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # whoever keeps the error would keep the engine's inside
+        raise
     finally:
         engine.close()
 

@@ -135,14 +135,14 @@ def _span(entry: dict[str, Any]) -> tuple[int, int]:
 
 
 def _check_part(header: dict[str, Any], part: str, convolutions: Sequence[Convolution]) -> None:
+    for conv in convolutions:
+        for kind, shape in (("weight", conv.weight_shape), ("bias", [conv.channels_out])):
+            name = f"{part}.{conv.name}.{kind}"
+            if header.get(name, {}).get("shape") != shape:
+                raise UsageError(f"the model file has no fitting {name}; it is damaged")
     known = {f"{part}.{conv.name}.{kind}" for conv in convolutions for kind in ("weight", "bias")}
     for name in header:
         if name.startswith(f"{part}.") and name not in known:
             raise UsageError(
                 f"the model file has {name[:80]!r}, which no model of its architecture has; it is damaged"
             )
-    for conv in convolutions:
-        for kind, shape in (("weight", conv.weight_shape), ("bias", [conv.channels_out])):
-            name = f"{part}.{conv.name}.{kind}"
-            if header.get(name, {}).get("shape") != shape:
-                raise UsageError(f"the model file has no fitting {name}; it is damaged")
