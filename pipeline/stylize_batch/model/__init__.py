@@ -2,6 +2,6 @@
 
 import os
 
-# Every layer makes a feature map of tens of megabytes, and the system clears its memory page by page: huge pages make
-# that a quarter of the time of large pictures on a CPU less. Torch asks at its first allocation.
+# Every layer makes a feature map of tens of megabytes, and the system clears its memory page by page: fewer and larger
+# ones take less time (docs/performance.md). Torch asks at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -17,7 +17,7 @@ BATCH_PIXELS = 32 * 256 * 256
 """Pixels of an automatic batch on a GPU that has the memory: more would fill no card better."""
 
 PIXEL_FLOATS = 1024
-"""Numbers of memory for a pixel of a batch: a quarter is what the network holds, the rest for libraries' workspaces."""
+"""Numbers of memory for a pixel of a batch: about half is what the network holds, the rest for libraries' workspaces."""
 
 MALLOC_OPTIONS = {-1: 2**31 - 1, -4: 0, -8: 1}
 """glibc's `M_TRIM_THRESHOLD`, `M_MMAP_MAX` and `M_ARENA_MAX` (malloc.h): one heap for all threads, not given back."""
@@ -62,8 +62,8 @@ def batch_pixels(free: int, dtype: torch.dtype) -> int:
 def keep_freed_memory() -> None:
     """Have this process keep memory that was freed for the next feature map, on a CPU.
 
-    Otherwise glibc gives large maps back to the system, which clears the pages of every new one: up to a third of the
-    time of large pictures. Where another C library is at work, nothing changes.
+    Otherwise glibc gives large maps back to the system, which clears the pages of every new one. Where another C library
+    is at work, nothing changes.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
