@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -10,13 +11,17 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import torch
 from PIL import Image
 
 import stylize_batch
+from stylize_batch.errors import GaveUpError
 from stylize_batch.layout.reading import PictureReader, address
 from tests.conftest import MakeManifest, Row, read_results
 from tests.faults.processes import processes
@@ -103,6 +108,39 @@ def listening_port(pid: int) -> int | None:
     ]
     fields = [line.split() for line in lines]
     return next((int(f[1].rpartition(":")[2], 16) for f in fields if f[3] == "0A" and f[9] in inodes), None)
+
+
+def test_an_error_that_is_kept_takes_nothing_from_the_next_ray(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    absent = str(tmp_path / "absent.jpg")
+    bad = make_manifest([{"content": path, "style": styles[:1]} for path in (*contents, absent)])
+    settings: dict[str, Any] = {
+        "output": str(tmp_path / "out"),
+        "style_size": 48,
+        "max_failed": 0,
+        "actors": 1,
+    }
+
+    # Ray numbers what a thread puts: in new ones, from 1.
+    with ThreadPoolExecutor(1) as first, pytest.raises(GaveUpError) as kept:
+        first.submit(stylize_batch.run, str(bad), **settings).result()
+    errors = [kept.value]
+    del kept
+
+    def next_one() -> None:
+        ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+        objects = [ray.put(number) for number in range(3)]
+        errors.clear()
+        gc.collect()
+        time.sleep(1)
+        assert ray.get(objects, timeout=30) == [0, 1, 2]
+
+    try:
+        with ThreadPoolExecutor(1) as second:  # whose end is its Ray's
+            second.submit(next_one).result()
+    finally:
+        ray.shutdown()
 
 
 def test_the_ray_that_a_run_starts_refuses_who_has_no_token(

@@ -152,10 +152,15 @@ class Slot:
         ray.kill(self._actor)
         return self.lose()
 
-    def ask(self, model: Ref) -> None:
+    def let_go(self) -> None:
+        """Forget the actor and what it owes an answer to."""
+        self._actor = self._question = None
+        self.in_flight.clear()
+
+    def ask(self, model: list[Ref]) -> None:
         """Put the next question, if it is time for one."""
         if self._question is None and time.monotonic() >= self._next_question:
-            self._question = self._actor.ping.remote([model]) if self._alive else self._actor.alive.remote()
+            self._question = self._actor.ping.remote(model) if self._alive else self._actor.alive.remote()
 
     def hear(self, answered: set[Ref]) -> str | None:
         """Hear the answer to the last question, if there is one; return why a started process can take no work."""
@@ -195,7 +200,7 @@ class Crew:
         dropped: nodes that get no more work, as people know them, and why.
     """
 
-    def __init__(self, pools: Sequence[Pool], model: Ref) -> None:
+    def __init__(self, pools: Sequence[Pool], model: list[Ref]) -> None:
         """Create all actors at once: those that find no room yet make an autoscaler add nodes."""
         self._model = model
         self._avoided: list[str] = []
@@ -244,6 +249,12 @@ class Crew:
         """End all actors."""
         for slot in self.slots:
             slot.end()
+        self.slots.clear()
+
+    def let_go(self) -> None:
+        """Forget all actors, which end with their driver."""
+        for slot in self.slots:
+            slot.let_go()
         self.slots.clear()
 
 

@@ -79,7 +79,10 @@ class RayEngine:
         self._own = address is None
         self._actors = actors
         self._gpus_per_actor = gpus_per_actor
-        self._model: Ref = None
+        # References are kept in lists that `close` can empty, whoever else still holds these: one that outlived its Ray
+        # would take the object of the same number from the next one in this process.
+        self._model: list[Ref] = []
+        self._bank: list[Ref] = []
         self._crew: Crew | None = None
 
     @property
@@ -106,7 +109,7 @@ class RayEngine:
         placements = place(resources, wanted, own=self._own, gpus_per_actor=self._gpus_per_actor)
         if not self._own:
             check_nodes(settings)
-        self._model = ray.put(model)
+        self._model.append(ray.put(model))
         self._crew = Crew([Pool(each, placements[each.device]) for each in settings], self._model)
 
     def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:
@@ -115,9 +118,9 @@ class RayEngine:
 
     def run_shards(self, shards: list[int], bank: StyleBank) -> Iterator[ShardReport]:
         """Stylize and commit the shards."""
-        reference = ray.put(bank)  # kept alive here; read without a copy by every actor of a node
+        self._bank.append(ray.put(bank))  # read without a copy by every actor of a node
         del bank  # of up to gigabytes, one copy is enough
-        yield from self._dispatch([ShardTask(shard, reference) for shard in shards])
+        yield from self._dispatch([ShardTask(shard, self._bank) for shard in shards])
 
     def rows_in_hand(self) -> int:
         """Return the rows finished in shards that are not, as of the last pings."""
@@ -129,8 +132,10 @@ class RayEngine:
 
     def close(self) -> None:
         """Leave the cluster, or stop the Ray that was started here; actors end with their driver."""
-        # A reference that outlives its Ray would take the object of the same number from the next one.
-        self._model = self._crew = None
+        self._model.clear()
+        self._bank.clear()
+        if self._crew is not None:
+            self._crew.let_go()
         ray.shutdown()
         if self._guardian is not None:
             release(self._guardian)
@@ -163,7 +168,7 @@ class RayEngine:
         task: Any = cast("Any", ray.remote)(**pool.options, max_retries=0, max_calls=1)(function)
 
         def start(piece: tuple[Any, ...]) -> Ref:
-            return task.remote(pool.settings, self._model, *piece)
+            return task.remote(pool.settings, self._model[0], *piece)
 
         def wait(ref: Ref) -> Any:
             try:

@@ -153,7 +153,7 @@ def encode_styles_alone(settings: WorkerSettings, model: bytes, request: StyleRe
 
 
 def stylize_alone(
-    settings: WorkerSettings, model: bytes, shard: Shard, plan: pa.Table, bank: StyleBank
+    settings: WorkerSettings, model: bytes, shard: Shard, plan: pa.Table, bank: list[Ref]
 ) -> pa.Table:
     """Stylize some rows of a shard in a process of their own; the results are left to the driver to commit."""
     from stylize_batch.worker import Worker
@@ -161,7 +161,7 @@ def stylize_alone(
     keep_log()
     witness = Witness(settings)
     witness.begun(shard.number, pairs=plan["pair_id"].to_pylist())
-    return Worker(settings, model, witness).stylize(shard, plan, bank, alone=True)
+    return Worker(settings, model, witness).stylize(shard, plan, ray.get(bank[0]), alone=True)
 
 
 def _node() -> str:

@@ -71,7 +71,7 @@ class StyleTask:
 class ShardTask:
     """Stylize and commit one shard."""
 
-    def __init__(self, shard: int, bank: Ref) -> None:
+    def __init__(self, shard: int, bank: list[Ref]) -> None:
         self._shard = shard
         self._bank = bank
 
@@ -80,7 +80,7 @@ class ShardTask:
 
     def submit(self, actor: Any) -> Ref:
         """Start it on an actor."""
-        return actor.run_shard.remote(self._shard, [self._bank])
+        return actor.run_shard.remote(self._shard, self._bank)
 
     def alone(self, settings: WorkerSettings, run_alone: RunAlone) -> ShardReport:
         """Stylize each content alone; one that kills its process fails its own rows."""
