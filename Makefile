@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-browser screenshots faults bench lint format clean
+.PHONY: demo test test-cluster test-browser screenshots faults bench lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/stylize-batch run manifests/sample.parquet
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-cluster: $(VENV)/installed
+	$(PYTEST) -m cluster
 
 test-browser: $(VENV)/installed
 	tests/browser/install.sh

@@ -28,7 +28,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slowest files first, so that two processes that share the files end at about the same time."""
-    items.sort(key=lambda item: "integration" not in item.path.parts)
+    items.sort(key=lambda item: {"integration", "faults"}.isdisjoint(item.path.parts))
 
 
 @pytest.fixture(scope="session")

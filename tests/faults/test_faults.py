@@ -26,7 +26,15 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 SHORT = [*KILLS, *PROCESSES[:2], *PROCESSES[3:5], PROCESSES[-1], STORAGE[0], STORAGE[-1]]
 
 
-@pytest.mark.parametrize("fault", SHORT, ids=[f"{fault.name} ({fault.where})" for fault in SHORT])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            fault, id=f"{fault.name} ({fault.where})", marks=[pytest.mark.cluster] * ("nodes" in fault.where)
+        )
+        for fault in SHORT
+    ],
+)
 def test_nothing_is_lost_doubled_or_left_over(bench: Bench, fault: Fault) -> None:
     times = 4 if fault == SHORT[0] else 1
     damage = inflict(bench, fault, times, patient=False)

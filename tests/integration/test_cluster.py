@@ -42,6 +42,8 @@ from tests.faults.processes import MARK, processes
 from tests.integration import moody
 from tests.integration.s3 import BUCKET, READER, S3Server, free_ports
 
+pytestmark = pytest.mark.cluster
+
 PAIRS = 6
 LIMIT_SECONDS = 150
 UNSHARED = ["unshare", "--map-root-user", "--mount"]

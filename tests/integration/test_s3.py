@@ -36,7 +36,7 @@ def manifest(
     return f"s3://{base}/in/pairs.parquet"
 
 
-@pytest.fixture(params=["in-process", "local Ray", "three nodes"])
+@pytest.fixture(params=["in-process", "local Ray", pytest.param("three nodes", marks=pytest.mark.cluster)])
 def engine(request: pytest.FixtureRequest, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options that choose who does the work; nodes know the server from their own environment."""
     if request.param != "three nodes":

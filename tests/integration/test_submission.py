@@ -29,6 +29,8 @@ from tests.conftest import MakeManifest, Row, command
 from tests.faults.processes import marked_environment, processes
 from tests.integration.s3 import BUCKET, S3Server, free_ports
 
+pytestmark = pytest.mark.cluster
+
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
