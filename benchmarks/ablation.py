@@ -3,7 +3,7 @@
     python benchmarks/ablation.py --contents PHOTOGRAPHS --styles PAINTINGS -o docs/ablation
 
 Four networks, trained alike by the package's own training loop: the same batches, losses and seed. Writes the curves
-of both losses (`losses.png`), each network's pictures of unseen pairs (`pictures.jpg`) and a table of mean losses
+of both losses (`content-loss.png`, `style-loss.png`), each network's pictures of unseen pairs (`pictures.jpg`) and a table of mean losses
 over the last tenth of the iterations (`README.md`). Repeating the command continues.
 """
 
@@ -140,7 +140,7 @@ def main() -> None:
 
 def smooth(steps: list[log.Step], loss: str) -> tuple[list[float], list[float]]:
     """Return means over fortieths of the training."""
-    groups = np.array_split(np.arange(len(steps)), 40)
+    groups = np.array_split(np.arange(len(steps)), min(40, len(steps)))
     values = np.array([getattr(step, loss) for step in steps])
     return [float(group[-1] + 1) for group in groups], [float(values[group].mean()) for group in groups]
 

@@ -24,7 +24,7 @@ from stylize_batch.lanes import Lanes
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.convolution import quicken
-from stylize_batch.model.device import BATCH_PIXELS, keep_freed_memory, to_host, use_own_stream
+from stylize_batch.model.device import BATCH_PIXELS, keep_freed_memory, own_streams, to_host
 from stylize_batch.model.network import DTYPES, Network, loss_network
 from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.worker import GPU_LANES
@@ -91,7 +91,7 @@ class Stage:
             self.arrangement = "side by side on cores of their own, as the worker has them"
         else:
             self.at_once = GPU_LANES
-            begin = functools.partial(use_own_stream, self.network.device)
+            begin = own_streams(self.network.device, GPU_LANES)
             self.lanes = Lanes(GPU_LANES, GPU_LANES * BATCH_PIXELS, Stopwatch(), begin)
             self.arrangement = f"in {GPU_LANES} streams, as the worker has them"
         if all_cores:

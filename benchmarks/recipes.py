@@ -44,7 +44,9 @@ def run(recipe: Path, dataset: Path, output: Path, *options: str) -> tuple[float
     subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, [path.stat().st_size for path in (output / "images").rglob("*.*")]
+    return seconds, [
+        path.stat().st_size for path in (output / "images").rglob("*.*") if path.suffix != ".parquet"
+    ]
 
 
 def measure(recipe: Path, dataset: Path, folder: Path) -> tuple[float, float]:

@@ -248,6 +248,31 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(
     assert sizes[:7] == [4, 2, 1, 1, 2, 1, 1]
 
 
+@pytest.mark.parametrize("what", ["encode_styles", "encode_contents", "stylize"])
+def test_what_fits_in_memory_alone_fails_no_row_because_of_what_is_beside_it(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    crowded = 0
+    real = getattr(Network, what)
+
+    def small_memory(self: Network, *rest: Any, **options: Any) -> Any:
+        nonlocal crowded
+        if torch.get_num_threads() == 1:  # others have the other cores
+            crowded += 1
+            raise MemoryError
+        return real(self, *rest, **options)
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(Network, what, small_memory)
+    try:
+        torch.set_num_threads(2)
+        summary, _ = run(make_manifest(pairs), tmp_path / "out", size=40, shard_pairs=100)
+    finally:
+        torch.set_num_threads(before)
+    assert summary.ok == len(pairs)
+    assert crowded
+
+
 def test_alpha_and_interpolation_act_as_the_paper_says(
     make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
 ) -> None:

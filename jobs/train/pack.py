@@ -3,31 +3,29 @@
     python jobs/train/pack.py PHOTOGRAPHS PAINTINGS -o training-images.tar
     tar xf training-images.tar && stylize-batch train RECIPE --contents content --styles style
 
-Names are kept, so that groups and held-out images stay what they are.
+Folders and names are kept, so that groups and held-out images stay what they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from stylize_batch.errors import RowError
-from stylize_batch.images.decode import SUFFIXES, decode
+from stylize_batch.errors import RowError, SystemicError, UsageError
+from stylize_batch.images.decode import SUFFIXES, decode, sides_of
 from stylize_batch.images.encode import encode
-from stylize_batch.storage import list_files, read_bytes
+from stylize_batch.storage import absolute, list_files, read_bytes
 
 
 def reduce(uri: str, side: int, quality: int) -> bytes | None:
     """Return an image as a JPEG whose shorter side is at most `side`, or None if it cannot be decoded."""
-    data = read_bytes(uri)
     try:
-        image = decode(data)
-        if min(image.shape[:2]) > side:
-            image = decode(data, size=side)
-        return encode(image, "jpeg", quality)
+        data = read_bytes(uri)
+        return encode(decode(data, size=side if min(sides_of(data)) > side else None), "jpeg", quality)
     except RowError as error:
         print(f"skipped {uri}: {error}")
         return None
@@ -44,15 +42,20 @@ def main() -> None:
     options = parser.parse_args()
     with tarfile.open(options.output, "w") as tar, ThreadPoolExecutor() as threads:
         for kind, folder in (("content", options.contents), ("style", options.styles)):
-            files = list_files(folder, SUFFIXES)
+            root = absolute(folder).rstrip("/") + "/"
+            files = list_files(absolute(folder), SUFFIXES)
             made = threads.map(lambda uri: reduce(uri, options.side, options.quality), files)
             for uri, data in zip(files, made, strict=True):
                 if data is not None:
-                    member = tarfile.TarInfo(f"{kind}/{Path(uri).stem}.jpg")
+                    # The name as it is: training tells kinds of files by their content.
+                    member = tarfile.TarInfo(f"{kind}/{uri.removeprefix(root)}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     print(f"{options.output}: {options.output.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UsageError, SystemicError) as error:
+        sys.exit(f"error: {error}")

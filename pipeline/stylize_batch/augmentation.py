@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from stylize_batch.errors import UsageError
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import MIN_SIDE
+from stylize_batch.model.device import BATCH_PIXELS
 from stylize_batch.model.network import Network
 from stylize_batch.styles import read_bank
 from stylize_batch.weights import read_model
@@ -29,7 +30,7 @@ class RandomStyle(v2.Transform):
 
     It takes what torchvision's transforms take: a PIL image, a tensor [3, H, W] or a batch [N, 3, H, W], uint8 or
     floating-point in 0..1, plain or as `tv_tensors.Image`, alone or in a structure whose labels, boxes and masks pass
-    through. Every sample of a batch draws its own, and those chosen go through the network in one pass, on the device
+    through. Every sample of a batch draws its own, and those chosen go through the network together, on the device
     the batch is on: in float32 on a CPU, in float16 on a GPU, where a picture that overflows stays as it is. The
     result has the input's size, type and device; it carries no gradient.
 
@@ -103,9 +104,11 @@ class RandomStyle(v2.Transform):
         if not len(chosen):
             return inpt
         images = _batch(inpt)
-        index = chosen.to(images.device)
-        made = self._stylize(images[index], self._vectors[params["styles"][chosen]], params["alpha"][chosen])
-        mixed = images.index_copy(0, index, made)
+        mixed = images.clone()
+        for some in chosen.split(max(1, BATCH_PIXELS // images[0, 0].numel())):
+            index = some.to(images.device)
+            made = self._stylize(images[index], self._vectors[params["styles"][some]], params["alpha"][some])
+            mixed.index_copy_(0, index, made)
         if isinstance(inpt, Image.Image):
             return Image.fromarray(mixed[0].permute(1, 2, 0).contiguous().numpy())
         mixed = mixed.reshape(inpt.shape)

@@ -38,7 +38,8 @@ class Lanes:
             begin: is called first by each lane's thread.
         """
         self._cores = self._free = cores
-        self._pass_pixels = pass_pixels
+        self.pass_pixels = pass_pixels
+        """Pixels of a unit that has all lanes to itself."""
         self._clock = clock
         self._threads = ThreadPoolExecutor(cores, "lane", begin)
         self._changed = threading.Condition()
@@ -57,7 +58,7 @@ class Lanes:
 
     def submit(self, pixels: int, unit: Callable[[], Iterable[_T]]) -> Future[list[_T]]:
         """Have a unit of work on so many pixels at once run on its share of the cores; units start in order."""
-        cores = min(self._cores, -(-self._cores * pixels // self._pass_pixels))
+        cores = min(self._cores, -(-self._cores * pixels // self.pass_pixels))
         return self._threads.submit(self._run, cores, unit)
 
     def _run(self, cores: int, unit: Callable[[], Iterable[_T]]) -> list[_T]:

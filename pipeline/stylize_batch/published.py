@@ -92,9 +92,9 @@ def _torchvision(name: str) -> File:
     url: str = known[name].DEFAULT.url
     path = Path(hub.get_dir(), "checkpoints", PurePosixPath(url).name)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         digest = path.stem.rsplit("-", 1)[-1]  # by torch.hub's convention, how the SHA-256 begins
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())

@@ -27,6 +27,7 @@ class WorkerSettings:
         device: where the network runs.
         precision: of the network.
         threads: cores to compute on; None takes what torch finds.
+        gpu_share: the part of a GPU's memory to plan with.
     """
 
     root: str
@@ -44,6 +45,7 @@ class WorkerSettings:
     device: Device
     precision: Precision
     threads: int | None = None
+    gpu_share: float = 1.0
 
 
 class ShardReport(NamedTuple):

@@ -17,6 +17,7 @@ from stylize_batch.manifest.schema import check_masks
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import colors, recoloring
+from stylize_batch.model.device import usable_device
 from stylize_batch.model.network import Network
 from stylize_batch.settings import Precision
 from stylize_batch.weights import read_model
@@ -34,9 +35,10 @@ class Stylizer:
         """Load a model by name, path or URI.
 
         Raises:
-            UsageError: there is no such model.
+            UsageError: there is no such model, or torch cannot use the device.
         """
-        self._network = Network(checkpoint.loads(read_model(model)), device, precision)
+        network = checkpoint.loads(read_model(model))
+        self._network = Network(network, usable_device(device).type, precision)
 
     def __call__(
         self,
@@ -61,7 +63,7 @@ class Stylizer:
 
         Raises:
             UsageError: a tensor is no image, a side is under 9 pixels, alpha or the weights are out of range, the
-                masks do not fit the styles, or one is black all over.
+                masks do not fit the styles, one is black all over, or the precision does not do for the picture.
         """
         styles = [style] if isinstance(style, Tensor | Image.Image) else list(style)
         shares = np.full(len(styles), 1.0) if weights is None else np.asarray(weights, np.float64)
@@ -85,6 +87,8 @@ class Stylizer:
         features = self._network.encode_contents(images, metrics=False)
         strength = torch.full((len(images),), float(alpha))
         output, _ = self._network.stylize(features, per_content, strength, masks)
+        if output.isnan().any():
+            raise UsageError("the network's output is not finite; use precision='fp32'")
         if isinstance(content, Image.Image):
             pixels = (output[0].float() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             return Image.fromarray(pixels)

@@ -51,8 +51,8 @@ from stylize_batch.model.device import (
     check_device,
     free_memory,
     keep_freed_memory,
+    own_streams,
     to_host,
-    use_own_stream,
     wait_for,
 )
 from stylize_batch.model.network import ContentFeatures, Network
@@ -117,6 +117,17 @@ Made = tuple[Pair, "Outcome | Picture"]
 """A pair, and its failure or its picture."""
 
 
+class Retry(NamedTuple):
+    """What failed beside the work of other lanes, which may have held the memory: it is tried again alone."""
+
+    image: Array
+    job: Job
+    error: RowError
+
+
+Tried = tuple[Pair, "Outcome | Picture | Retry"]
+
+
 class Silence:
     """Tells storage that does not answer at all, which is no row's fault, from single images that it never gives.
 
@@ -166,9 +177,10 @@ class Worker:
         if settings.device == "cpu":
             keep_freed_memory()
         else:
-            # Half of what is free: other workers may share the card.
-            share = free_memory(self._network.device) // (2 * GPU_LANES)
-            self._batch_pixels = batch_pixels(share, self._network.dtype)
+            # Half of it, in equal parts.
+            free = free_memory(self._network.device, settings.gpu_share) // (2 * GPU_LANES)
+            self._batch_pixels = batch_pixels(free, self._network.dtype)
+        self._begin_lane = own_streams(self._network.device, GPU_LANES)
         self._root = Root(settings.root, settings.run)
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, "write")
@@ -192,9 +204,7 @@ class Worker:
         if self._network.device.type == "cpu":
             cores = self._settings.threads or torch.get_num_threads()
             return Lanes(cores, self._network.pass_pixels, self._clock)
-        begin = functools.partial(use_own_stream, self._network.device)
-        each = max(self._batch_pixels, self._network.pass_pixels)
-        return Lanes(GPU_LANES, GPU_LANES * each, self._clock, begin)
+        return Lanes(GPU_LANES, GPU_LANES * self._batch_pixels, self._clock, self._begin_lane)
 
     # Styles
 
@@ -215,16 +225,19 @@ class Worker:
         self._clock.take()
         vectors: list[StyleVector] = []
         failures: dict[str, RowError] = {}
-        waiting: deque[tuple[str, str, Future[list[Vectors]]]] = deque()
+        waiting: deque[tuple[str, str, Callable[[], list[Vectors]] | None, Future[list[Vectors]]]] = deque()
 
         def settle(limit: int) -> None:
             while len(waiting) > limit:
-                uri, version, encoding = waiting.popleft()
+                uri, version, again, encoding = waiting.popleft()
                 try:
                     (vector,) = encoding.result()
                     vectors.append(StyleVector(uri, version, vector))
                 except RowError as error:
-                    failures[uri] = error.bare()
+                    if again is None:
+                        failures[uri] = error.bare()
+                    else:
+                        waiting.append((uri, version, None, lanes.submit(lanes.pass_pixels, again)))
 
         def load_style(uri: str) -> tuple[str, Array] | None:
             return self._load_style(uri, versions.get(uri))
@@ -239,9 +252,9 @@ class Worker:
                     continue
                 if loaded is not None:
                     version, image = loaded
-                    encode = functools.partial(self._encode_style, np.array(image))
-                    pixels = image.shape[0] * image.shape[1]
-                    waiting.append((uri, version, lanes.submit(pixels, lambda encode=encode: [encode()])))
+                    unit = functools.partial(self._style_unit, np.array(image))
+                    encoding = lanes.submit(image.shape[0] * image.shape[1], unit)
+                    waiting.append((uri, version, unit, encoding))
                     settle(lanes.ahead)
             settle(0)
         if not alone:
@@ -263,6 +276,9 @@ class Worker:
     def _decode_style(self, data: bytes) -> Array:
         with self._clock("decode"):
             return decode(data, size=self._settings.style_size, min_side=MIN_SIDE)
+
+    def _style_unit(self, image: Array) -> list[Vectors]:
+        return [self._encode_style(image)]
 
     def _encode_style(self, image: Array, recoloring: ColorMap | None = None) -> Vectors:
         try:
@@ -369,7 +385,16 @@ class Worker:
     def _make(self, lanes: Lanes, contents: list[Content], bank: StyleBank, alone: bool) -> Iterator[Made]:
         """Yield, for each pair, its failure or its picture."""
         buckets: dict[tuple[int, ...], list[Prepared]] = {}
-        pending: deque[Future[list[Made]]] = deque()
+        pending: deque[Future[list[Tried]]] = deque()
+
+        def settle(limit: int) -> Iterator[Made]:
+            while len(pending) > limit:
+                for pair, made in pending.popleft().result():
+                    if isinstance(made, Retry):
+                        alone_unit = functools.partial(self._stylize_alone, made)
+                        pending.append(lanes.submit(lanes.pass_pixels, alone_unit))
+                    else:
+                        yield pair, made
 
         def stylize(bucket: list[Prepared], left: int) -> Iterator[Made]:
             shape = bucket[0].image.shape
@@ -378,8 +403,7 @@ class Worker:
             # The last contents are shared out, or lanes would have nothing to do.
             for unit in self._units(bucket, parts=-(-lanes.count // max(1, left))):
                 pending.append(lanes.submit(shape[0] * shape[1] * self._batch_size(shape), unit))
-                while len(pending) > ahead:
-                    yield from pending.popleft().result()
+                yield from settle(ahead)
 
         silence = Silence(sum(len(content.pairs) for content in contents))
         order = [
@@ -420,8 +444,7 @@ class Worker:
                 yield from stylize(buckets.pop(oldest), left)
         for left, bucket in zip(range(len(buckets), 0, -1), buckets.values(), strict=True):
             yield from stylize(bucket, left)
-        while pending:
-            yield from pending.popleft().result()
+        yield from settle(0)
 
     def _job(self, pair: Pair, loaded: Loaded, bank: StyleBank, images: StyleImages) -> Job:
         """Find what a pair needs.
@@ -454,7 +477,7 @@ class Worker:
             return self._settings.batch_size
         return max(1, self._batch_pixels // (shape[0] * shape[1]))
 
-    def _units(self, bucket: list[Prepared], parts: int) -> Iterator[Callable[[], Iterator[Made]]]:
+    def _units(self, bucket: list[Prepared], parts: int) -> Iterator[Callable[[], Iterator[Tried]]]:
         """Yield the work on same-sized contents in units, in so many parts at least where there are enough batches: some
         batches of pairs each; each content is encoded once."""
         batch_size = self._batch_size(bucket[0].image.shape)
@@ -472,14 +495,11 @@ class Worker:
 
     def _stylize_unit(
         self, bucket: list[Prepared], encoded: Callable[[], ContentFeatures | RowError], batches: list[Batch]
-    ) -> Iterator[Made]:
+    ) -> Iterator[Tried]:
         features = encoded()
         if isinstance(features, RowError):
             for index, job in (each for batch in batches for each in batch):
-                if len(bucket) == 1:
-                    yield job.pair, Outcome(error=str(features))
-                else:
-                    yield from self._stylize_alone(bucket[index].image, job)
+                yield job.pair, Retry(bucket[index].image, job, features)
             return
         for batch in batches:
             self._stay()
@@ -488,13 +508,17 @@ class Worker:
                 try:
                     ready.append((index, self._recolored(job)))
                 except RowError as error:
-                    yield job.pair, Outcome(error=str(error))
+                    yield job.pair, Retry(bucket[index].image, job, error.bare())
             if ready:
-                yield from self._stylize_batch(features, ready)
+                for (index, job), made in self._stylize_batch(features, ready):
+                    failed = isinstance(made, RowError)
+                    yield job.pair, Retry(bucket[index].image, job, made) if failed else made
 
-    def _stylize_alone(self, image: Array, job: Job) -> Iterator[Made]:
-        bucket = [Prepared(image, [job])]
-        return self._stylize_unit(bucket, lambda: self._encode_contents(bucket), [[(0, job)]])
+    def _stylize_alone(self, retry: Retry) -> Iterator[Tried]:
+        bucket = [Prepared(retry.image, [retry.job])]
+        unit = self._stylize_unit(bucket, lambda: self._encode_contents(bucket), [[(0, retry.job)]])
+        for pair, made in unit:
+            yield pair, Outcome(error=str(made.error)) if isinstance(made, Retry) else made
 
     def _recolored(self, job: Job) -> Job:
         """Encode the styles that are to be re-coloured.
@@ -518,23 +542,25 @@ class Worker:
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, bucket[0].image.shape)
 
-    def _stylize_batch(self, features: ContentFeatures, batch: Batch) -> Iterator[Made]:
+    def _stylize_batch(
+        self, features: ContentFeatures, batch: Batch
+    ) -> Iterator[tuple[tuple[int, Job], Outcome | Picture | RowError]]:
         """Stylize some pairs at once; if they do not fit in memory, half of them, down to one."""
         made = self._run_network(features, batch)
         if isinstance(made, RowError):
             if len(batch) == 1:
-                yield batch[0][1].pair, Outcome(error=str(made))
+                yield batch[0], made
                 return
             half = len(batch) // 2
             yield from self._stylize_batch(features, batch[:half])
             yield from self._stylize_batch(features, batch[half:])
             return
-        for (_, job), picture in zip(batch, made, strict=True):
+        for each, picture in zip(batch, made, strict=True):
             if not picture.sound:
                 error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
-                yield job.pair, Outcome(error=str(error))
+                yield each, Outcome(error=str(error))
             else:
-                yield job.pair, picture
+                yield each, picture
 
     def _run_network(self, features: ContentFeatures, batch: Batch) -> list[Picture] | RowError:
         # A function of its own: what a failed attempt holds in memory goes with its frame.
@@ -576,8 +602,10 @@ class Worker:
             DeviceError: the device is unusable from now on.
         """
         text = str(error)
-        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if out_of_memory or "can't allocate memory" in text:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if (
+            known or "can't allocate memory" in text or "out of memory" in text
+        ):  # torch's on a CPU, CUDA's own
             if self._network.device.type == "cuda":
                 torch.cuda.empty_cache()
             return RowError("OutOfMemory", f"{shape[1]}×{shape[0]} pixels do not fit in memory; use --size")

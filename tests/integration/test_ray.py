@@ -129,7 +129,7 @@ def test_an_error_that_is_kept_takes_nothing_from_the_next_ray(
     del kept
 
     def next_one() -> None:
-        ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         objects = [ray.put(number) for number in range(3)]
         errors.clear()
         gc.collect()

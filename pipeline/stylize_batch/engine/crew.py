@@ -29,7 +29,7 @@ class Pool:
     """
 
     def __init__(self, settings: WorkerSettings, placement: Placement) -> None:
-        self.settings = replace(settings, threads=placement.cores)
+        self.settings = replace(settings, threads=placement.cores, gpu_share=placement.num_gpus)
         self.actors = placement.actors
         self.options = placement.options
 
@@ -62,7 +62,7 @@ class Slot:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self._actor = pool.create()
+        self._actor: Any = pool.create()
         self._question: Ref | None = self._actor.alive.remote()
         self._next_question = 0.0
         self._alive = False

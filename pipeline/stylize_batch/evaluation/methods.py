@@ -133,7 +133,8 @@ class Model:
 
     def _stylize(self, content: Content, vector: Tensor, alpha: float) -> Tensor:
         features = self._network.encode_contents(content.image, metrics=False)
-        return self._network.stylize(features, vector, torch.full((1,), alpha))[0]
+        images, _ = self._network.stylize(features, vector, torch.full((1,), alpha))
+        return images.to(content.image.device)  # large ones are collected on the CPU
 
 
 class Gatys:

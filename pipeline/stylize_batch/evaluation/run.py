@@ -179,7 +179,8 @@ class Evaluation:
         ]
 
     def _key(self, content: Picture, style: Style, method: Method) -> str:
-        identity = json.dumps([VERSION, self._phi_digest, content.digest, style.digest, method.identity])
+        images = (content.digest, style.digest)
+        identity = json.dumps([VERSION, self.device.type, self._phi_digest, *images, method.identity])
         return f"parts/{digest(identity.encode())}.parquet"
 
     def _read_parts(self, units: list[_Unit]) -> dict[str, pa.Table]:

@@ -7,6 +7,8 @@ and each waits for its own alone. On a CPU there is nothing to copy or to wait f
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -71,16 +73,21 @@ def keep_freed_memory() -> None:
             tune(parameter, value)
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU's memory that nobody uses."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free
+def free_memory(device: torch.device, share: float) -> int:
+    """Return the bytes of a GPU's memory that nobody uses, at most a share of all: others begin at the same time."""
+    free, total = torch.cuda.mem_get_info(device)
+    return min(free, int(share * total))
 
 
-def use_own_stream(device: torch.device) -> None:
-    """Have what this thread does on a GPU run beside what other threads do, from now on."""
-    if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))
+def own_streams(device: torch.device, count: int) -> Callable[[], None]:
+    """Return what gives each of so many threads a stream of its own on a GPU, beside which the others' work runs.
+
+    Streams are made once for threads that come and go: memory that was used on a stream is used again only there.
+    """
+    if device.type != "cuda":
+        return lambda: None
+    streams = cycle([torch.cuda.Stream(device) for _ in range(count)])
+    return lambda: torch.cuda.set_stream(next(streams))
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

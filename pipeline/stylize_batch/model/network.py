@@ -109,7 +109,7 @@ class Network:
         self.dtype = DTYPES[precision]
         if self.device.type == "cuda" and precision == "fp32":
             # Otherwise cuDNN rounds float32 convolutions to 10 bits (TF32).
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore
+            torch.backends.cudnn.allow_tf32 = False
         phi = loss_network(model)
         unbiased = model.metadata.get("variance") == container.UNBIASED
         # Losses always take the biased variance, so a style needs both statistics where AdaIN takes the other.

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylize_batch.errors import JobFailedError, RowError, SystemicError, UsageError
-from stylize_batch.images.decode import SUFFIXES, Array, decode
+from stylize_batch.images.decode import SUFFIXES, Array, decode, sides_of
 from stylize_batch.storage import list_files, read_bytes
 
 MAX_STORED_SIDE = 512
@@ -167,5 +167,5 @@ def _group(uri: str, separator: str) -> str:
 
 def _load(uri: str) -> Array:
     data = read_bytes(uri)
-    image = decode(data, min_side=32)
-    return image if min(image.shape[:2]) <= MAX_STORED_SIDE else decode(data, size=MAX_STORED_SIDE)
+    large = min(sides_of(data)) > MAX_STORED_SIDE
+    return decode(data, size=MAX_STORED_SIDE if large else None, min_side=32)

@@ -114,7 +114,7 @@ class Trainer:
 
         Raises:
             JobFailedError: the loss or its gradient stayed NaN or infinite, too many images are unreadable,
-                or a checkpoint cannot be written.
+                the GPU has too little memory, or a checkpoint cannot be written.
             KeyboardInterrupt: a signal came; the state is saved.
         """
         if self.iteration >= self.iterations:
@@ -125,7 +125,12 @@ class Trainer:
         try:
             with _held_signals() as interrupted:
                 while self.iteration < self.iterations:
-                    step = self._step(*batches.take(self.iteration))
+                    try:
+                        step = self._step(*batches.take(self.iteration))
+                    except torch.OutOfMemoryError:
+                        raise JobFailedError(
+                            "the GPU has too little memory; lower the stage's batch or crop"
+                        ) from None
                     now = time.monotonic()
                     self.seconds = before + now - started
                     self._rows.append(step._replace(seconds=self.seconds))
@@ -235,14 +240,21 @@ class Trainer:
 
     @torch.no_grad()
     def write_samples(self) -> None:
-        """Write a grid as a picture: contents left, their reconstruction, styles on top, results inside."""
+        """Write a grid as a picture: contents left, their reconstruction, styles on top, results inside.
+
+        Raises:
+            JobFailedError: storage is full or does not answer.
+        """
         contents, styles = self._samples(self.contents), self._samples(self.styles)
         rows = [[None, None, *(to_array(style[0]) for style in styles)]]
         with self.averaged():
             for content in contents:
                 results = (self.objective.stylize(content, style) for style in (content, *styles))
                 rows.append([to_array(picture[0]) for picture in (content, *results)])
-        self.root.put(f"samples/{self.iteration:06d}.jpg", encode(contact_sheet(rows), "jpeg", 90))
+        try:
+            self.root.put(f"samples/{self.iteration:06d}.jpg", encode(contact_sheet(rows), "jpeg", 90))
+        except OSError as error:
+            raise JobFailedError(f"cannot write samples to {self.root.uri}: {error}") from None
 
     def _samples(self, pool: ImagePool) -> list[Tensor]:
         if pool.held_out:
@@ -278,7 +290,9 @@ class Trainer:
         network = self.objective.transfer
         with self.averaged():
             model = checkpoint.dumps(network.encoder, network.decoder, metadata)
-        position = Position(self.iteration, self._updates, self.seconds, _fingerprint(self.recipe))
+        position = Position(
+            self.iteration, self._updates, self.seconds, _fingerprint(self.recipe, self.objective.phi)
+        )
         parts = {"weights": self._weights, "average": self._average}
         for moment in MOMENTS:
             parts[moment] = {
@@ -309,7 +323,7 @@ class Trainer:
         if found is None:
             return
         position, parts = found
-        if position.recipe != _fingerprint(self.recipe):
+        if position.recipe != _fingerprint(self.recipe, self.objective.phi):
             raise UsageError(
                 f"{self.root.uri} was trained with another recipe; choose another --output or restore the recipe"
             )
@@ -373,14 +387,17 @@ def _held_signals() -> Generator[Callable[[], bool]]:
             signal.signal(each, handler)
 
 
-def _fingerprint(recipe: Recipe) -> str:
-    """Digest of what may not change under way; the length and the rate of stages, and where images lie, may."""
-    free = {"checkpoint_minutes", "sample_every", "contents", "styles", "encoder", "start"}
+def _fingerprint(recipe: Recipe, phi: Encoder) -> str:
+    """Digest of what may not change under way; the length and the rate of stages, and where files lie, may."""
+    free = {"checkpoint_minutes", "sample_every", "contents", "styles", "encoder"}
     settings = recipe.model_dump(exclude=free)
     for stage in settings["stages"]:
         for name in ("iterations", "learning_rate", "decay"):
             del stage[name]
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+    found = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    for weight in phi.state_dict().values():
+        found.update(weight.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _computes_bf16(device: torch.device) -> bool:
