@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -11,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylize_batch.errors import RowError, UsageError
+from stylize_batch import storage
+from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.manifest.source import locate
 from stylize_batch.storage import (
     Root,
@@ -214,6 +217,26 @@ def test_errors_of_reading_name_their_kind(tmp_path: Path) -> None:
             read_bytes(uri)
         assert caught.value.kind == expected
         assert uri in str(caught.value)
+
+
+def test_a_web_server_that_is_down_is_not_taken_for_a_file_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storage, "HTTP_WAITS", ())
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        uri = f"http://127.0.0.1:{nobody.getsockname()[1]}/style.jpg"
+    with pytest.raises(RowError) as caught:
+        fingerprint(uri)
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize("ask", [read_bytes, fingerprint])
+def test_a_package_that_is_not_installed_is_no_rows_fault(
+    ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(SystemicError, match="gcsfs"):
+        ask("gs://bucket/x.jpg")
 
 
 def test_fingerprint_changes_with_the_file(tmp_path: Path) -> None:

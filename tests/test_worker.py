@@ -248,6 +248,30 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(
     assert sizes[:7] == [4, 2, 1, 1, 2, 1, 1]
 
 
+def test_few_style_images_wait_for_a_content_with_many_recoloured_pairs(
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs = [
+        {"content": contents[0], "style": [styles[step % 5]], "alpha": step / 40, "preserve_color": True}
+        for step in range(1, 21)
+    ]
+    together: list[int] = []
+    real = Worker._units  # pyright: ignore[reportPrivateUsage]
+
+    def units(self: Worker, bucket: list[worker.Prepared], parts: int) -> Any:
+        together.append(sum(len(each.jobs) for each in bucket))
+        return real(self, bucket, parts)
+
+    monkeypatch.setattr(Worker, "_units", units)
+    summary, _ = run(make_manifest(pairs), tmp_path / "out", size=40, shard_pairs=100)
+    assert summary.ok == 20
+    assert together == [8, 8, 4]
+
+
 @pytest.mark.parametrize("what", ["encode_styles", "encode_contents", "stylize"])
 def test_what_fits_in_memory_alone_fails_no_row_because_of_what_is_beside_it(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str

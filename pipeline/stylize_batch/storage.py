@@ -101,7 +101,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
         options = _merged(S3_DEFAULTS, fsspec.config.conf.get("s3", {}))
     try:
         return url_to_fs(uri, **options)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        raise UsageError(f"cannot open {uri}: {error}") from error  # no row's fault: see `failure`
+    except ValueError as error:
         raise UsageError(f"cannot open {uri}: {error}") from None
 
 
@@ -149,6 +151,8 @@ def failure(error: Exception, uri: str) -> RowError | SystemicError:
     reason = f"{type(error).__name__} {' '.join(str(error).split())[:300]}".strip()
     if _s3_code(error) in CREDENTIALS or type(error).__name__ in CREDENTIALS:
         return SystemicError(f"the credentials for {uri} are refused or missing: {reason}")
+    if isinstance(error.__cause__, ImportError):
+        return SystemicError(str(error))
     if isinstance(error, FileNotFoundError | NotADirectoryError | UsageError):
         return RowError("NotFound", f"{uri} does not exist")
     status = getattr(error, "status", None)
@@ -281,11 +285,19 @@ def fingerprint(uri: str) -> str:
 def explained(error: Exception, uri: str) -> RowError | SystemicError:
     """Translate what a file system raised when it was asked about a file, and find out why if it was refused."""
     found = failure(error, uri)
-    if isinstance(found, RowError) and found.kind in ("AccessDenied", "Unreadable"):
+    # fsspec's http(s) calls all that goes wrong a file that is not there.
+    vague = (
+        "AccessDenied",
+        "Unreadable",
+        *(("NotFound",) if uri.startswith(("http://", "https://")) else ()),
+    )
+    if isinstance(found, RowError) and found.kind in vague:
         try:
             read_bytes(uri)  # S3 gives the reason of a refusal only to who asks for the object itself
         except (RowError, SystemicError) as reason:
             return reason
+        if found.kind == "NotFound":
+            return RowError("StorageError", f"{uri} was not there when first asked for", transient=True)
     return found
 
 

@@ -47,6 +47,7 @@ from stylize_batch.model import checkpoint
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import ColorMap, colors, recoloring
 from stylize_batch.model.device import (
+    answers,
     batch_pixels,
     check_device,
     free_memory,
@@ -425,6 +426,10 @@ class Worker:
                         raise loaded.bare()
                     if pair.styles:
                         jobs.append(self._job(pair, loaded, bank, images))
+                        held = sum(len(job.recolored) > 0 for job in jobs)  # which hold style images
+                        if held >= max(UNIT_PAIRS, self._batch_size(loaded.image.shape)):
+                            yield from stylize([Prepared(loaded.image, jobs)], left)
+                            jobs = []
                     else:
                         original = Picture(loaded.image, True, (None, None, None))
                         yield pair, original
@@ -609,7 +614,7 @@ class Worker:
             if self._network.device.type == "cuda":
                 torch.cuda.empty_cache()
             return RowError("OutOfMemory", f"{shape[1]}×{shape[0]} pixels do not fit in memory; use --size")
-        if self._network.device.type == "cuda":
+        if not answers(self._network.device):
             raise DeviceError(text.splitlines()[0]) from None
         return RowError("NetworkError", text.splitlines()[0])
 

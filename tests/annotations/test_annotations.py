@@ -36,6 +36,8 @@ def test_boxes_are_scaled_moved_and_cut_as_pictures_are() -> None:
     assert cropped.moved([0, 0, 61, 100]) is None, "half a pixel is left"
     assert cropped.moved([100, 50, 0.5, 0.5]) == [20, 20, 0.25, 0.25], "small, and whole"
     assert cropped.moved([100, 50, float("nan"), 10]) is None
+    assert cropped.moved([100, 50, None, 10]) is None
+    assert cropped.moved([100, 50, 10, 10, None]) is None
 
 
 def test_boxes_that_cannot_be_placed_are_known() -> None:

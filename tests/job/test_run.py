@@ -203,6 +203,14 @@ def test_results_of_another_run_do_not_count(manifest: Path, tmp_path: Path) -> 
     assert summary.ok == 12
 
 
+def test_a_root_that_was_moved_is_not_continued_under_two_names(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "out", limit=3)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match=f"name their pictures at {tmp_path}/out/; move them back"):
+        run(manifest, tmp_path / "moved", limit=3)
+    assert run(manifest, tmp_path / "moved", limit=3, overwrite=True).ok == 3
+
+
 def test_styles_are_not_encoded_again(manifest: Path, tmp_path: Path) -> None:
     run(manifest, tmp_path / "out")
     parts = set((tmp_path / "out" / "styles").iterdir())

@@ -24,7 +24,7 @@ MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(ma
         ({"manifest": "m", "size": 4}, "--size"),
         ({"manifest": "m", "quality": 0}, "--quality"),
         ({"manifest": "m", "format": "gif"}, "--format"),
-        ({"manifest": "m", "device": "tpu"}, "--device"),
+        ({"manifest": "m", "device": "tpu"}, "--device: "),
         ({"manifest": "m", "actors": "many"}, r"--actors: many: give a number \(8\), numbers by device"),
         ({"manifest": "m", "actors": 0}, "--actors: 0: give a number"),
         ({"manifest": "m", "actors": "cuda=8,cpu=0"}, "--actors: .* each above 0"),
@@ -62,6 +62,10 @@ MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(ma
         ({"content": "c", "style": "s", "build": {"seed": "x"}}, "^build.seed: "),
         ({"content": "c", "style": "s", "build": 3}, "^build: "),
         ({"content": "memory://c", "style": "s"}, "add --in-process"),
+        (
+            {"content": "c", "style": "s", "build": {"style_map": "https://h/x.csv?X-Amz-Signature=abc"}},
+            "the style map's URI carries a credential",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line_that_names_them(
@@ -131,9 +135,10 @@ def test_the_section_build_takes_the_names_of_manifest_build(tmp_path: Path) -> 
 
 def test_flags_win_over_the_job_file(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
-    job.write_text("manifest: m.parquet\nsize: 256\nstyle-size: 384\nbatch_size: auto\n")
-    spec = make_spec({"size": 128}, str(job))
+    job.write_text("manifest: m.parquet\nsize: 256\nstyle-size: 384\nbatch_size: auto\njson: false\n")
+    spec = make_spec({"size": 128, "as_json": True}, str(job))
     assert (spec.manifest, spec.size, spec.style_size, spec.batch_size) == ("m.parquet", 128, 384, None)
+    assert spec.as_json
 
 
 def test_a_manifest_given_directly_takes_the_place_of_what_the_job_file_builds_one_of(tmp_path: Path) -> None:

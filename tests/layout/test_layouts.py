@@ -6,11 +6,13 @@ import io
 import json
 import os
 import re
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,8 @@ import stylize_batch
 from stylize_batch import worker
 from stylize_batch.errors import UsageError
 from stylize_batch.layout.reading import PictureReader, address
-from stylize_batch.layout.webdataset import sample_key
+from stylize_batch.layout.webdataset import described, sample_key
+from stylize_batch.results import OF_OUTCOME
 from stylize_batch.storage import Root, checked_key
 from tests.conftest import Cli, MakeManifest, Row, read_results
 
@@ -216,6 +219,17 @@ def test_two_pictures_never_become_one_sample(keys: set[str]) -> None:
         assert base_plus_ext(f"{sample}.jpg") == (sample, "jpg"), "readers would find another key"
         assert "::" not in sample
         assert not re.match(r"__[^/]*__($|/)", f"{sample}.jpg"), "readers would pass it over"
+
+
+def test_times_finer_than_pythons_are_described_without_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    moment = 1_700_000_000_123_456_789
+    rows = pa.table({name: [None] for name in OF_OUTCOME}).append_column(
+        pa.field("taken", pa.timestamp("ns", "UTC")), [pa.array([moment], pa.timestamp("ns", "UTC"))]
+    )
+    rows = rows.append_column("shutter", pa.array([moment], pa.duration("ns")))
+    (known,) = described(rows)
+    assert known["taken"] == "2023-11-14T22:13:20.123456+00:00"
 
 
 def test_a_plain_key_is_the_samples_own() -> None:

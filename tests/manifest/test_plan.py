@@ -146,6 +146,21 @@ def test_any_string_and_number_width_is_the_same_manifest(
     assert [t.to_pylist() for t in found] == [t.to_pylist() for t in expected]
 
 
+def test_optional_columns_that_are_null_throughout_are_as_if_they_were_not_there(tmp_path: Path) -> None:
+    names = ("alpha", "preserve_color", "mask", "style_weights", "output")
+    plain = pa.table({"content": ["a", "b"], "style": ["s", "t"]})
+    table = plain
+    for name in names:
+        table = table.append_column(name, pa.nulls(2))  # of type null, as pandas writes them
+    pq.write_table(plain, tmp_path / "plain.parquet")
+    pq.write_table(table, tmp_path / "m.parquet")
+    found, expected = (
+        planned(tmp_path / name, tmp_path / name[0])[1] for name in ("m.parquet", "plain.parquet")
+    )
+    columns = ["pair_id", "output"]
+    assert [t.select(columns).to_pylist() for t in found] == [t.select(columns).to_pylist() for t in expected]
+
+
 def test_a_folder_and_a_glob_are_read_as_one_manifest(tmp_path: Path) -> None:
     folder = tmp_path / "many" / "nested"
     folder.mkdir(parents=True)

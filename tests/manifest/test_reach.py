@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import stylize_batch
 from stylize_batch.errors import UsageError
+from stylize_batch.manifest.build import Pairing, build
 from stylize_batch.manifest.reach import SCHEMES, VARIABLE, Reach, carries_credential, reach
 from stylize_batch.manifest.schema import ManifestError
+from stylize_batch.progress import Silent
 from tests.conftest import MakeManifest, Row
 
 ALLOWED = Reach(SCHEMES, "/data")
@@ -153,6 +155,18 @@ def test_without_file_no_local_path_is_read(base: str, uri: str, allowed: bool) 
     else:
         with pytest.raises(ManifestError, match="uses plain paths"):
             strict.check(batch(content=[uri]), "m", 0)
+
+
+@pytest.mark.parametrize("name", ["content", "style", "content_root", "unpack"])
+def test_a_built_manifest_keeps_no_credential(tmp_path: Path, name: str) -> None:
+    places: dict[str, Any] = {
+        "content": str(tmp_path),
+        "style": str(tmp_path),
+        name: "https://u:hunter2@host/x",
+    }
+    with pytest.raises(UsageError, match="URI carries a credential") as caught:
+        build(output=str(tmp_path / "m.parquet"), pairing=Pairing(), observer=Silent(), **places)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_run_refuses_such_a_row_before_anything_is_written(

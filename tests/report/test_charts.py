@@ -51,6 +51,15 @@ def test_the_night_between_two_runs_is_a_break_and_slows_nothing() -> None:
     assert [bar.height for bar in chart.bars if bar.x > gap.x] == pytest.approx([50] * 10)
 
 
+def test_bars_stay_visible_however_often_the_work_was_interrupted() -> None:
+    nights = [(50_000.0 * night + 10 * part, 20) for night in range(40) for part in range(20)]
+    chart = rate(nights)
+    assert chart is not None
+    assert len(chart.breaks) == 39
+    assert min(bar.width for bar in chart.bars) > 0
+    assert chart.bars[-1].x + chart.bars[-1].width == pytest.approx(100)
+
+
 @pytest.mark.parametrize(
     "finished", [[], [(1000.0, 5)], [(1000.0, 5), (1000.0, 5)], [(0.0, 5), (90_000.0, 5)]]
 )

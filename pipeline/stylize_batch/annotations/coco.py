@@ -65,12 +65,13 @@ class Geometry(NamedTuple):
     width: int
     height: int
 
-    def moved(self, box: list[float]) -> list[float] | None:
+    def moved(self, given: list[float | None]) -> list[float] | None:
         """Return a box (left, top, width, height) of the photograph as it lies in the picture.
 
         None if it is no box, or if less than a pixel of it has been left on a side.
         """
-        if len(box) != 4 or not all(map(math.isfinite, box)):
+        box = [value for value in given if value is not None and math.isfinite(value)]
+        if not len(box) == len(given) == 4:
             return None
         x, y, width, height = box
         wide, high = width * self.x_scale, height * self.y_scale

@@ -161,7 +161,7 @@ class Dispatch:
                     self._requeue(slot.restart())
                     self._blame(slot, task, reason_of(error))
                 else:
-                    slot.in_flight.popleft()
+                    slot.finish()
                     self._trouble(slot, task, error)
             except RayError:
                 self._died(slot, task)
@@ -224,7 +224,10 @@ class Dispatch:
 
     def _requeue(self, tasks: list[Task]) -> None:
         """Put tasks back to the front, uncounted."""
-        self._queue.extendleft(task for task in reversed(tasks) if not self._at_work(task))
+        missing = [
+            task for task in dict.fromkeys(tasks) if not self._at_work(task) and task not in self._queue
+        ]
+        self._queue.extendleft(reversed(missing))
 
     def _put_last(self, task: Task) -> None:
         """Put a task back to the end: what is sound goes first."""

@@ -22,7 +22,7 @@ from stylize_batch.engine.placement import place
 from stylize_batch.engine.probe import check_nodes, living_nodes
 from stylize_batch.engine.ray_actor import Ref
 from stylize_batch.engine.ray_tasks import ShardTask, StyleTask, Task
-from stylize_batch.errors import JobFailedError, UsageError
+from stylize_batch.errors import DeviceError, JobFailedError, UsageError
 from stylize_batch.settings import Device, ShardReport, WorkerSettings
 from stylize_batch.styles import StyleBank, StyleBatch
 
@@ -174,6 +174,8 @@ class RayEngine:
             try:
                 return ray.get(ref)
             except RayTaskError as error:
+                if isinstance(error.cause, DeviceError):
+                    return error
                 raise JobFailedError(reason_of(error)) from None
             except (WorkerCrashedError, OutOfMemoryError):
                 return None
@@ -188,6 +190,11 @@ class RayEngine:
                 found[index] = wait(start(piece))
                 if found[index] is None:
                     break
-            if isinstance(found[index], RayError):
-                raise JobFailedError(reason_of(found[index]))
+        done = any(result is not None and not isinstance(result, RayError) for result in found)
+        for index, result in enumerate(found):
+            if isinstance(result, RayError):
+                # A device that did its work for others was not what failed.
+                if not (done and isinstance(result, RayTaskError)):
+                    raise JobFailedError(reason_of(result))
+                found[index] = None
         return found

@@ -75,7 +75,7 @@ def encode(
     """
     if not output.endswith(".parquet"):
         raise UsageError(f"-o {output}: a style bank's name ends in .parquet")
-    _refuse_credentials(styles=source, output=output, model=model, unpack=unpack or "")
+    refuse_credentials(styles=source, output=output, model=model, unpack=unpack)
     data = read_model(model)
     container.check_model(data)
     key = bank_key(container.digest(data), style_size)
@@ -173,14 +173,6 @@ def _parts(output: str) -> Generator[Root]:
             for folder in (Path(root.uri_of("styles")), Path(root.uri_of("styles")).parent):
                 with suppress(OSError):  # holds what the next call goes on from
                     folder.rmdir()
-
-
-def _refuse_credentials(**uris: str) -> None:
-    for name, uri in uris.items():
-        try:
-            refuse_credentials(uri, name)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
 
 
 def _refuse_unreachable(uris: list[str], source: str) -> None:

@@ -31,7 +31,7 @@ class RunRecord(BaseModel):
         model_digest: BLAKE2b-128 of the model file.
         manifest_fingerprint: BLAKE2b-128 of the manifest's bytes.
         base: folder that relative image paths start from.
-        home: the output root as the last run reached it, with a `/` at its end.
+        home: the output root as runs reach it, with a `/` at its end.
         precision: of the network, by the devices it has run on.
         shard_pairs: pairs per shard, as planned.
         pairs: rows of the manifest.
@@ -63,9 +63,13 @@ class RunRecord(BaseModel):
         """Write run.json."""
         root.put(KEY, (self.model_dump_json(indent=2) + "\n").encode())
 
-    def refuse_changes(self, spec: JobSpec, model_digest: str, fingerprint: str) -> None:
+    def refuse_changes(self, spec: JobSpec, model_digest: str, fingerprint: str, home: str) -> None:
         """Raise UsageError naming the first fixed setting that differs from this record's."""
         advice = "choose another --output, or start anew with --overwrite"
+        if home != self.home:
+            raise UsageError(
+                f"the results name their pictures at {self.home}; move them back there, {advice}"
+            )
         if fingerprint != self.manifest_fingerprint:
             raise UsageError(f"the manifest has changed since {KEY} was written; {advice}")
         if model_digest != self.model_digest:

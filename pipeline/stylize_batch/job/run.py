@@ -134,15 +134,15 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
             summary = _work(spec, source, root, record, model, lent, observer, started)
             summary.notes = notes
             record.state = "finished"
-            if (
-                summary.skipped < summary.pairs or not record.totals
-            ):  # else the run that did the work says more
-                record.totals = asdict(summary)
             if spec.layout == "files":
                 written = write_annotations(root, record.run, spec.size, spec.crop)
                 summary.annotations = [root.uri_of(key) for key in written]
             else:
                 delete_unnamed(root, record.run)
+            if (
+                summary.skipped < summary.pairs or not record.totals
+            ):  # else the run that did the work says more
+                record.totals = asdict(summary)
             record.save(root)
         except OSError as error:
             raise JobFailedError(f"cannot use {root.uri}: {_reason(error)}") from None
@@ -274,7 +274,7 @@ def _planned(spec: JobSpec, source: Source, root: Root, model_digest: str, held:
     def examine() -> RunRecord | None:
         record = _examine(root)
         if record is not None and not spec.overwrite:
-            record.refuse_changes(spec, model_digest, manifest)
+            record.refuse_changes(spec, model_digest, manifest, root.uri_of(""))
         return record
 
     with temporary_folder() as folder:
@@ -288,7 +288,7 @@ def _planned(spec: JobSpec, source: Source, root: Root, model_digest: str, held:
         if record is None or _lacks_plan(spec, record):
             partition = partition or _check(spec, source, folder)
             return _plan(spec, partition, source, root, model_digest, manifest, record)
-    record.settings, record.base, record.home = spec.model_dump(), source.base, root.uri_of("")
+    record.settings, record.base = spec.model_dump(), source.base
     record.state = "running"
     _save(record, root)
     return record

@@ -135,8 +135,12 @@ class JobSpec(BaseModel):
             raise ValueError(
                 "--layout webdataset: what is in a tar cannot be named where its path holds '::'"
             )
-        for name in LOCATIONS:
-            refuse_credentials(getattr(self, name), name)
+        try:
+            refuse_credentials(
+                style_map=self.build.style_map, **{name: getattr(self, name) for name in LOCATIONS}
+            )
+        except UsageError as error:
+            raise ValueError(str(error)) from None
         in_memory = any(getattr(self, name).startswith("memory://") for name in LOCATIONS)
         if in_memory and not self.in_process:
             raise ValueError("memory:// lives in one process; add --in-process or use another storage")
@@ -223,7 +227,10 @@ def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
         return JobSpec.model_validate({**of_file, **settings})
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        parts = [str(part) for part in first["loc"]]
+        name = ".".join(
+            parts if parts[:1] == ["build"] else parts[:1]
+        )  # what follows are branches of its type
         if first["type"] == "extra_forbidden":
             fields = (BuildSettings if name.startswith("build.") else JobSpec).model_fields
             raise UsageError(f"unknown setting '{name}'; known: {', '.join(fields)}") from None
@@ -246,6 +253,8 @@ def _read_job_file(path: str) -> dict[str, Any]:
         found["build"] = _with_underscores(found["build"])
     if "no_metrics" in found:
         found["metrics"] = not found.pop("no_metrics")
+    if "json" in found:
+        found["as_json"] = found.pop("json")
     return found
 
 

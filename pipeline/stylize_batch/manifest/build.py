@@ -32,6 +32,7 @@ from stylize_batch.manifest.naming import (
     style_names,
 )
 from stylize_batch.manifest.pairing import Group, Hashes, Integers, draw, draw_alpha, make_pools, seeded
+from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.manifest.schema import check_schema
 from stylize_batch.manifest.unpack import KEY, URI
 from stylize_batch.storage import Root, absolute, failure, filesystem, kind, parent, replacing
@@ -138,6 +139,14 @@ def build(
         JobFailedError: archives could not be unpacked to the end; repeating the call goes on.
     """
     alpha = _checked(pairing)
+    refuse_credentials(
+        content=content,
+        style=style,
+        output=output,
+        style_map=pairing.style_map,
+        content_root=content_root,
+        unpack=unpack,
+    )
     settings = settings_of(content, style, pairing, content_root=content_root, unpack=unpack)
     if not output.endswith(".parquet"):
         raise UsageError(f"-o {output}: a manifest's name ends in .parquet")

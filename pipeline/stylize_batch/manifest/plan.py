@@ -274,6 +274,9 @@ def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format, allo
         styles = list_column(batch["style"])
         weights = number_lists(batch["style_weights"]) if "style_weights" in names else None
         alphas = number_column(batch["alpha"]) if "alpha" in names else None
+        if "preserve_color" in names:  # null where all are, as pandas writes it
+            at = names.index("preserve_color")
+            batch = batch.set_column(at, "preserve_color", batch["preserve_color"].cast(pa.bool_()))
         colors = batch["preserve_color"] if "preserve_color" in names else None
         masks = batch["mask"] if "mask" in names else None
         outputs = plain_strings(batch["output"]) if "output" in names else None

@@ -126,10 +126,11 @@ def carries_credential(uri: str) -> bool:
     return is_uri(uri) and _CREDENTIAL_PATTERN.search(uri) is not None
 
 
-def refuse_credentials(uri: str, name: str) -> None:
-    """Raise ValueError if one of a job's own URIs carries a credential, which run.json and logs would show."""
-    if carries_credential(uri):
-        raise ValueError(
-            f"the {name}'s URI carries a credential, which run.json and the results would show; "
-            "give it in the environment or in fsspec's configuration"
-        )
+def refuse_credentials(**uris: str | None) -> None:
+    """Raise UsageError if a URI of a job's own, given by what it is of, carries a credential: files would show it."""
+    for name, uri in uris.items():
+        if uri and carries_credential(uri):
+            raise UsageError(
+                f"the {name.replace('_', ' ')}'s URI carries a credential, which run.json and the results would show; "
+                "give it in the environment or in fsspec's configuration"
+            )

@@ -79,6 +79,15 @@ def free_memory(device: torch.device, share: float) -> int:
     return min(free, int(share * total))
 
 
+def answers(device: torch.device) -> bool:
+    """Whether a device still computes; a GPU's error may have been of one call, or have ended its use for good."""
+    try:
+        torch.ones(1, device=device).add_(1).cpu()
+    except RuntimeError:
+        return False
+    return True
+
+
 def own_streams(device: torch.device, count: int) -> Callable[[], None]:
     """Return what gives each of so many threads a stream of its own on a GPU, beside which the others' work runs.
 

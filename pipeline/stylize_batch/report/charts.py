@@ -21,7 +21,10 @@ PARTS_PER_BAR = 2
 """Parts that a bar of the rate averages over, at least: fewer would show when parts end, not how fast work goes."""
 
 BREAK = 4.0
-"""Width of a break in the rate's time axis, per cent."""
+"""Width of a break in the rate's time axis, per cent, where there are few."""
+
+MAX_BREAKS = 40.0
+"""Width of all breaks together, at most."""
 
 BREAK_SECONDS = 300.0
 """Time without a finished part that is drawn as a break, at least."""
@@ -141,14 +144,15 @@ def rate(finished: Sequence[tuple[float, int]]) -> Rate | None:
         return None
     made = np.cumsum(pictures)
     bars_wanted = min(TIME_BARS, max(1, len(times) // PARTS_PER_BAR))
-    scale = (100 - BREAK * len(cuts)) / busy
+    gap = min(BREAK, MAX_BREAKS / max(1, len(cuts)))
+    scale = (100 - gap * len(cuts)) / busy
     x, drawn, breaks, total = 0.0, list[tuple[float, float, float, str]](), list[Break](), 0.0
     for place, (start, end, first, last) in enumerate(stretches):
         if place:
             before = stretches[place - 1][1]
             title = f"nothing finished for {duration(start - before)}, {moment(before)} to {moment(start)}"
-            breaks.append(Break(x, BREAK, title))
-            x += BREAK
+            breaks.append(Break(x, gap, title))
+            x += gap
         if end > start:
             total += made[last] - made[first]
             edges = np.linspace(start, end, max(1, round(bars_wanted * (end - start) / busy)) + 1)

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stylize_batch.parquet import without_nanoseconds
+
 Row = dict[str, Any]
 
 SAMPLE = 200
@@ -72,7 +74,9 @@ class Selection:
         self, part: pa.Table, losses: Mapping[str, npt.NDArray[np.float64]], kinds: Iterable[str]
     ) -> None:
         """Add the rows of a part with their losses and the kinds of failure that occur in it."""
-        shown = part.select([field.name for field in part.schema if not _is_binary(field.type)])
+        shown = without_nanoseconds(
+            part.select([field.name for field in part.schema if not _is_binary(field.type)])
+        )
         self.sample.add(_identities(shown), shown)
         for name in RANKED:
             self.lowest[name].add(losses[name], shown)
