@@ -10,14 +10,13 @@ over the last tenth of the iterations (`README.md`). Repeating the command conti
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from harness import SAMPLE
+from harness import SAMPLE, machine
 from torch import Tensor, nn
 
 from stylize_batch.images.decode import decode
@@ -151,9 +150,9 @@ def describe(curves: dict[str, list[log.Step]], options: argparse.Namespace) -> 
         "# Ablation of the architecture (paper §7.2, Fig. 6)",
         "",
         f"`python benchmarks/ablation.py --iterations {options.iterations} --crop {options.crop} "
-        f"--batch {options.batch}` with the training images of the default weights, on {platform.machine()} with "
-        f"{torch.get_num_threads()} threads, {options.device}. The paper trains 160,000 iterations at 256 pixels with "
-        "batches of 8: this shows how the four start, not where they end.",
+        f"--batch {options.batch}` with the training images of the default weights, on {machine(options.device)}. The "
+        "paper trains 160,000 iterations at 256 pixels with batches of 8: this shows how the four start, not where they "
+        "end.",
         "",
         "| network | content loss | style loss | content + 10 × style |",
         "|---|---|---|---|",
