@@ -285,8 +285,14 @@ def test_reconstruction_learns(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_another_recipe_does_not_continue_a_training(recipe: Recipe, tmp_path: Path) -> None:
     train(recipe, tmp_path)
-    with pytest.raises(UsageError, match="another recipe"):
-        Trainer(recipe.model_copy(update={"seed": 1}), str(tmp_path))
+    other = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    with torch.no_grad():
+        next(other.encoder.parameters()).mul_(2)
+    encoder = tmp_path / "encoder.safetensors"
+    encoder.write_bytes(checkpoint.dumps(other.encoder, other.decoder, {"name": "other"}))
+    for change in ({"seed": 1}, {"start": container.DEFAULT}, {"encoder": str(encoder)}):
+        with pytest.raises(UsageError, match="another recipe"):
+            Trainer(recipe.model_copy(update=change), str(tmp_path))
 
 
 def test_draws_are_balanced_over_sources_whatever_their_size(tmp_path: Path) -> None:
