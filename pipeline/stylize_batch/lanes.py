@@ -57,8 +57,10 @@ class Lanes:
         return self._cores + 1
 
     def submit(self, pixels: int, unit: Callable[[], Iterable[_T]]) -> Future[list[_T]]:
-        """Have a unit of work on so many pixels at once run on its share of the cores; they start in order, but
-        for smaller ones that find room where a larger one waits for it."""
+        """Have a unit of work on so many pixels at once run on its share of the cores.
+
+        Units start in order, but one that waits for many cores lets smaller ones pass.
+        """
         cores = min(self._cores, -(-self._cores * pixels // self.pass_pixels))
         return self._threads.submit(self._run, cores, unit)
 

@@ -38,7 +38,8 @@ class Stylizer:
             UsageError: there is no such model, or torch cannot use the device.
         """
         network = checkpoint.loads(read_model(model))
-        self._network = Network(network, usable_device(device).type, precision)
+        usable_device(device.partition(":")[0])
+        self._network = Network(network, device, precision)
 
     def __call__(
         self,

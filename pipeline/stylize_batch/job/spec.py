@@ -227,10 +227,9 @@ def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
         return JobSpec.model_validate({**of_file, **settings})
     except ValidationError as error:
         first = error.errors()[0]
-        parts = [str(part) for part in first["loc"]]
-        name = ".".join(
-            parts if parts[:1] == ["build"] else parts[:1]
-        )  # what follows are branches of its type
+        setting, *inner = (str(part) for part in first["loc"]) if first["loc"] else ("",)
+        # Elsewhere, what follows are branches of the setting's type.
+        name = ".".join((setting, *inner)) if setting == "build" else setting
         if first["type"] == "extra_forbidden":
             fields = (BuildSettings if name.startswith("build.") else JobSpec).model_fields
             raise UsageError(f"unknown setting '{name}'; known: {', '.join(fields)}") from None
