@@ -3,8 +3,8 @@
     python benchmarks/ablation.py --contents PHOTOGRAPHS --styles PAINTINGS -o docs/ablation
 
 Four networks, trained alike by the package's own training loop: the same batches, losses and seed. Writes the curves
-of both losses (`content-loss.png`, `style-loss.png`), each network's pictures of unseen pairs (`pictures.jpg`) and a table of mean losses
-over the last tenth of the iterations (`README.md`). Repeating the command continues.
+of both losses (`content-loss.png`, `style-loss.png`), each network's pictures of unseen pairs (`pictures.jpg`) and a
+table of mean losses over the last tenth of the iterations (`README.md`). Repeating the command continues.
 """
 
 from __future__ import annotations

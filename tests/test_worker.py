@@ -8,8 +8,8 @@ import math
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,17 @@ def run(manifest: Path, output: Path, **settings: Any) -> tuple[stylize_batch.Ru
         str(manifest), output=str(output), in_process=True, device="cpu", style_size=48, **settings
     )
     return summary, read_results(output)
+
+
+@contextmanager
+def cores(count: int) -> Generator[None]:
+    """Have a worker find so many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_bad_images_fail_their_own_rows_with_the_reason(
@@ -168,19 +179,15 @@ def test_neither_cores_nor_shards_change_a_pixel(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = make_manifest(pairs)
-    before = torch.get_num_threads()
     made: list[dict[str, bytes]] = []
-    try:
-        # Side by side on cores of their own; one after the other; most cores for each picture.
-        for cores, pass_pixels, shard_pairs in ((4, PASS_PIXELS, 100), (1, PASS_PIXELS, 1), (4, 4000, 3)):
-            torch.set_num_threads(cores)
-            network = functools.partial(Network, pass_pixels=pass_pixels)
-            monkeypatch.setattr(worker, "Network", network)
-            output = tmp_path / f"{cores}-{pass_pixels}"
+    # Side by side on cores of their own; one after the other; most cores for each picture.
+    for count, pass_pixels, shard_pairs in ((4, PASS_PIXELS, 100), (1, PASS_PIXELS, 1), (4, 4000, 3)):
+        network = functools.partial(Network, pass_pixels=pass_pixels)
+        monkeypatch.setattr(worker, "Network", network)
+        output = tmp_path / f"{count}-{pass_pixels}"
+        with cores(count):
             _, results = run(manifest, output, format="png", size=40, shard_pairs=shard_pairs)
-            made.append({row["pair_id"]: Path(row["output"]).read_bytes() for row in results})
-    finally:
-        torch.set_num_threads(before)
+        made.append({row["pair_id"]: Path(row["output"]).read_bytes() for row in results})
     assert len(made[0]) == len(pairs)
     assert made[0] == made[1] == made[2]
 
@@ -201,12 +208,8 @@ def test_the_last_content_of_a_shard_keeps_all_lanes_at_work(
         return real(self, bucket, encoded, batches)
 
     monkeypatch.setattr(Worker, "_stylize_unit", counted)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
+    with cores(2):
         summary, _ = run(make_manifest(rows), tmp_path / "out", shard_pairs=100)
-    finally:
-        torch.set_num_threads(before)
     assert summary.ok == 12
     assert sorted(units) == [2, 2, 4, 4]  # both lanes have a content each, and then halves of one
 
@@ -286,13 +289,9 @@ def test_what_fits_in_memory_alone_fails_no_row_because_of_what_is_beside_it(
             raise MemoryError
         return real(self, *rest, **options)
 
-    before = torch.get_num_threads()
     monkeypatch.setattr(Network, what, small_memory)
-    try:
-        torch.set_num_threads(2)
+    with cores(2):
         summary, _ = run(make_manifest(pairs), tmp_path / "out", size=40, shard_pairs=100)
-    finally:
-        torch.set_num_threads(before)
     assert summary.ok == len(pairs)
     assert crowded
 

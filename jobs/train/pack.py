@@ -43,7 +43,7 @@ def main() -> None:
     with tarfile.open(options.output, "w") as tar, ThreadPoolExecutor() as threads:
         for kind, folder in (("content", options.contents), ("style", options.styles)):
             root = absolute(folder).rstrip("/") + "/"
-            files = list_files(absolute(folder), SUFFIXES)
+            files = list_files(root, SUFFIXES)
             made = threads.map(lambda uri: reduce(uri, options.side, options.quality), files)
             for uri, data in zip(files, made, strict=True):
                 if data is not None:

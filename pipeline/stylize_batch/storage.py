@@ -285,12 +285,9 @@ def fingerprint(uri: str) -> str:
 def explained(error: Exception, uri: str) -> RowError | SystemicError:
     """Translate what a file system raised when it was asked about a file, and find out why if it was refused."""
     found = failure(error, uri)
-    # fsspec's http(s) calls all that goes wrong a file that is not there.
-    vague = (
-        "AccessDenied",
-        "Unreadable",
-        *(("NotFound",) if uri.startswith(("http://", "https://")) else ()),
-    )
+    vague = ["AccessDenied", "Unreadable"]
+    if uri.startswith(("http://", "https://")):
+        vague.append("NotFound")  # so fsspec calls all that goes wrong there
     if isinstance(found, RowError) and found.kind in vague:
         try:
             read_bytes(uri)  # S3 gives the reason of a refusal only to who asks for the object itself
