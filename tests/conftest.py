@@ -15,6 +15,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from stylize_batch.settings import WorkerSettings
+
 # Machines are noisy: no test is timed. Examples are the same in every run, so that a failure can be repeated.
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
@@ -108,6 +110,15 @@ def cli(tmp_path: Path) -> Cli:
 def command() -> str:
     """Return the path of the installed command."""
     return str(Path(sys.executable).parent / "stylize-batch")
+
+
+def worker_settings(base: Path, *, threads: int | None = None) -> WorkerSettings:
+    """Return settings of a worker without a job around it, which writes under a folder."""
+    return WorkerSettings(
+        root=str(base / "out"), run="run", base=str(base), model="model", size=None, crop=None, style_size=48,
+        format="png", quality=90, layout="files", metrics=False, batch_size=None, device="cpu", precision="fp32",
+        threads=threads,
+    )  # fmt: skip
 
 
 def read_results(output: Path) -> list[Row]:

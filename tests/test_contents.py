@@ -21,21 +21,14 @@ from stylize_batch.contents import (
     begun_ahead,
 )
 from stylize_batch.errors import RowError
-from stylize_batch.settings import WorkerSettings
 from stylize_batch.stopwatch import Stopwatch
+from tests.conftest import worker_settings
 
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(1) as pool:
         yield pool
-
-
-def settings(base: Path) -> WorkerSettings:
-    return WorkerSettings(
-        root=str(base / "out"), run="run", base=str(base), model="model", size=None, crop=None, style_size=48,
-        format="png", quality=90, layout="files", metrics=False, batch_size=None, device="cpu", precision="fp32",
-    )  # fmt: skip
 
 
 def pair(*masks: str) -> Pair:
@@ -59,7 +52,7 @@ def test_who_stops_early_leaves_no_content_to_be_loaded(
         looked_at.append(shape)
         return len(looked_at) > 1 and not stopped.wait(30)
 
-    loader = ContentLoader(settings(tmp_path), threads, Stopwatch(), large)
+    loader = ContentLoader(worker_settings(tmp_path), threads, Stopwatch(), large)
     for _, loaded in loader.load_ahead([Content(uri, [pair()]) for uri in contents * 5]):
         assert isinstance(loaded, Loaded)
         break
@@ -75,7 +68,9 @@ def test_a_content_or_mask_that_cannot_be_loaded_keeps_nothing_alive(
     page.write_text("<html>")
     given = [Content(str(page), [pair()]), Content(absent, [pair()]), Content(contents[0], [pair(absent)])]
     for large in (True, False):  # decoded in the caller's thread, or in theirs
-        loader = ContentLoader(settings(tmp_path), threads, Stopwatch(), lambda shape, large=large: large)
+        loader = ContentLoader(
+            worker_settings(tmp_path), threads, Stopwatch(), lambda shape, large=large: large
+        )
         failures = [
             each
             for _, loaded in loader.load_ahead(given)

@@ -27,10 +27,9 @@ from stylize_batch.images.decode import Array, decode
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.network import ContentFeatures, Network
 from stylize_batch.model.tiling import PASS_PIXELS
-from stylize_batch.settings import WorkerSettings
 from stylize_batch.storage import read_bytes
 from stylize_batch.worker import FETCH_THREADS, Worker, peak_memory
-from tests.conftest import SAMPLE, MakeManifest, Row, read_results
+from tests.conftest import SAMPLE, MakeManifest, Row, read_results, worker_settings
 from tests.images.samples import bombs
 
 
@@ -585,12 +584,9 @@ def test_images_that_storage_never_gives_fail_their_rows_also_when_these_are_tri
 @pytest.fixture
 def own_worker(tmp_path: Path) -> Iterator[Worker]:
     """A worker without a job around it."""
-    settings = WorkerSettings(
-        root=str(tmp_path / "out"), run="run", base=str(tmp_path), model="model", size=None, crop=None, style_size=48,
-        format="png", quality=90, layout="files", metrics=False, batch_size=None, device="cpu", precision="fp32",
-        threads=2,
-    )  # fmt: skip
-    with closing(Worker(settings, container.builtin_bytes(container.DEFAULT))) as worker:
+    with closing(
+        Worker(worker_settings(tmp_path, threads=2), container.builtin_bytes(container.DEFAULT))
+    ) as worker:
         yield worker
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import io
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
@@ -21,9 +23,12 @@ import torch
 from PIL import Image
 
 import stylize_batch
+from stylize_batch.engine.crew import Pool
+from stylize_batch.engine.placement import Placement
 from stylize_batch.errors import GaveUpError
 from stylize_batch.layout.reading import PictureReader, address
-from tests.conftest import MakeManifest, Row, read_results
+from stylize_batch.model.device import keep_freed_memory
+from tests.conftest import MakeManifest, Row, read_results, worker_settings
 from tests.faults.processes import processes
 
 TARS = ("--layout", "webdataset")
@@ -139,6 +144,38 @@ def test_an_error_that_is_kept_takes_nothing_from_the_next_ray(
     try:
         with ThreadPoolExecutor(1) as second:  # whose end is its Ray's
             second.submit(next_one).result()
+    finally:
+        ray.shutdown()
+
+
+class Maker:
+    """An actor with the threads of a `WorkerActor` that makes feature maps."""
+
+    def __init__(self) -> None:
+        keep_freed_memory()
+
+    def faults(self) -> int:
+        """Return the pages that the system had to clear for 16 maps of 64 MB, after others of their size."""
+        before = 0
+        for _ in range(2):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            features = torch.zeros(64, 2**18)
+            for _ in range(16):
+                features = features + 1
+            del features
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_feature_maps_in_an_actor_take_the_memory_of_the_last_ones(tmp_path: Path) -> None:
+    pool = Pool(worker_settings(tmp_path), Placement(1, 0, 1, 1))
+    groups: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_concurrency": 1}
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        actor: Any = cast("Any", ray.remote)(**groups, **pool.options)(Maker).remote()
+        # With small pages, the maps are 262,144 of them; with huge ones 512.
+        faults: int = ray.get(actor.faults.remote(), timeout=60)
+        assert faults < 100
     finally:
         ray.shutdown()
 

@@ -18,6 +18,9 @@ from stylize_batch.settings import WorkerSettings
 
 PING_SECONDS = 1.0
 
+ONE_HEAP = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
+"""What a process on a CPU is started with: Ray's threads divide its memory before `keep_freed_memory` is called."""
+
 
 class Pool:
     """Actors that are alike.
@@ -25,13 +28,15 @@ class Pool:
     Attributes:
         settings: of their workers.
         actors: how many there shall be.
-        options: what each asks for.
+        options: what each asks for, and is started with.
     """
 
     def __init__(self, settings: WorkerSettings, placement: Placement) -> None:
         self.settings = replace(settings, threads=placement.cores, gpu_share=placement.num_gpus)
         self.actors = placement.actors
         self.options = placement.options
+        if settings.device == "cpu":
+            self.options["runtime_env"] = ONE_HEAP
 
     def avoid(self, nodes: Sequence[str]) -> None:
         """Have actors that are created from now on stay away from nodes."""
