@@ -19,8 +19,8 @@ from compare import Measured, write_manifest
 from harness import SAMPLE, Page, best, options
 from PIL import Image
 
+from stylize_batch.heap import keep_freed_memory
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.device import keep_freed_memory
 from stylize_batch.model.network import Network
 
 try:

@@ -20,11 +20,12 @@ import torch
 from harness import PASSES, Page, best, card, options
 from torch import Tensor, nn
 
+from stylize_batch.heap import keep_freed_memory
 from stylize_batch.lanes import Lanes
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.convolution import quicken
-from stylize_batch.model.device import BATCH_PIXELS, keep_freed_memory, own_streams, to_host
+from stylize_batch.model.device import BATCH_PIXELS, own_streams, to_host
 from stylize_batch.model.network import DTYPES, Network, loss_network
 from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.worker import GPU_LANES

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from stylize_batch import __version__
 from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError
+from stylize_batch.heap import keep_freed_memory
 
 
 class Exit(IntEnum):
@@ -162,6 +163,8 @@ def run(
 
     Running the same command again resumes.
     """
+    if in_process:
+        keep_freed_memory()  # before a library has threads
     from stylize_batch.job.run import execute
     from stylize_batch.job.spec import make_spec
     from stylize_batch.progress import TerminalProgress, duration
@@ -322,6 +325,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train a decoder. Running the same command again continues from the last checkpoint."""
+    keep_freed_memory()
     from stylize_batch.progress import TrainingLines
     from stylize_batch.training.loop import Trainer
     from stylize_batch.training.recipe import load_recipe
@@ -374,6 +378,7 @@ def evaluate(
 
     Running the same command again continues; with another model, only its pictures are made.
     """
+    keep_freed_memory()
     from stylize_batch.evaluation.protocol import Protocol
     from stylize_batch.evaluation.run import Evaluation
     from stylize_batch.model.container import DEFAULT
@@ -465,6 +470,7 @@ def styles_encode(
     unpack: Annotated[str | None, typer.Option(help="Empty folder or URI to extract archives to.")] = None,
 ) -> None:
     """Encode styles once, for `run --styles` and for RandomStyle. Repeated, it encodes only what has changed."""
+    keep_freed_memory()
     from stylize_batch.job.bank import encode
     from stylize_batch.progress import TerminalProgress
 

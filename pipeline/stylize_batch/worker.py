@@ -37,6 +37,7 @@ from stylize_batch.contents import (
     contents_of,
 )
 from stylize_batch.errors import DeviceError, HandedBackError, RowError, SystemicError
+from stylize_batch.heap import keep_freed_memory
 from stylize_batch.images.decode import Array, decode
 from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
 from stylize_batch.images.mask import check_regions, stack_regions
@@ -51,7 +52,6 @@ from stylize_batch.model.device import (
     batch_pixels,
     check_device,
     free_memory,
-    keep_freed_memory,
     own_streams,
     to_host,
     wait_for,

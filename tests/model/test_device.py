@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given
@@ -58,31 +54,3 @@ def test_on_a_cpu_nothing_is_copied() -> None:
     assert all(found is value for found, value in zip(to_host(*values), values, strict=True))
     assert to_device(values[0], torch.device("cpu")) is values[0]
     wait_for(torch.device("cpu"))
-
-
-MAPS = """
-import resource, threading
-import torch
-from stylize_batch.model.device import keep_freed_memory
-
-def make_maps():
-    for _ in range(6):
-        torch.ones(64, 2**20)  # 256 MB
-
-keep_freed_memory()
-lane = threading.Thread(target=make_maps)
-lane.start()
-lane.join()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-lane = threading.Thread(target=make_maps)
-lane.start()
-lane.join()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_feature_maps_of_a_lane_take_the_memory_of_the_last_ones() -> None:
-    # With small pages, six maps are 393,216 of them; with huge ones 768.
-    done = subprocess.run([sys.executable, "-c", MAPS], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 100

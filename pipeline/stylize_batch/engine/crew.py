@@ -11,15 +11,13 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from stylize_batch import heap
 from stylize_batch.engine.placement import Placement
 from stylize_batch.engine.ray_actor import Place, Pulse, Ref, WorkerActor
 from stylize_batch.engine.ray_tasks import Task
 from stylize_batch.settings import WorkerSettings
 
 PING_SECONDS = 1.0
-
-ONE_HEAP = {"env_vars": {"MALLOC_ARENA_MAX": "1"}}
-"""What a process on a CPU is started with: Ray's threads divide its memory before `keep_freed_memory` is called."""
 
 
 class Pool:
@@ -36,7 +34,7 @@ class Pool:
         self.actors = placement.actors
         self.options = placement.options
         if settings.device == "cpu":
-            self.options["runtime_env"] = ONE_HEAP
+            self.options["runtime_env"] = {"env_vars": heap.ENVIRONMENT}
 
     def avoid(self, nodes: Sequence[str]) -> None:
         """Have actors that are created from now on stay away from nodes."""

@@ -6,7 +6,6 @@ and each waits for its own alone. On a CPU there is nothing to copy or to wait f
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from itertools import cycle
 
@@ -20,9 +19,6 @@ BATCH_PIXELS = 32 * 256 * 256
 
 PIXEL_FLOATS = 1024
 """Numbers of memory for a pixel of a batch: about half is what the network holds, the rest for libraries' workspaces."""
-
-MALLOC_OPTIONS = {-1: 2**31 - 1, -4: 0, -8: 1}
-"""glibc's `M_TRIM_THRESHOLD`, `M_MMAP_MAX` and `M_ARENA_MAX` (malloc.h): one heap for all threads, not given back."""
 
 
 def check_device(device: str) -> None:
@@ -59,18 +55,6 @@ def batch_pixels(free: int, dtype: torch.dtype) -> int:
     while pixels > 64 * 64 and pixels * PIXEL_FLOATS * dtype.itemsize > free:
         pixels //= 2
     return pixels
-
-
-def keep_freed_memory() -> None:
-    """Have this process keep memory that was freed for the next feature map, on a CPU.
-
-    Otherwise glibc gives large maps back to the system, which clears the pages of every new one. Where another C library
-    is at work, nothing changes.
-    """
-    tune = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tune is not None:
-        for parameter, value in MALLOC_OPTIONS.items():
-            tune(parameter, value)
 
 
 def free_memory(device: torch.device, share: float) -> int:
