@@ -245,7 +245,8 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(
 
     monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)
     monkeypatch.setattr(Network, "stylize", small_memory)
-    summary, _ = run(make_manifest(pairs), tmp_path / "out", size=40, crop=40, shard_pairs=100)
+    with cores(1):  # on which batches follow each other
+        summary, _ = run(make_manifest(pairs), tmp_path / "out", size=40, crop=40, shard_pairs=100)
     assert summary.ok == len(pairs)
     assert sizes[:7] == [4, 2, 1, 1, 2, 1, 1]
 
@@ -432,7 +433,8 @@ def test_batches_make_the_pictures_that_single_pairs_make_with_controls_too(
         return stylize(self, content, vectors, *rest, **more)
 
     monkeypatch.setattr(Network, "stylize", counted)
-    _, batches = run(manifest, tmp_path / "batches", format="png", shard_pairs=100)
+    with cores(1):  # on which batches follow each other
+        _, batches = run(manifest, tmp_path / "batches", format="png", shard_pairs=100)
     # Pairs without masks share a batch whatever their α, weights and colours, and so do those of as many regions.
     assert sizes == [5, 2, 5]
     _, one = by_name(singles)

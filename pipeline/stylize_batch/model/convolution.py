@@ -6,10 +6,13 @@ how many multiplications there are:
 - After nearest ×2 up-sampling most of the nine products of a pixel share their factor: four 2×2 convolutions of the
   small map, one for each place of a pixel in its cell, give the same sums with four instead of nine (`SubPixelConv2d`).
 - Winograd's F(4×4, r×r) takes (r + 3)² multiplications for a tile of 16 outputs instead of 16 r² (Lavin & Gray 2016):
-  36 instead of 144 for a 3×3 kernel, 25 instead of 64 for a 2×2 one, as so many products of matrices (`Winograd`).
+  36 instead of 144 for a 3×3 kernel, 25 instead of 64 for a 2×2 one, as so many 1×1 convolutions (`Winograd`).
 """
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,8 +22,11 @@ from torch import Tensor, nn
 WINOGRAD_SAVING = 2.0
 """How many times fewer multiplications, those of the transforms included, make Winograd's way the faster one on a CPU."""
 
-BLOCK_TILES = 256
-"""Tiles transformed at once: their matrices stay in the cache."""
+BLOCK_TILES = 64
+"""Tiles that a core takes at once: their matrices stay in the cache."""
+
+LEFT_TILES = 16
+"""Tiles that a core takes at once where fewer than half a block are left."""
 
 MIN_TILES = 16
 """Tiles of a map below which reading the transformed weights, which are more, takes longer than it saves."""
@@ -116,62 +122,120 @@ class Plain(nn.Module):
 
 
 class Winograd(Plain):
-    """The same by Winograd's F(4×4, r×r).
+    """The same by Winograd's F(4×4, r×r), in float32 on a CPU with AVX2 or better.
 
-    The n = (r + 3)² numbers of a tile lie in n matrices of tiles × channels, so that the transforms are products with
-    small constant matrices, and the convolution is n products with the transformed kernel. Some rows of tiles at a time,
-    which are biased and rectified while the cache has them.
+    The transforms are products with small constant matrices on both sides of a tile. Between them each of a tile's
+    n = (r + 3)² numbers has its own kernel: a 1×1 convolution in n groups, where tiles are the places. oneDNN does that at
+    the processor's peak; MKL's products of matrices do not everywhere. It wants the kernels in an order that depends on
+    the number of tiles and of threads, and to bring them into it takes longer than the convolution. So blocks have one
+    of two sizes, across rows, and kernels are packed once for each, by the operators of torch's compiled networks.
     """
 
     _input: Tensor
-    _kernel: Tensor
     _output: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> None:
         super().__init__(weight, bias, relu=relu)
         self._side = weight.shape[-1] + 3
-        self._everywhere = self._side * ONE + ONE
-        """The number of a tile that counts once in each of its outputs: the value at the points 1 and 1."""
-        # On both sides of a tile, so on its numbers as one vector: the products of Kronecker.
-        for_input, for_kernel, for_output = (
-            torch.kron(matrix, matrix) for matrix in map(torch.from_numpy, _transforms(weight.shape[-1]))
-        )
-        kernel = torch.einsum("pq,kcq->pck", for_kernel.to(weight.device), weight.double().flatten(2))
-        self.register_buffer("_input", for_input.to(weight))
-        self.register_buffer("_kernel", kernel.to(weight.dtype).contiguous())
-        self.register_buffer("_output", for_output.to(weight))
+        for_input, self._for_kernel, for_output = _transforms(weight.shape[-1])
+        self.register_buffer("_input", torch.from_numpy(for_input).to(weight))
+        self.register_buffer("_output", torch.from_numpy(for_output).to(weight))
+        self._packed: dict[tuple[int, int], Kernels] = {}
+        """By tiles and threads."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
-        height, width = (side - self._side + 4 for side in input.shape[2:])
+        side, channels = self._side, input.shape[1]
+        height, width = (length - side + 4 for length in input.shape[2:])
         rows, columns = -(-height // 4), -(-width // 4)
         if rows * columns < MIN_TILES:
             return super().forward(input)
         if height % 4 or width % 4:
             input = F.pad(input, (0, 4 * columns - width, 0, 4 * rows - height))
         output = input.new_empty(len(input), 4 * rows, 4 * columns, len(self.weight))
-        step = max(1, BLOCK_TILES // columns)
+        threads = torch.get_num_threads()
         for padded, made in zip(input.permute(0, 2, 3, 1), output, strict=True):
-            windows = padded.unfold(0, self._side, 4).unfold(
-                1, self._side, 4
-            )  # [rows, columns, C, side, side]
+            windows = padded.unfold(0, side, 4).unfold(1, side, 4)  # [rows, columns, C, side, side]
             windows = windows.permute(0, 1, 3, 4, 2)
             places = made.unflatten(1, (columns, 4)).unflatten(0, (rows, 4)).transpose(1, 2)  # […, 4, 4, K]
-            for row in range(0, rows, step):
-                self._convolve(windows[row : row + step], places[row : row + step])
+            start = 0
+            while (left := rows * columns - start) > 0:
+                size = threads * (BLOCK_TILES if left > threads * BLOCK_TILES / 2 else LEFT_TILES)
+                make = input.new_empty if left >= size else input.new_zeros
+                tiles = make(size, side, side, channels)
+                spans = list(_spans(start, start + min(size, left), columns))
+                for block, where in spans:
+                    window = windows[where]
+                    tiles[block].view(window.shape).copy_(window)
+                found = self._convolve(tiles, self._kernels(size, threads))
+                for block, where in spans:
+                    place = places[where]
+                    if self.relu:  # while the cache has them
+                        torch.clamp_min(found[block].view(place.shape), 0, out=place)
+                    else:
+                        place.copy_(found[block].view(place.shape))
+                start += size
         return output[:, :height, :width].permute(0, 3, 1, 2)
 
-    def _convolve(self, windows: Tensor, places: Tensor) -> None:
-        tiles, numbers = windows.shape[:2].numel(), self._side**2
-        transformed = self._input.expand(tiles, -1, -1) @ windows.reshape(tiles, numbers, -1)
-        products = transformed.transpose(0, 1) @ self._kernel  # one of each number of a tile, over all tiles
-        if self.bias is not None:
-            products[self._everywhere] += self.bias
-        made = (self._output.expand(tiles, -1, -1) @ products.transpose(0, 1)).view(places.shape)
-        if self.relu:
-            torch.clamp_min(made, 0, out=places)
+    def _convolve(self, tiles: Tensor, kernels: Kernels) -> Tensor:
+        """Return [T, 4, 4, K] for tiles [T, side, side, C]."""
+        count, side, _, channels = tiles.shape
+        rows = torch.bmm(self._input.expand(count, -1, -1), tiles.flatten(2))
+        both = torch.bmm(self._input.expand(count * side, -1, -1), rows.view(-1, side, channels))
+        numbers = both.view(1, count, 1, -1).permute(0, 3, 1, 2)
+        products = kernels.convolve(numbers).permute(0, 2, 3, 1)
+        rows = torch.bmm(self._output.expand(count, -1, -1), products.reshape(count, side, -1))
+        both = torch.bmm(self._output.expand(count * 4, -1, -1), rows.view(count * 4, side, -1))
+        return both.view(count, 4, 4, -1)
+
+    def _kernels(self, tiles: int, threads: int) -> Kernels:
+        with _PACKING:
+            if (tiles, threads) not in self._packed:
+                transform = torch.from_numpy(np.kron(self._for_kernel, self._for_kernel))
+                numbers = torch.einsum("pq,kcq->pkc", transform, self.weight.double().flatten(2))
+                biases = None
+                if self.bias is not None:
+                    biases = torch.zeros(numbers.shape[:2])
+                    # The value at the points 1 and 1 counts once in each of a tile's outputs.
+                    biases[self._side * ONE + ONE] = self.bias
+                self._packed[tiles, threads] = Kernels(numbers.float(), biases, tiles)
+            return self._packed[tiles, threads]
+
+
+_PACKING = threading.Lock()
+
+
+class Kernels:
+    """Transformed kernels [n, K, C] and biases [n, K], packed for so many tiles and the threads of the caller."""
+
+    def __init__(self, numbers: Tensor, biases: Tensor | None, tiles: int) -> None:
+        groups, _, channels = numbers.shape
+        self._how = [0, 0], [1, 1], [1, 1], groups  # padding, strides, dilation
+        self._biases = None if biases is None else biases.flatten()
+        self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+            numbers.flatten(0, 1)[..., None, None], *self._how, [1, groups * channels, tiles, 1]
+        )
+
+    def convolve(self, numbers: Tensor) -> Tensor:
+        """Return [1, n K, tiles, 1] for [1, n C, tiles, 1], both channels last."""
+        return torch.ops.mkldnn._convolution_pointwise(
+            numbers, self._packed, self._biases, *self._how, "none", [], ""
+        )
+
+
+def _spans(start: int, stop: int, columns: int) -> Iterator[tuple[slice, tuple[slice, slice]]]:
+    """Yield the rectangles of a map that its tiles from one number to another make up, and where in these each is."""
+    first = start
+    while start < stop:
+        row, column = divmod(start, columns)
+        rows = (stop - start) // columns if column == 0 else 0
+        if rows:
+            where, count = (slice(row, row + rows), slice(0, columns)), rows * columns
         else:
-            places.copy_(made)
+            count = min(columns - column, stop - start)
+            where = slice(row, row + 1), slice(column, column + count)
+        yield slice(start - first, start - first + count), where
+        start += count
 
 
 def _transforms(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -214,9 +278,15 @@ def _quickest(weight: Tensor, bias: Tensor | None, *, relu: bool) -> Plain:
 
 
 def _suits_winograd(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _has_fast_groups():
         return False
     made, taken, taps = len(weight), weight.shape[1], weight.shape[2]
-    numbers = (taps + 3) ** 2
+    side = taps + 3
     plain = 16 * taps**2 * taken * made
-    return plain >= WINOGRAD_SAVING * numbers * (taken * made + numbers * taken + 16 * made)
+    transforms = 2 * side**3 * taken + (4 * side**2 + 16 * side) * made
+    return plain >= WINOGRAD_SAVING * (side**2 * taken * made + transforms)
+
+
+def _has_fast_groups() -> bool:
+    """Whether oneDNN compiles convolutions in groups for this processor."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
