@@ -50,7 +50,9 @@ def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
     """Return the moments over space of features [N, C, h, w], each position counting `weights`, [N, 1, h, w]."""
     x = features.float()
     if weights is None:
-        variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+        # On a CPU, var_mean takes ten times as long where channels lie last.
+        mean = x.mean((2, 3))
+        variance = (x - mean[:, :, None, None]).square().mean((2, 3))
         weight = torch.full_like(mean[:, :1], x[0, 0].numel())
     else:
         weight = weights.sum((2, 3))
