@@ -1,6 +1,6 @@
 """Pictures per second of this package, files to files, and of the plain loop that dataset scripts use.
 
-    python benchmarks/compare.py [--size 256] [--pairs 160] [--quick]
+    python benchmarks/compare.py [--size 256] [--pairs 320] [--quick]
 
 The plain loop takes a pair at a time, encodes the style again for every pair, and saves with torchvision; same
 weights, same pictures, no losses. It is timed before and after all else.
@@ -106,7 +106,7 @@ def main() -> None:
     """Write the page."""
     parser = options(__doc__)
     parser.add_argument("--size", type=int, default=256, help="shorter side of the pictures")
-    parser.add_argument("--pairs", type=int, default=160, help="of every run of the default model")
+    parser.add_argument("--pairs", type=int, default=320, help="of every run of the default model")
     given = parser.parse_args()
     size, style_size, count, loops = given.size, STYLE_SIZE, given.pairs, PLAIN_PAIRS
     if given.quick:
