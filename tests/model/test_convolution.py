@@ -21,11 +21,16 @@ from stylize_batch.model.convolution import (
     SubPixelConv2d,
     Winograd,
     WinogradConv2d,
+    has_fast_groups,
     quicken,
 )
 from tests.model.models import picture
 
 sides = st.integers(2, 37)
+
+needs_groups = pytest.mark.skipif(
+    not has_fast_groups(), reason="Winograd's way is not taken on this processor"
+)
 
 
 def check_rounding(made: torch.Tensor, expected: torch.Tensor) -> None:
@@ -52,6 +57,7 @@ def test_sub_pixel_convolution_is_up_sampling_and_convolution(
     torch.testing.assert_close(SubPixelConv2d(conv)(features), conv(features), rtol=1e-12, atol=1e-12)
 
 
+@needs_groups
 @given(st.integers(2, 3), sides, sides, st.integers(1, 2), st.booleans())
 def test_winograds_way_is_the_convolution_for_every_kernel_of_the_networks(
     taps: int, height: int, width: int, samples: int, relu: bool
@@ -66,6 +72,7 @@ def test_winograds_way_is_the_convolution_for_every_kernel_of_the_networks(
     check_rounding(made, expected)
 
 
+@needs_groups
 @given(sides, sides, st.integers(1, 2), st.booleans(), st.booleans())
 def test_winograd_convolution_is_the_convolution(
     height: int, width: int, samples: int, bias: bool, relu: bool
@@ -83,6 +90,7 @@ def test_small_maps_are_convolved_as_trained() -> None:
     assert torch.equal(WinogradConv2d(conv)(features), conv(features))
 
 
+@needs_groups
 def test_many_blocks_of_tiles_make_one_picture_without_seams() -> None:
     conv = convolution(ReflectedConv2d, dtype=torch.float32)
     features = torch.randn(1, 3, 150, 1030)
@@ -117,12 +125,14 @@ for level in (mkldnn.VERBOSE_OFF, mkldnn.VERBOSE_ON):
 """
 
 
+@needs_groups
 def test_kernels_are_packed_once_and_not_for_every_block() -> None:
     done = subprocess.run([sys.executable, "-c", PASSES], capture_output=True, text=True, check=True)
     assert re.search(r"cpu,convolution,.*,g36mb", done.stdout)
     assert not re.findall(r"cpu,reorder,.*,36x.*", done.stdout)
 
 
+@needs_groups
 def test_threads_do_not_change_a_bit() -> None:
     conv = WinogradConv2d(convolution(ReflectedConv2d, 130, torch.float32))
     features = torch.randn(1, 130, 60, 60)
@@ -138,6 +148,7 @@ def test_threads_do_not_change_a_bit() -> None:
     assert torch.equal(made[0], made[2])
 
 
+@needs_groups
 @pytest.mark.parametrize(("dtype", "winograd"), [(torch.float32, 7), (torch.bfloat16, 0)])
 def test_winograd_is_for_wide_layers_in_float32(dtype: torch.dtype, winograd: int) -> None:
     model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
@@ -148,5 +159,5 @@ def test_winograd_is_for_wide_layers_in_float32(dtype: torch.dtype, winograd: in
     enlarging = [each for each in decoder.children() if isinstance(each, SubPixelConv2d)]
     assert len(enlarging) == 3
     kinds = [type(each.get_submodule("_convolve")) for each in enlarging]
-    assert kinds == ([Winograd] * 3 if winograd else [Plain] * 3)
+    assert kinds == [Winograd if winograd else Plain] * 3
     assert isinstance(encoder.conv1_1, ReflectedConv2d)

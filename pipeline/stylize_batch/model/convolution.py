@@ -161,8 +161,7 @@ class Winograd(Plain):
             start = 0
             while (left := rows * columns - start) > 0:
                 size = threads * (BLOCK_TILES if left > threads * BLOCK_TILES / 2 else LEFT_TILES)
-                make = input.new_empty if left >= size else input.new_zeros
-                tiles = make(size, side, side, channels)
+                tiles = input.new_empty(size, side, side, channels)  # the last ones may stay empty
                 spans = list(_spans(start, start + min(size, left), columns))
                 for block, where in spans:
                     window = windows[where]
@@ -278,7 +277,7 @@ def _quickest(weight: Tensor, bias: Tensor | None, *, relu: bool) -> Plain:
 
 
 def _suits_winograd(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _has_fast_groups():
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not has_fast_groups():
         return False
     made, taken, taps = len(weight), weight.shape[1], weight.shape[2]
     side = taps + 3
@@ -287,6 +286,6 @@ def _suits_winograd(weight: Tensor) -> bool:
     return plain >= WINOGRAD_SAVING * (side**2 * taken * made + transforms)
 
 
-def _has_fast_groups() -> bool:
+def has_fast_groups() -> bool:
     """Whether oneDNN compiles convolutions in groups for this processor."""
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
