@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job.spec import make_spec
-from stylize_batch.submission import Cluster, Job, refuse_local, summary_of
+from stylize_batch.submission import Cluster, Job, command, refuse_local, summary_of
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,16 @@ def test_what_only_this_machine_has_is_refused(settings: dict[str, Any], said: s
 def test_what_the_cluster_reaches_is_not_refused() -> None:
     refuse_local(
         make_spec({"manifest": "file:///mnt/m", "output": "s3://b/o", "model": "s3://b/model.safetensors"})
+    )
+
+
+def test_a_setting_arrives_on_the_cluster_as_it_was_given() -> None:
+    given = {"content_root": "s3://b/größe 😀/", "style_map": "s3://b/it's.csv"}
+    sent = make_spec({"content": "s3://b/c", "style": "s3://b/s", "output": "s3://b/o", "build": given})
+    words = shlex.split(command(sent, installed=True))
+    assert (
+        make_spec({"content": "s3://b/c", "style": "s3://b/s"}, words[words.index("--job") + 1]).build
+        == sent.build
     )
 
 

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from stylize_batch import __version__
-from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError
+from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError, printable
 from stylize_batch.heap import keep_freed_memory
 
 
@@ -80,7 +80,10 @@ def _settings(
         str | None, typer.Argument(help="Parquet manifest: file, folder or glob; path or URI.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="Output root; <manifest name>-stylized by default.")
+        str | None,
+        typer.Option(
+            "--output", "-o", help="Output root; <manifest name>-stylized by default, none for submit."
+        ),
     ] = None,
     job: Annotated[
         str | None, typer.Option(help="YAML file with any of these settings, or {…} itself; flags win.")
@@ -191,9 +194,10 @@ def run(
         )
     _say_failures(summary.kinds)
     if summary.kinds:
-        _say("the `error` column of the results names each; --retry-failed tries them again")
+        _say(
+            "the `error` column of the results names each, the report shows some; --retry-failed tries them again"
+        )
     if spec.content:
-        _say_some(summary.notes)
         _say(f"manifest       {spec.resolved_manifest()}")
     for node, reason in summary.dropped_nodes.items():
         _say(f"{node} was given no more work: {reason}")
@@ -588,6 +592,13 @@ def manifest_check(
     fewest, mean, most = report.pairs_per_content
     _say(f"{report.rows} rows: {report.contents} contents, {report.styles} styles")
     _say(f"pairs per content: {fewest} to {most}, {mean:g} on average")
+    for what, names in (
+        ("deciding the pictures", report.controls),
+        ("carried to the results", report.carried),
+    ):
+        if names:
+            _say(f"columns {what}: {', '.join(names)}")
+    _say_some(report.notes)
     for name, counts in (("splits", report.splits), ("labels", report.labels)):
         if counts:
             shown = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:SHOWN])
@@ -627,10 +638,7 @@ def _asks_to_stop() -> bool:
 
 
 def _say(line: str) -> None:
-    # Names come from manifests and storage: no escape sequence of theirs may reach the terminal.
-    print(
-        "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line), file=sys.stderr
-    )
+    print(printable(line), file=sys.stderr)
 
 
 def _say_failures(kinds: dict[str, int]) -> None:

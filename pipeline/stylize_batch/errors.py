@@ -56,6 +56,11 @@ def one_line(text: str) -> str:
     return line
 
 
+def printable(text: str, instead: str = "\N{REPLACEMENT CHARACTER}") -> str:
+    """Return a text that can do nothing to a terminal: names in it come from manifests and storage."""
+    return "".join(character if character.isprintable() else instead for character in text)
+
+
 class _OneLineError(Exception):
     """An error whose message may be printed and stored as it is."""
 

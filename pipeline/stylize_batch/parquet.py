@@ -24,15 +24,28 @@ def dumps(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def without_nanoseconds(table: pa.Table) -> pa.Table:
-    """Return a table whose times have microseconds, as Python's have; finer digits are dropped."""
+def with_python_times(table: pa.Table) -> pa.Table:
+    """Return a table whose times Python can hold: of microseconds, finer digits dropped; a column with years beyond
+    Python's, or with a time zone that this machine does not know, becomes text."""
     fields = [
         field.with_type(_MICROSECONDS[field.type.id](field.type))
         if field.type.id in _MICROSECONDS and field.type.unit == "ns"
         else field
         for field in table.schema
     ]
-    return table.cast(pa.schema(fields), safe=False)
+    shown = table.cast(pa.schema(fields), safe=False)
+    for place, field in enumerate(fields):
+        if pa.types.is_temporal(field.type):
+            try:
+                shown[field.name].to_pylist()
+            except (OverflowError, ValueError):
+                shown = shown.set_column(place, field.name, _as_text(shown[field.name]))
+    return shown
+
+
+def _as_text(times: pa.ChunkedArray) -> pa.ChunkedArray:
+    zoned = pa.types.is_timestamp(times.type) and times.type.tz
+    return (times.cast(pa.timestamp(times.type.unit)) if zoned else times).cast(pa.string())
 
 
 def loads(data: bytes, columns: list[str] | None = None) -> pa.Table:

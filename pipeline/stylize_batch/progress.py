@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from stylize_batch.errors import printable
+
 if TYPE_CHECKING:
     from stylize_batch.training.log import Step
 
@@ -38,6 +40,10 @@ class Observer(Protocol):
         """So many are done and so many failed in all."""
         ...
 
+    def note(self, line: str) -> None:
+        """A user should know this now, not when the job ends."""
+        ...
+
 
 class Silent:
     """Hears and says nothing."""
@@ -46,6 +52,9 @@ class Silent:
         """Ignore it."""
 
     def advance(self, done: int, failed: int) -> None:
+        """Ignore it."""
+
+    def note(self, line: str) -> None:
         """Ignore it."""
 
 
@@ -117,6 +126,13 @@ class TerminalProgress:
         self._bar.base = done
         text = f"{failed} failed" if failed else ""
         self._bar.update(self._bar.task_ids[-1], completed=done, failures=text)
+
+    def note(self, line: str) -> None:
+        """Write a line above the bar."""
+        if self._bar is None:
+            print(printable(line), file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(printable(line), markup=False, highlight=False)
 
 
 class SparseLines:

@@ -489,6 +489,13 @@ class Root:
         with _os_errors(), ThreadPoolExecutor(16) as threads:  # `rm` would take names for patterns
             list(threads.map(self._fs.rm_file, [join(self._path, key) for key in keys]))
 
+    def drop_folders(self, prefix: str) -> None:
+        """Remove the empty folders below a prefix, which may stand where the next run puts a file. Object stores have none."""
+        if self._local:
+            for folder, _, _ in os.walk(self._inside(prefix), topdown=False):
+                with suppress(OSError):  # a link, or not empty
+                    os.rmdir(folder)  # noqa: PTH106 (of `os.walk`)
+
     def clear_temporaries(self) -> None:
         """Remove what killed runs left unfinished. Object stores have nothing to remove."""
         if self._local:
@@ -526,12 +533,16 @@ CONTROL = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories no key may have characters of: controls, surrogates, line and paragraph separators."""
 
 
+VERSION_MARK = "?versionId="
+"""What s3fs takes for the end of an object's name, in every path."""
+
+
 def checked_key(key: str) -> str:
     """Return a key for use under a root. It is taken literally: nothing in it is decoded, expanded or normalised.
 
     Raises:
         UsageError: it is empty, absolute, a URI, starts with a drive letter, has an empty, `.` or `..` segment, a
-            backslash or a control character, or is too long.
+            backslash, a control character or S3's mark of a version, or is too long.
     """
     parts = key.split("/")
     hostile = (
@@ -539,6 +550,7 @@ def checked_key(key: str) -> str:
         or key.startswith("~")
         or re.match(r"[A-Za-z]:", key)
         or "\\" in key
+        or VERSION_MARK in key
         or is_uri(key)
         or (not key.isprintable() and any(unicodedata.category(each) in CONTROL for each in key))
     )

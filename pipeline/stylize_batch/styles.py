@@ -262,7 +262,9 @@ def _read_bank(uri: str, file: Any) -> BankFile:
     schema = file.schema_arrow
     key = (schema.metadata or {}).get(KEY, b"").decode("ascii", "replace")
     if not key:
-        raise UsageError(f"{uri} is no style bank{ADVICE}")
+        raise UsageError(
+            f"{uri} is no style bank; `stylize-batch styles encode` makes one, at a path of its own"
+        )
     kinds = {name: schema.field(name).type for name in schema.names}
     vector: Any = kinds.get("vector")
     sound = (

@@ -76,7 +76,7 @@ def command(spec: JobSpec, installed: bool) -> str:
                 value = ",".join(f"{key}={each}" for key, each in cast("dict[str, object]", value).items())
             words += [_flag(name), str(value)]
     if build := spec.build.model_dump(exclude_defaults=True):
-        words += ["--job", json.dumps({"build": build})]
+        words += ["--job", json.dumps({"build": build}, ensure_ascii=False)]
     return shlex.join([*words, "--address", "auto"])
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from stylize_batch.job.spec import FIXED, make_spec
 from stylize_batch.job.styles import STYLES_PER_PART
 from stylize_batch.manifest.plan import TEMPORARY_PREFIX, temporary_folder
 from stylize_batch.model import container
+from stylize_batch.process import place_digest
 from stylize_batch.progress import Silent
 from tests.conftest import MakeManifest, Row, read_results
 
 
 def run(manifest: Path | str, output: Path | str, **settings: Any) -> stylize_batch.RunSummary:
-    settings = {"style_size": 48, **settings}
-    return stylize_batch.run(str(manifest), output=str(output), in_process=True, device="cpu", **settings)
+    settings = {"style_size": 48, "device": "cpu", **settings}
+    return stylize_batch.run(str(manifest), output=str(output), in_process=True, **settings)
 
 
 @pytest.fixture
@@ -145,7 +147,7 @@ def test_results_that_lack_a_part_at_the_end_are_an_error(manifest: Path, tmp_pa
         "device": "cpu",
     }
     spec = make_spec({**settings, "style_size": 48, "shard_pairs": 4})
-    with pytest.raises(JobFailedError, match="lack 1 parts"):
+    with pytest.raises(JobFailedError, match="hold 8 of 12 rows and 2 of 3 parts"):
         execute(spec, Saboteur())
     assert execute(spec, Silent()).ok == len(read_results(tmp_path / "out")) == 12
 
@@ -175,7 +177,7 @@ def test_a_link_out_of_the_root_ends_the_job_and_nothing_is_written_or_deleted_t
     with pytest.raises(UsageError, match="leads out of the output root"):
         run(manifest, tmp_path / "out", overwrite=True)
     assert {path: path.stat().st_mtime_ns for path in outside.iterdir()} == before
-    assert not list((tmp_path / "out" / "results").iterdir())
+    assert not list((tmp_path / "out").glob("results/*"))
 
 
 def test_what_a_run_killed_while_planning_left_in_the_temporary_folder_goes(
@@ -185,12 +187,16 @@ def test_what_a_run_killed_while_planning_left_in_the_temporary_folder_goes(
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     ended = subprocess.Popen(["true"])
     ended.wait()
-    killed = folder / f"{TEMPORARY_PREFIX}{ended.pid}-x"
-    killed.mkdir(parents=True)
-    (killed / "bucket-00000.arrow").write_bytes(b"half")
+    killed = folder / f"{TEMPORARY_PREFIX}{place_digest()}-{ended.pid}-x"
+    elsewhere = (
+        folder / f"{TEMPORARY_PREFIX}0-{ended.pid}-x"
+    )  # of another machine, which only it can tell is dead
+    for each in (killed, elsewhere):
+        each.mkdir(parents=True)
+        (each / "bucket-00000.arrow").write_bytes(b"half")
     with temporary_folder() as living:
         run(manifest, tmp_path / "out")
-        assert list(folder.iterdir()) == [Path(living)]
+        assert set(folder.iterdir()) == {Path(living), elsewhere}
 
 
 def test_results_of_another_run_do_not_count(manifest: Path, tmp_path: Path) -> None:
@@ -269,6 +275,64 @@ def test_overwrite_starts_anew_and_deletes_only_its_own(manifest: Path, tmp_path
     assert summary.skipped == 0
     assert not list((tmp_path / "out" / "images").rglob("*.png"))
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_an_earlier_runs_folder_does_not_stand_in_the_way_of_a_picture(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    run(make_manifest([{**pairs[0], "output": "a.jpg/b.jpg"}]), tmp_path / "out")
+    flat = make_manifest([{**pairs[0], "output": "a.jpg"}], "flat.parquet")
+    assert run(flat, tmp_path / "out", overwrite=True).ok == 1
+
+
+def test_a_plan_of_which_nothing_was_made_fixes_nothing(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="CUDA"):
+        run(manifest, tmp_path / "out", size=64, device="cuda")
+    assert run(manifest, tmp_path / "out", size=48, format="png").ok == 12
+    with pytest.raises(UsageError, match="size was 48"):
+        run(manifest, tmp_path / "out", size=64, format="png")
+
+
+def test_a_run_that_another_has_begun_anew_over_ends_and_leaves_it_alone(
+    manifest: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "out" / "run.json"
+    theirs: list[str] = []
+
+    class Suspended(Silent):
+        def advance(self, done: int, failed: int) -> None:
+            if done == 12:
+                theirs.append(json.dumps({**json.loads(record.read_text()), "run": "theirs"}))
+                record.write_text(theirs[0])
+
+    spec = make_spec(
+        {"manifest": str(manifest), "output": str(tmp_path / "out"), "in_process": True, "device": "cpu"}
+    )
+    with pytest.raises(JobFailedError, match="another run has begun anew"):
+        execute(spec, Suspended())
+    assert record.read_text() == theirs[0]
+
+
+def test_a_column_that_may_be_a_misspelling_is_told_of_before_the_work(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    class Listening(Silent):
+        def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
+            told.append(name)
+
+        def note(self, line: str) -> None:
+            told.append(line)
+
+    manifest = make_manifest([{**pairs[0], "aplha": 0.5, "label": 3}])
+    spec = make_spec(
+        {"manifest": str(manifest), "output": str(tmp_path / "out"), "in_process": True, "device": "cpu"}
+    )
+    execute(spec, Listening())
+    assert "'aplha'" in told[0]
+    assert "did you mean 'alpha'" in told[0]
+    assert told[1:] == ["Encoding styles", "Stylizing"]
 
 
 def test_overwrite_with_a_bad_manifest_deletes_nothing(

@@ -44,6 +44,8 @@ MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(ma
         ),
         ({"manifest": "m", "gpus_per_actor": 0.5, "in_process": True}, "leave --gpus-per-actor out"),
         ({"manifest": "m", "max_failed": "some"}, "--max-failed"),
+        ({"manifest": "m", "output": "out\udcff"}, "is not UTF-8"),
+        ({"manifest": "m\udcff"}, "is not UTF-8"),
         ({"manifest": "m", "size": 64, "crop": 65}, "larger than --size"),
         ({"manifest": "m", "output": "memory://x"}, "add --in-process"),
         ({"manifest": "memory://x/m.parquet"}, "add --in-process"),
@@ -164,7 +166,13 @@ def test_every_option_may_stand_in_a_job_file_under_its_own_name(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- a\n- b\n", "lines"), ("a: [", "not YAML"), (None, "cannot read")]
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "lines"),
+        ("a: [", "not YAML"),
+        (None, "cannot read"),
+        ("no-metrics: 'false'", "no-metrics is 'false', it must be true or false"),
+    ],
 )
 def test_a_bad_job_file_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     job = tmp_path / "job.yaml"

@@ -232,6 +232,21 @@ def test_times_finer_than_pythons_are_described_without_pandas(monkeypatch: pyte
     assert known["taken"] == "2023-11-14T22:13:20.123456+00:00"
 
 
+def test_times_that_python_cannot_hold_are_described_as_text() -> None:
+    far, odd = pa.timestamp("us", "UTC"), pa.timestamp("s", "Mars/Olympus")
+    rows = pa.table({name: [None] * 2 for name in OF_OUTCOME})
+    for name, column in (
+        ("taken", pa.array([10**18, 0], far)),
+        ("there", pa.array([0, None], odd)),
+        ("day", pa.array([2**31 - 1, 0], pa.date32())),
+    ):
+        rows = rows.append_column(name, column)
+    known = list(described(rows))
+    assert known[1] == {"taken": "1970-01-01 00:00:00.000000", "there": None, "day": "1970-01-01"}
+    assert known[0]["there"] == "1970-01-01 00:00:00"
+    assert isinstance(known[0]["day"], str)
+
+
 def test_a_plain_key_is_the_samples_own() -> None:
     assert sample_key("train/n01440764/n01440764_1.jpg", ".jpg") == "train/n01440764/n01440764_1"
     assert sample_key("train/n01440764/n01440764_1.JPEG", ".jpg") == "train/n01440764/n01440764_1_JPEG"

@@ -67,6 +67,32 @@ def test_an_image_folder_keeps_its_tree_its_names_and_its_labels(tmp_path: Path,
     assert all(row["style"] == f"styles/{row['style_label']}/{Path(row['style']).name}" for row in rows)
 
 
+def test_files_of_a_folder_that_are_not_named_as_images_are_counted(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", "a/1.JPG", "a/2.jfif", "b/3.heic", "4.heic", "b/noext", "b/.hidden")
+    found = made(photos, styles, tmp_path / "pairs.parquet")
+    assert found.contents == 2
+    assert "3 files are left out" in found.notes[0]
+    assert "(.heic 2, no ending 1), such as 4.heic" in found.notes[0]
+    none = tree(tmp_path / "none", "1.heic")
+    assert "no images in" in refused(none, styles, tmp_path)
+    assert ".heic 1" in refused(none, styles, tmp_path)
+
+
+def test_only_a_manifest_that_was_built_is_replaced(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", "1.jpg", "2.jpg")
+    pairs = tmp_path / "pairs.parquet"
+    built(photos, styles, pairs)
+    assert len(built(photos, styles, pairs, all_pairs=True)) == 8
+    listed = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"content": ["photos/1.jpg"]}), listed)
+    kept = listed.read_bytes()
+    with pytest.raises(UsageError, match="is what the manifest is built of"):
+        made(listed, styles, listed)
+    with pytest.raises(UsageError, match="is no manifest that was built; move it"):
+        made(photos, styles, listed)
+    assert listed.read_bytes() == kept
+
+
 @pytest.mark.parametrize(
     ("names", "columns"),
     [

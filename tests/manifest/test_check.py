@@ -25,6 +25,19 @@ def test_a_sound_manifest_is_summed_up(make_manifest: MakeManifest, pairs: list[
     assert report.failures == {}
 
 
+def test_columns_are_told_apart_and_a_likely_misspelling_is_told_of(
+    make_manifest: MakeManifest, pairs: list[Row]
+) -> None:
+    rows = [{**row, "alpha": 0.5, "preserve_colour": True, "masks": None, "label": 1} for row in pairs]
+    report = check(str(make_manifest(rows)), 0, Silent())
+    assert report.controls == ["alpha"]
+    assert report.carried == ["preserve_colour", "masks", "label"]
+    assert [note.rpartition("; ")[2] for note in report.notes] == [
+        "did you mean 'preserve_color'?",
+        "did you mean 'mask'?",
+    ]
+
+
 def test_images_that_a_run_could_not_use_are_named_by_kind(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
 ) -> None:

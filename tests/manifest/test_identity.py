@@ -102,6 +102,14 @@ def test_a_content_kept_as_it_is_is_named_after_itself() -> None:
     assert output_keys(None, content, style, identity, "png").to_pylist() == ["cat-0123456789abcdef.png"]
 
 
+def test_the_version_of_an_object_is_no_part_of_its_name() -> None:
+    contents = pa.array(["s3://b/cat.jpg?versionId=kF1.z", "s3://b/cat?versionId=7"])
+    keys = output_keys(
+        None, contents, pa.array(["s", "s"]), pa.array(["0" * 16, "1" * 16]), "jpeg"
+    ).to_pylist()
+    assert keys == [f"cat-s-{'0' * 16}.jpg", f"cat-s-{'1' * 16}.jpg"]
+
+
 @given(st.lists(st.text(), min_size=1), st.sampled_from(["jpeg", "png"]))
 def test_default_keys_stay_in_one_folder_whatever_the_names(uris: list[str], format: Format) -> None:
     names = pa.array(uris)

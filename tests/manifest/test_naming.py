@@ -12,9 +12,8 @@ from stylize_batch.manifest.identity import output_keys
 from stylize_batch.manifest.naming import MARK, claims, folded, picture_stem, safe_key, style_names
 from stylize_batch.storage import checked_key
 
-parts = st.text(st.sampled_from("aA.-_~/\\ü\u0308\x00jpgt"), min_size=1, max_size=40) | st.text(
-    min_size=1, max_size=300
-)
+letters = st.sampled_from([*"aA.-_~/\\ü\u0308\x00jpgt", "?versionId="])
+parts = st.lists(letters, min_size=1, max_size=40).map("".join) | st.text(min_size=1, max_size=300)
 
 
 @given(key=parts, room=st.integers(0, 100))
@@ -39,6 +38,7 @@ def test_ordinary_names_stay_as_they_are(key: str) -> None:
         ("~/x.jpg", "_/x-"),
         ("a\\b.jpg", "a_b-"),
         ("dir.jpg/x.jpg", "dir_jpg/x-"),
+        ("x?versionId=1.jpg", "x_versionId=1-"),
         ("\udcff.jpg", "_-"),
         ("k" * 300 + ".jpg", "kkk"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,25 @@ def test_any_string_and_number_width_is_the_same_manifest(
     pq.write_table(pa.table({"content": ["a", "b"], "style": ["s", "t"], "alpha": [0.0, 1.0]}), plain)
     found, expected = planned(manifest, tmp_path / "x")[1], planned(plain, tmp_path / "y")[1]
     assert [t.to_pylist() for t in found] == [t.to_pylist() for t in expected]
+
+
+def test_views_and_dictionaries_inside_other_types_are_planned_as_what_they_hold(tmp_path: Path) -> None:
+    view, numbered = pa.string_view(), pa.dictionary(pa.int32(), pa.string())
+    columns = {
+        "mask": pa.array([["m"], None], pa.list_(view)),
+        "tags": pa.array([["x", None], []], pa.large_list(numbered)),
+        "pair": pa.array([["a", "b"], None], pa.list_(view, 2)),
+        "source": pa.array([{"name": "n", "raw": b"r"}, None], pa.struct([("name", view), ("raw", pa.binary_view())])),
+        "more": pa.array([[("k", "v")], None], pa.map_(pa.string(), view)),
+    }  # fmt: skip
+    pq.write_table(
+        pa.table({"content": ["a", "b"], "style": [["s"], ["t"]], **columns}), tmp_path / "m.parquet"
+    )
+    _, (table,) = planned(tmp_path / "m.parquet", tmp_path / "x")
+    assert "view" not in str(table.schema)
+    assert {name: table[name].to_pylist() for name in columns} == {
+        name: column.to_pylist() for name, column in columns.items()
+    }
 
 
 def test_optional_columns_that_are_null_throughout_are_as_if_they_were_not_there(tmp_path: Path) -> None:
@@ -312,7 +332,18 @@ def test_a_disk_that_cannot_hold_the_buckets_is_told_of_in_one_line(
 
 def test_identical_rows_are_refused(make_manifest: MakeManifest, tmp_path: Path) -> None:
     rows = [GOOD, {"content": "d", "style": ["s"]}, {**GOOD, "alpha": 1.0}]
-    assert "rows 0 and 2 are identical" in refused(make_manifest(rows), tmp_path / "x")
+    assert ".parquet, rows 0 and 2 are identical" in refused(make_manifest(rows), tmp_path / "x")
+
+
+def test_identical_rows_of_two_files_are_named_with_their_files_and_counted(tmp_path: Path) -> None:
+    others = [{"content": "d", "style": "s"}, {"content": "e", "style": "s"}]
+    (tmp_path / "m").mkdir()
+    for name, rows in (("a", [{"content": "c", "style": "s"}, *others]), ("b", others)):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m" / f"{name}.parquet")
+    message = refused(tmp_path / "m", tmp_path / "x")
+    assert re.search(
+        r"a\.parquet, row (\d), and \S+b\.parquet, row (\d), are identical; remove one; 2 rows", message
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), [("k", "k"), ("k", "k.jpg")])
@@ -371,5 +402,16 @@ def test_what_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
     csv.write_text("content,style\n")
     assert "is not a Parquet file" in refused(csv, tmp_path / "x")
     assert "there is no manifest" in refused(tmp_path / "absent.parquet", tmp_path / "y")
-    (tmp_path / "empty").mkdir()
-    assert "no .parquet files" in refused(tmp_path / "empty", tmp_path / "z")
+
+
+def test_pictures_in_place_of_a_manifest_are_sent_to_the_options_that_take_them(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "list.csv").write_text("content,style\n")
+    for name in ("photos", "list.csv"):
+        assert "give it with --content, and --style" in refused(tmp_path / name, tmp_path / f"of-{name}")
+
+
+def test_an_output_root_that_is_the_manifests_folder_is_refused_as_that(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"content": ["c"], "style": ["s"]}), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="is the manifest's own folder; choose another --output"):
+        locate(str(tmp_path), str(tmp_path))

@@ -105,3 +105,14 @@ def test_half_precision_keeps_its_digits_on_flat_contents() -> None:
 def test_statistics_are_float32_whatever_the_features_are() -> None:
     found = statistics(features(4).half())
     assert found.mean.dtype == found.std.dtype == torch.float32
+
+
+@given(seeds, st.sampled_from([torch.contiguous_format, torch.channels_last]))
+def test_statistics_have_the_gradient_of_their_definition(seed: int, layout: torch.memory_format) -> None:
+    x = features(seed).to(memory_format=layout).requires_grad_()
+    by_mean, by_std = features(seed + 1)[..., 0, 0], features(seed + 2)[..., 0, 0]
+    found = statistics(x)
+    (gradient,) = torch.autograd.grad((found.mean * by_mean + found.std * by_std).sum(), x)
+    variance, mean = torch.var_mean(x.double(), (2, 3), correction=0)
+    (expected,) = torch.autograd.grad((mean * by_mean + (variance + EPSILON).sqrt() * by_std).sum(), x)
+    assert_close(gradient, expected, 1e-5)

@@ -31,6 +31,11 @@ def join(address: str) -> None:
     Raises:
         UsageError: there is no cluster, or it does not take this process: wrong versions, no token or a wrong one.
     """
+    if address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{address} is a dashboard, which `stylize-batch submit` sends jobs to; a run here joins a cluster at its head's "
+            "own port: HOST:6379"
+        )
     try:
         _refuse_silent_host(address)
         with _silenced():
@@ -58,6 +63,8 @@ def _reason(error: Exception) -> str:
             )
     if "ray[client]" in text:
         return "ray:// addresses take one more package; pip install 'ray[client]'"
+    if "Could not find any running Ray instance" in text:
+        return "no cluster runs on this machine; start one (`ray start --head`), or leave --address out for a Ray of the run's own"
     if "Failed to connect to Ray cluster" in text:
         return (
             "something listens there and does not take this process: either it is not the head's port (6379), "

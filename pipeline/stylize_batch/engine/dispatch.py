@@ -84,6 +84,8 @@ class Dispatch:
             self._metrics.queue(len(self._queue))
             answered = self._crew.wait()
             for slot in list(self._crew.slots):
+                if slot not in self._crew.slots:  # let go with its node, for what another there said
+                    continue
                 self._hear(slot, answered)
                 for result in self._settle(slot, answered):
                     self._unfinished -= 1

@@ -23,7 +23,7 @@ from stylize_batch.errors import RowError
 
 Array = npt.NDArray[np.uint8]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 """File names taken for images when a folder is listed."""
 
 MAX_PIXELS = 200_000_000

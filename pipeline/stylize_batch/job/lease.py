@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from stylize_batch.errors import UsageError
+from stylize_batch.process import born, place
 from stylize_batch.storage import Root
 
 KEY = "lease.json"
@@ -53,7 +53,7 @@ class Holder(NamedTuple):
         """Whether the process is certainly gone, which only its own machine can tell (`here` is this process)."""
         if (self.host, self.place) != (here.host, here.place):
             return False
-        return _born(self.pid) != self.born
+        return born(self.pid) != self.born
 
 
 @contextmanager
@@ -151,30 +151,4 @@ def _dumps(holder: Holder) -> bytes:
 
 
 def _myself(run: str) -> Holder:
-    return Holder(run, socket.gethostname(), os.getpid(), _place(), _born(os.getpid()) or "")
-
-
-def _place() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _born(pid: int) -> str | None:
-    """Return a process's start time; None if there is no such process, empty if the system does not say."""
-    try:
-        # The name, in parentheses, may hold spaces; what follows it are the state and, 19 fields on, the start time.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except OSError:
-            pass
-        return ""
-    return None if fields[0] in "ZX" else fields[19]
+    return Holder(run, socket.gethostname(), os.getpid(), place(), born(os.getpid()) or "")

@@ -63,24 +63,23 @@ class RunRecord(BaseModel):
         """Write run.json."""
         root.put(KEY, (self.model_dump_json(indent=2) + "\n").encode())
 
-    def refuse_changes(self, spec: JobSpec, model_digest: str, fingerprint: str, home: str) -> None:
-        """Raise UsageError naming the first fixed setting that differs from this record's."""
+    def change(self, spec: JobSpec, model_digest: str, fingerprint: str, home: str) -> str | None:
+        """Name the first thing that is fixed and differs from this record, and what to do; None if nothing does."""
         advice = "choose another --output, or start anew with --overwrite"
         if home != self.home:
-            raise UsageError(
-                f"the results name their pictures at {self.home}; move them back there, {advice}"
-            )
+            return f"the results name their pictures at {self.home}; move them back there, {advice}"
         if fingerprint != self.manifest_fingerprint:
-            raise UsageError(f"the manifest has changed since {KEY} was written; {advice}")
+            return f"the manifest has changed since {KEY} was written; {advice}"
         if model_digest != self.model_digest:
-            raise UsageError(f"the model has changed since {KEY} was written; {advice}")
+            return f"the model has changed since {KEY} was written; {advice}"
         now = fixed_settings(spec)
         for name, value in now.items():
             before = self.fixed.get(name)
             if name == "shard_pairs" and value in (None, self.shard_pairs):
                 continue
             if value != before:
-                raise UsageError(f"{name} was {before} for this output root and is now {value}; {advice}")
+                return f"{name} was {before} for this output root and is now {value}; {advice}"
+        return None
 
 
 def fixed_settings(spec: JobSpec) -> dict[str, Any]:
@@ -106,6 +105,11 @@ def load_record(root: Root) -> RunRecord | None:
         ) from None
 
 
+def untouched(root: Root) -> bool:
+    """Whether nothing has been made of a plan yet, so that another may take its place."""
+    return not any(root.list(prefix) for prefix in PREFIXES if prefix != "plan")
+
+
 def erase(root: Root) -> None:
     """Delete everything an earlier run wrote under its root except run.json, and nothing else.
 
@@ -113,4 +117,5 @@ def erase(root: Root) -> None:
     """
     for prefix in PREFIXES:
         root.delete(root.list(prefix))
+        root.drop_folders(prefix)
     root.delete([key for key in FILES if root.exists(key)])

@@ -38,11 +38,12 @@ from stylize_batch.manifest.plan import (
     usual_shard_pairs,
     write_plan,
 )
-from stylize_batch.manifest.source import Source, fingerprint, locate
+from stylize_batch.manifest.schema import misspellings
+from stylize_batch.manifest.source import Source, columns_of, fingerprint, locate
 from stylize_batch.model import container
 from stylize_batch.model.architecture import Architecture, style_width
 from stylize_batch.progress import Observer, Silent
-from stylize_batch.results import Totals, finished_shards, listed_shards
+from stylize_batch.results import Totals, finished_shards
 from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import Root
 from stylize_batch.styles import ROW_GROUP, BankFile, StyleBank, bank_key, bank_of, put_part
@@ -126,10 +127,12 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
         notes = ensure_manifest(
             manifest, spec.content, spec.style, spec.build, observer, overwrite=spec.overwrite
         )
+        for line in notes:
+            observer.note(line)
     started = time.monotonic()
     source = locate(manifest, root.uri)
     with ExitStack() as held:
-        record = _planned(spec, source, root, container.digest(model), held)
+        record = _planned(spec, source, root, container.digest(model), held, observer)
         try:
             summary = _work(spec, source, root, record, model, lent, observer, started)
             summary.notes = notes
@@ -212,11 +215,17 @@ def _work(
                 observer.advance(totals.pairs, totals.failed)
                 _check_failures(totals, limit)
             dropped = engine.dropped
-    missing = set(range(record.shards)) - listed_shards(root)
-    if totals.pairs != record.pairs or missing:
+        _refuse_usurped(root, record)
+        # What is stored counts: a shard that two workers were at has the results of the last one.
+        finished, totals = finished_shards(root, record.run), Totals()
+        for counted in finished.values():
+            totals.add(counted)
+    if totals.pairs != record.pairs or len(finished) != record.shards:
         raise JobFailedError(
-            f"the results hold {totals.pairs} of {record.pairs} rows and lack {len(missing)} parts; please report this"
+            f"the results hold {totals.pairs} of {record.pairs} rows and {len(finished)} of {record.shards} parts; please "
+            "report this"
         )
+    _check_failures(totals, limit)
     return RunSummary(
         pairs=record.pairs,
         ok=totals.ok,
@@ -236,6 +245,13 @@ def _work(
         },
         dropped_nodes=dropped,
     )
+
+
+def _refuse_usurped(root: Root, record: RunRecord) -> None:
+    """Raise JobFailedError when another run has begun anew under the root, while this one was not at work."""
+    now = load_record(root)
+    if now is None or now.run != record.run:
+        raise JobFailedError(f"another run has begun anew at {root.uri} meanwhile, and this one ends")
 
 
 def _worker_settings(
@@ -264,30 +280,47 @@ def _worker_settings(
     )
 
 
-def _planned(spec: JobSpec, source: Source, root: Root, model_digest: str, held: ExitStack) -> RunRecord:
+def _planned(
+    spec: JobSpec, source: Source, root: Root, model_digest: str, held: ExitStack, observer: Observer
+) -> RunRecord:
     """Return the root's plan, made now if there is none; from then on `held` holds the root's lease.
 
-    Every row is checked before anything is written, the lease included.
+    Every row is checked before anything is written, the lease included. A plan of which nothing has been made yet
+    fixes nothing: with other settings, another takes its place.
     """
     manifest = fingerprint(source)
 
-    def examine() -> RunRecord | None:
+    def examine() -> tuple[RunRecord | None, bool]:
+        """Return what the root says of itself, and whether that goes."""
         record = _examine(root)
-        if record is not None and not spec.overwrite:
-            record.refuse_changes(spec, model_digest, manifest, root.uri_of(""))
-        return record
+        if record is None or spec.overwrite:
+            return record, True
+        change = record.change(spec, model_digest, manifest, root.uri_of(""))
+        try:
+            if change and not records.untouched(root):
+                raise UsageError(change)
+        except OSError as error:
+            raise _unwritable(root, error) from None
+        return record, change is not None
+
+    def check() -> Partition:
+        for line in misspellings(columns_of(source)):
+            observer.note(line)
+        return check_and_partition(source, Path(folder), spec.format, spec.limit)
 
     with temporary_folder() as folder:
-        partition = _check(spec, source, folder) if _lacks_plan(spec, examine()) else None
+        partition = check() if _lacks_plan(*examine()) else None
         try:
             held.enter_context(lease(root, uuid.uuid4().hex))
         except OSError as error:
             raise _unwritable(root, error) from None
         root.clear_temporaries()
-        record = examine()  # again: another run may just have ended
-        if record is None or _lacks_plan(spec, record):
-            partition = partition or _check(spec, source, folder)
-            return _plan(spec, partition, source, root, model_digest, manifest, record)
+        record, anew = examine()  # again: another run may just have ended
+        if record is None or _lacks_plan(record, anew):
+            partition = partition or check()
+            begun = record if record is not None and record.state == "planning" and not anew else None
+            there = record is not None
+            return _plan(spec, partition, source, root, model_digest, manifest, begun, erasing=there)
     record.settings, record.base = spec.model_dump(), source.base
     record.state = "running"
     _save(record, root)
@@ -311,12 +344,8 @@ def _examine(root: Root) -> RunRecord | None:
     return record
 
 
-def _lacks_plan(spec: JobSpec, record: RunRecord | None) -> bool:
-    return record is None or spec.overwrite or record.state in ("erasing", "planning")
-
-
-def _check(spec: JobSpec, source: Source, folder: str) -> Partition:
-    return check_and_partition(source, Path(folder), spec.format, spec.limit)
+def _lacks_plan(record: RunRecord | None, anew: bool) -> bool:
+    return record is None or anew or record.state in ("erasing", "planning")
 
 
 def _plan(
@@ -326,18 +355,19 @@ def _plan(
     root: Root,
     model_digest: str,
     manifest: str,
-    before: RunRecord | None,
+    begun: RunRecord | None,
+    *,
+    erasing: bool,
 ) -> RunRecord:
     """Write run.json, and the plan in place of whatever was there.
 
     A plan that was begun and not completed is made again under its own identity, and nothing is erased: should the
     run that began it be alive after all, both make the same.
     """
-    begun = before is not None and before.state == "planning" and not spec.overwrite
     shard_pairs = spec.shard_pairs or usual_shard_pairs(partition.pairs)
     record = RunRecord(
-        run=before.run if before is not None and begun else uuid.uuid4().hex,
-        state="planning" if before is None or begun else "erasing",
+        run=begun.run if begun else uuid.uuid4().hex,
+        state="erasing" if erasing and not begun else "planning",
         fixed=records.fixed_settings(spec),
         settings=spec.model_dump(),
         model_digest=model_digest,
@@ -440,5 +470,6 @@ def _check_failures(totals: Totals, limit: int) -> None:
     if totals.failed > limit:
         kinds = ", ".join(f"{count} {kind}" for kind, count in totals.kinds.most_common())
         raise GaveUpError(
-            f"{totals.failed} rows failed ({kinds}), --max-failed allows {limit}; what is done is kept"
+            f"{totals.failed} rows failed ({kinds}), --max-failed allows {limit}; what is done is kept: the `error` column "
+            "of the results names each, --retry-failed tries them again, and a higher --max-failed goes on"
         )

@@ -79,8 +79,8 @@ class JobSpec(BaseModel):
     batch_size: int | None = Field(None, ge=1)
     actors: int | dict[Device, int] | None = None
     gpus_per_actor: float | None = Field(None, gt=0, le=1)
-    device: Device | Literal["auto"] = "auto"
-    precision: Precision | Literal["auto"] = "auto"
+    device: Literal["auto", Device] = "auto"
+    precision: Literal["auto", Precision] = "auto"
     address: str | None = None
     in_process: bool = False
     shard_pairs: int | None = Field(None, ge=1)
@@ -141,6 +141,11 @@ class JobSpec(BaseModel):
             )
         except UsageError as error:
             raise ValueError(str(error)) from None
+        for place in (self.resolved_output(), *(getattr(self, name) for name in LOCATIONS)):
+            if not _is_unicode(place):
+                raise ValueError(
+                    f"the path {place!a} is not UTF-8, so that results cannot name it; rename it"
+                )
         in_memory = any(getattr(self, name).startswith("memory://") for name in LOCATIONS)
         if in_memory and not self.in_process:
             raise ValueError("memory:// lives in one process; add --in-process or use another storage")
@@ -208,6 +213,14 @@ class JobSpec(BaseModel):
         return int(self.max_failed)
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
     """Build a JobSpec from a job file's settings and those given directly, which win.
 
@@ -251,6 +264,10 @@ def _read_job_file(path: str) -> dict[str, Any]:
     if isinstance(found.get("build"), dict):
         found["build"] = _with_underscores(found["build"])
     if "no_metrics" in found:
+        if not isinstance(found["no_metrics"], bool):
+            raise UsageError(
+                f"the job file {path}: no-metrics is {found['no_metrics']!r}, it must be true or false"
+            )
         found["metrics"] = not found.pop("no_metrics")
     if "json" in found:
         found["as_json"] = found.pop("json")

@@ -21,7 +21,7 @@ from stylize_batch.images.encode import EXTENSIONS, FORMAT_OF_EXTENSION, Format
 from stylize_batch.layout.container import Read
 from stylize_batch.manifest.identity import shortest
 from stylize_batch.manifest.naming import marked
-from stylize_batch.parquet import without_nanoseconds
+from stylize_batch.parquet import with_python_times
 from stylize_batch.results import OF_OUTCOME
 
 _LIKE_AN_EXTENSION = re.compile(rf"_({'|'.join(each[1:] for each in FORMAT_OF_EXTENSION)})$", re.IGNORECASE)
@@ -78,7 +78,7 @@ def sample_key(key: str, usual: str) -> str:
 
 def described(rows: pa.Table) -> Iterator[dict[str, Any]]:
     """Yield what is known of each picture, as JSON can hold it."""
-    table = without_nanoseconds(rows.drop_columns(OF_OUTCOME))
+    table = with_python_times(rows.drop_columns(OF_OUTCOME))
     short = [field.name for field in table.schema if pa.types.is_float32(field.type)]
     for batch in table.to_batches():
         for row in batch.to_pylist():

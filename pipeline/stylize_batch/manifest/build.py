@@ -150,6 +150,9 @@ def build(
     settings = settings_of(content, style, pairing, content_root=content_root, unpack=unpack)
     if not output.endswith(".parquet"):
         raise UsageError(f"-o {output}: a manifest's name ends in .parquet")
+    if absolute(output) in {absolute(each) for each in (content, style, pairing.style_map) if each}:
+        raise UsageError(f"-o {output} is what the manifest is built of; give it another name")
+    read_settings(output)  # only a manifest that was built may be replaced
     unpacked = Root(unpack) if unpack else None
     with tempfile.TemporaryDirectory(prefix="stylize-batch-build-", ignore_cleanup_errors=True) as folder:
         listed = collect(style, "style", Path(folder), unpacked=unpacked, observer=observer)

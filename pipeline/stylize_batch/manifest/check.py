@@ -20,8 +20,8 @@ from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import decode
 from stylize_batch.manifest.naming import hashes
 from stylize_batch.manifest.plan import Partition, check_and_partition, temporary_folder
-from stylize_batch.manifest.schema import string_lists
-from stylize_batch.manifest.source import locate
+from stylize_batch.manifest.schema import DECIDING, misspellings, string_lists
+from stylize_batch.manifest.source import columns_of, locate
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.storage import absolute, read_bytes
 
@@ -55,6 +55,9 @@ class CheckReport:
         pairs_per_content: fewest, mean and most.
         splits: rows of each value of the column `split`, if there is one.
         labels: rows of each value of the column `label`, if there is one.
+        controls: columns that decide the pictures, beside `content` and `style`.
+        carried: columns that the results show as they are.
+        notes: one line for each thing a user should know of.
         checked: images read and decoded.
         failures: by kind, as in the results' `error` column.
     """
@@ -65,6 +68,9 @@ class CheckReport:
     pairs_per_content: tuple[int, float, int]
     splits: dict[str, int]
     labels: dict[str, int]
+    controls: list[str] = field(default_factory=list)
+    carried: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     checked: int = 0
     failures: dict[str, Failures] = field(default_factory=dict)
 
@@ -91,6 +97,10 @@ def check(manifest: str, sample: int | None, observer: Observer) -> CheckReport:
     with temporary_folder() as folder:
         partition = check_and_partition(source, Path(folder), "jpeg", None)
         report, styles, masks = _survey(partition)
+        names = columns_of(source)
+        report.controls = [name for name in names if name in DECIDING and name not in ("content", "style")]
+        report.carried = [name for name in names if name not in DECIDING]
+        report.notes = misspellings(names)
         contents = _contents(partition)
         total = report.contents + len(styles) + len(masks)
         if sample is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -43,6 +43,9 @@ SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", 
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
 """Columns of a list, after `content` or `style`, that are taken for the images' paths."""
+
+ENDINGS = 5
+"""Endings of names that a note about files left out counts one by one."""
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
@@ -148,7 +151,7 @@ def _spill(source: str, role: str, found: _Source, path: Path, observer: Observe
         if writer is not None:
             writer.close()
     if not count:
-        found_instead = "".join(f"; {problem}" for problem in found.problems[:1])
+        found_instead = "".join(f"; {line}" for line in [*found.problems, *found.notes][:1])
         raise UsageError(f"no images in {source}; expected {', '.join(SUFFIXES)} files{found_instead}")
     columns = _folder_columns(folders, found.skip or 0)
     return Collected(source, count, path, columns, found.notes, found.problems)
@@ -178,7 +181,8 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
         base = uri.rstrip("/")
         names = _lone_archives(fs, path)
         if not names:
-            return _Source(_tree(fs, path.rstrip("/"), base), 0, [], [])
+            notes: list[str] = []
+            return _Source(_tree(fs, path.rstrip("/"), base, notes), 0, notes, [])
     elif fs.isfile(path):
         names = [path]
     else:
@@ -200,7 +204,7 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
         tables = (_with_free_names(table, source, role, found.notes) for table in found.tables())
         return _Source(tables, int(len(uris) > 1), found.notes, found.problems)
     if _are(uris, LISTS):
-        notes: list[str] = []
+        notes = []
         return _Source(_lists(uris, role, root, notes), None, notes, [])
     raise UsageError(
         f"{source} is no {role} source; give a folder of images, a list ({', '.join(LISTS)}), "
@@ -239,9 +243,11 @@ def _lone_archives(fs: Any, folder: str) -> list[str]:
     return [join(folder, name) for name in names]
 
 
-def _tree(fs: Any, folder: str, uri: str) -> Iterator[pa.Table]:
-    """Walk a folder, sorted, with one folder's names in memory at a time."""
+def _tree(fs: Any, folder: str, uri: str, notes: list[str]) -> Iterator[pa.Table]:
+    """Walk a folder, sorted, with one folder's names in memory at a time; what is not named as an image is noted."""
     local = isinstance(fs, LocalFileSystem)
+    left_out: Counter[str] = Counter()
+    example = ""
 
     def walk(below: str, above: tuple[str, ...]) -> Iterator[str]:
         here = join(folder, below).rstrip("/")
@@ -255,7 +261,23 @@ def _tree(fs: Any, folder: str, uri: str) -> Iterator[pa.Table]:
             if is_folder:
                 yield from walk(f"{below}{name}/", above)
 
-    return _items((key, join(uri, key)) for key in walk("", ()) if key.lower().endswith(SUFFIXES))
+    def images() -> Iterator[tuple[str, str]]:
+        nonlocal example
+        for key in walk("", ()):
+            if key.lower().endswith(SUFFIXES):
+                yield key, join(uri, key)
+            else:
+                left_out[os.path.splitext(key)[1].lower() or "no ending"] += 1  # noqa: PTH122 (a key)
+                example = example or key
+
+    yield from _items(images())
+    if left_out:
+        endings = ", ".join(f"{ending} {count}" for ending, count in left_out.most_common(ENDINGS))
+        more = ", …" if len(left_out) > ENDINGS else ""
+        notes.append(
+            f"{uri}: {left_out.total()} files are left out, whose names do not end like an image's ({endings}{more}), such "
+            f"as {example}; a list can name them"
+        )
 
 
 def _items(found: Iterable[tuple[str, str]]) -> Iterator[pa.Table]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import posixpath
+import re
 from collections.abc import Sequence
 from json.encoder import encode_basestring
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch.images.encode import EXTENSIONS, FORMAT_OF_EXTENSION, Format
+from stylize_batch.storage import VERSION_MARK
 
 MAX_STEM = 96
 """Bytes of a content's or style's name that go into a default key."""
@@ -113,7 +115,8 @@ def _with_extension(key: str, extension: str) -> str:
 
 def _stems(uris: pa.Array) -> pa.Array:
     """Return the names of files without folder and extension, as they may stand in a key."""
-    names = pc.replace_substring_regex(pc.utf8_rtrim(uris, "/"), r"(?s)^.*/", "")
+    unversioned = pc.replace_substring_regex(uris, rf"(?s){re.escape(VERSION_MARK)}.*", "")
+    names = pc.replace_substring_regex(pc.utf8_rtrim(unversioned, "/"), r"(?s)^.*/", "")
     stems = pc.replace_substring_regex(names, r"(?s)(.)\.[^.]*$", r"\1")
     stems = pc.replace_substring_regex(stems, r"[\pC\p{Zl}\p{Zp}\\]", "_")
     if (pc.max(pc.binary_length(stems)).as_py() or 0) <= MAX_STEM:

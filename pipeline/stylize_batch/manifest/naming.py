@@ -26,8 +26,9 @@ MARK = 17
 MAX_STYLE_NAME = 64
 """Bytes of a style's name in a picture's."""
 
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\\ud800-\udfff]|(?<=^[A-Za-z]):")
-"""What `checked_key` refuses in a name: controls, separators of lines, backslashes, the colon of a drive."""
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\\ud800-\udfff]|(?<=^[A-Za-z]):|\?(?=versionId=)")
+"""What `checked_key` refuses in a name: controls, separators of lines, backslashes, the colon of a drive, S3's mark of a
+version."""
 
 
 def hashes(texts: Iterable[str]) -> npt.NDArray[np.uint64]:

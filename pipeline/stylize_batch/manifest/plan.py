@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,7 @@ from stylize_batch.manifest.schema import (
     remarkable_rows,
 )
 from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
+from stylize_batch.process import born, place_digest
 from stylize_batch.storage import Root
 
 BUCKET_ROWS = 131_072
@@ -66,7 +68,7 @@ ROW = "stylize_batch.row"
 """Column with a row's number in the manifest, for as long as planning lasts."""
 
 TEMPORARY_PREFIX = "stylize-batch-plan-"
-"""Of the local folders that planning spills to; the number of the process that made it follows."""
+"""Of the local folders that planning spills to; a digest of the machine and the number of the process follow."""
 
 CHECK_THREADS = 2
 PUT_THREADS = 16
@@ -166,12 +168,21 @@ def _put_shard(root: Root, shard: int, table: pa.Table) -> None:
     root.put(shard_key(shard), parquet.dumps(table))
 
 
+class _Rows(NamedTuple):
+    """Checked rows of a file, from its row `start` on, in the form of the plan."""
+
+    uri: str
+    start: int
+    table: pa.Table
+
+
 class Partition:
     """Checked rows, spread over bucket files by a hash of their content."""
 
     def __init__(self, folder: Path, size: Size) -> None:
         self.pairs = 0
         self.styles: set[str] = set()
+        self._places: list[tuple[int, str, int]] = []
         buckets = max(1, -(-size.rows // BUCKET_ROWS), -(-size.bytes // BUCKET_BYTES))
         self._paths = [folder / f"bucket-{index:05d}.arrow" for index in range(min(buckets, MAX_BUCKETS))]
         self._writers: list[pa.RecordBatchStreamWriter] = []
@@ -180,9 +191,11 @@ class Partition:
         self._keys = _Hashes(folder, "keys", parts)
         self._folders = _Hashes(folder, "folders", parts)
 
-    def add(self, rows: pa.Table) -> None:
+    def add(self, checked: _Rows) -> None:
         """Spill checked rows."""
+        uri, start, rows = checked
         count = len(rows)
+        self._places.append((self.pairs, uri, start))
         self.styles.update(pc.unique(_shared_styles(rows).flatten()).to_pylist())
         self._identities.add(rows["pair_id"].to_pylist())
         keys = rows["output"].to_pylist()
@@ -224,13 +237,27 @@ class Partition:
         ):
             # 64 bits say there may be a pair; only the rows themselves say which.
             found: dict[str, int] = {}
-            for value, row in self._rows_with(column, hashes.repeated()):
+            suspects, count = hashes.repeated()
+            for value, row in self._rows_with(column, suspects):
                 if value in found:
-                    first, second = sorted((found[value], row))
-                    raise ManifestError(f"rows {first} and {second} {problem.format(value)}")
+                    rows = self._name(*sorted((found[value], row)))
+                    more = f"; {count} rows in all repeat an earlier one so" if count > 1 else ""
+                    raise ManifestError(f"{rows} {problem.format(value)}{more}")
                 found[value] = row
         for key, row in self._rows_with("output", self._keys.shared_with(self._folders)):
-            raise ManifestError(f"row {row}: the output key {key!r} is the folder of another row's")
+            uri, number = self._place(row)
+            raise ManifestError(f"{uri}, row {number}: the output key {key!r} is the folder of another row's")
+
+    def _place(self, row: int) -> tuple[str, int]:
+        """Return the file that a row of the manifest is in, and its number there."""
+        first, uri, start = self._places[bisect_right(self._places, row, key=lambda place: place[0]) - 1]
+        return uri, start + row - first
+
+    def _name(self, one: int, other: int) -> str:
+        (uri, first), (other_uri, second) = self._place(one), self._place(other)
+        if uri == other_uri:
+            return f"{uri}, rows {first} and {second}"
+        return f"{uri}, row {first}, and {other_uri}, row {second},"
 
     def _rows_with(self, column: str, hashes: npt.NDArray[np.int64]) -> Iterator[tuple[str, int]]:
         if not len(hashes):
@@ -246,9 +273,9 @@ class Partition:
                 yield reader.read_all()
 
 
-def _checked(source: Source, format: Format, limit: int | None) -> Iterator[pa.Table]:
+def _checked(source: Source, format: Format, limit: int | None) -> Iterator[_Rows]:
     """Check the rows and bring them into the form of the plan, batch by batch, some at once."""
-    ahead: deque[Future[pa.Table]] = deque()
+    ahead: deque[Future[_Rows]] = deque()
     left = limit
     allowed = reach(source.base)
     with ThreadPoolExecutor(CHECK_THREADS) as threads:
@@ -265,7 +292,7 @@ def _checked(source: Source, format: Format, limit: int | None) -> Iterator[pa.T
             yield check.result()
 
 
-def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format, allowed: Reach) -> pa.Table:
+def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format, allowed: Reach) -> _Rows:
     try:
         batch.validate(full=True)  # invalid UTF-8
         allowed.check(batch, uri, start)
@@ -304,7 +331,7 @@ def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format, allo
         for name in names:
             if name not in SETTINGS:
                 columns[name] = _decoded(batch[name])
-        return pa.table(columns)
+        return _Rows(uri, start, pa.table(columns))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ManifestError(
             f"{uri} holds what cannot be read, near row {start}: {first_line(error)}"
@@ -324,14 +351,16 @@ class _Hashes:
             with path.open("ab") as file:
                 file.write(hashes[parts == index].tobytes())
 
-    def repeated(self) -> npt.NDArray[np.int64]:
-        """Return some that were added twice, if any were."""
+    def repeated(self) -> tuple[npt.NDArray[np.int64], int]:
+        """Return some that were added twice, if any were, and how many repeat an earlier one."""
+        found, count = np.empty(0, np.int64), 0
         for path in self._paths:
             ordered = np.sort(np.fromfile(path, np.int64))
             repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-            if len(repeated):
-                return repeated[:MAX_SUSPECTS]
-        return np.empty(0, np.int64)
+            if not count:
+                found = repeated[:MAX_SUSPECTS]
+            count += len(repeated)
+        return found, count
 
     def shared_with(self, other: _Hashes) -> npt.NDArray[np.int64]:
         """Return some that are in both, if any are."""
@@ -387,12 +416,29 @@ def _folders(keys: Iterable[str]) -> set[str]:
 
 
 def _decoded(column: pa.Array) -> pa.Array:
-    # Dictionaries differ from batch to batch, which a stream of batches cannot hold; views cannot be sorted by.
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string_view(column.type):
-        return column.cast(pa.string())
-    return column.cast(pa.binary()) if pa.types.is_binary_view(column.type) else column
+    """Return a column without dictionaries, which differ from batch to batch, and views, which cannot be sorted."""
+    kind = _decoded_type(column.type)
+    return column if kind == column.type else column.cast(kind)
+
+
+def _decoded_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _decoded_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([each.with_type(_decoded_type(each.type)) for each in kind])
+    if pa.types.is_map(kind):
+        entries = (kind.key_field, kind.item_field)
+        return pa.map_(*(each.with_type(_decoded_type(each.type)) for each in entries), kind.keys_sorted)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        value = kind.value_field.with_type(_decoded_type(kind.value_type))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(value, kind.list_size)
+        return pa.large_list(value) if pa.types.is_large_list(kind) else pa.list_(value)
+    return kind
 
 
 def _cut(buckets: Iterator[pa.Table], shard_pairs: int) -> Iterator[pa.Table]:
@@ -425,20 +471,11 @@ def _content_bounds(contents: pa.ChunkedArray) -> list[int]:
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     """Return a local folder for a partition's buckets, removed when its context ends.
 
-    Its name tells which process made it, so that what killed runs have left there goes too.
+    Its name tells which process of which machine made it, so that what killed runs have left there goes too.
     """
-    for stale in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
-        maker = stale.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
-        if maker.isdigit() and not _is_alive(int(maker)):
+    mine = f"{TEMPORARY_PREFIX}{place_digest()}-"
+    for stale in Path(tempfile.gettempdir()).glob(f"{mine}*"):
+        maker = stale.name.removeprefix(mine).partition("-")[0]
+        if maker.isdigit() and born(int(maker)) is None:
             shutil.rmtree(stale, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", ignore_cleanup_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    return tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", ignore_cleanup_errors=True)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import UsageError, printable
 from stylize_batch.storage import MAX_NAME, checked_key
 
 RESULT_COLUMNS = (
@@ -25,6 +26,12 @@ RESULT_COLUMNS = (
 SETTINGS = ("content", "style", "alpha", "output")
 """Manifest columns the results show in a form of their own; every other column is carried as it is."""
 
+
+DECIDING = ("content", "style", "style_weights", "alpha", "preserve_color", "mask", "output")
+"""Manifest columns that decide what is made; every other one is carried to the results."""
+
+ALIKE = 0.8
+"""Share of equal letters above which a carried column's name may be a misspelling of a deciding one's."""
 
 MAX_MESSAGE = 1000
 """Characters of an error's message."""
@@ -38,7 +45,7 @@ class ManifestError(UsageError):
 
     def __init__(self, message: str) -> None:
         short = message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"
-        super().__init__("".join(character if character.isprintable() else " " for character in short))
+        super().__init__(printable(short, " "))
 
 
 def check_schema(schema: pa.Schema, where: str) -> None:
@@ -72,6 +79,18 @@ def check_schema(schema: pa.Schema, where: str) -> None:
             kind = _plain(schema.field(name).type)
             if not fits(kind) and not pa.types.is_null(kind):
                 raise ManifestError(f"{where}: column '{name}' is {kind}, it must be {expected}")
+
+
+def misspellings(names: Sequence[str]) -> list[str]:
+    """Return a line for each column that is carried, and whose name is nearly that of one that decides the pictures."""
+    lines: list[str] = []
+    for name in names:
+        near = [] if name in DECIDING else difflib.get_close_matches(name.lower(), DECIDING, 1, ALIKE)
+        if near and near[0] not in names:
+            lines.append(
+                f"column '{name}' is carried to the results and decides nothing; did you mean '{near[0]}'?"
+            )
+    return lines
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

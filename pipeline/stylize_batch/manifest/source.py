@@ -23,6 +23,12 @@ SMALL_FILE = READ_BYTES = 4_000_000
 """Files opened ahead of the one being read; those up to so many bytes are read whole, others in such pieces."""
 
 
+ELSEWHERE = (
+    "; a folder or a list of pictures is no manifest: give it with --content, and --style, or make one of it with "
+    "`stylize-batch manifest build`"
+)
+
+
 class Source(NamedTuple):
     """A manifest's files, sorted, and the folder that relative image paths start from."""
 
@@ -80,8 +86,10 @@ def locate(manifest: str, output: str) -> Source:
         if not (type(own_fs) is type(fs) and name.startswith(own))
         and not any(part.startswith((".", "_")) for part in name[below:].split("/"))
     ]
+    if kept and not files and all(name.startswith(own) for name in kept):
+        raise ManifestError(f"the output root {output} is the manifest's own folder; choose another --output")
     if not files:
-        raise ManifestError(f"no .parquet files in {manifest}")
+        raise ManifestError(f"there are no .parquet files in {manifest}{ELSEWHERE}")
     return Source(files, base)
 
 
@@ -118,6 +126,16 @@ def size_of(source: Source) -> Size:
         rows += file.metadata.num_rows
         size += _bytes(file)
     return Size(rows, size)
+
+
+def columns_of(source: Source) -> list[str]:
+    """Return the names of a manifest's columns, which all its files have.
+
+    Raises:
+        ManifestError: the first file is not Parquet or cannot be read.
+    """
+    with _open(source.files[0]) as file:
+        return file.schema_arrow.names
 
 
 def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
@@ -180,6 +198,8 @@ def _open(uri: str) -> pq.ParquetFile:
     except ManifestError:
         raise
     except Exception as error:  # pyarrow raises many kinds for damage
+        if not uri.endswith(".parquet"):
+            raise ManifestError(f"{uri} is not a Parquet file{ELSEWHERE}") from None
         raise ManifestError(f"{uri} is not a Parquet file, or a damaged one: {first_line(error)}") from None
     return file
 

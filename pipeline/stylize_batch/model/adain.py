@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, NestedIOFunction
 
 EPSILON = 1e-5
 """Added to the variance before the square root, for content and style alike."""
@@ -46,13 +47,34 @@ class Moments(NamedTuple):
         return Statistics(self.mean.float(), torch.sqrt(variance + EPSILON).float())
 
 
+class _MeanAndVariance(torch.autograd.Function):
+    """Mean and biased variance over space of a float [N, C, h, w], differentiated as one affine map of it.
+
+    Autograd goes five times over the map and mixes memory formats, which costs a training on a CPU a sixth of its time;
+    and `torch.var_mean` takes ten times as long there where channels lie last.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean((2, 3))
+        variance = (x - mean[:, :, None, None]).square_().mean((2, 3))
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: NestedIOFunction, *grad_outputs: Tensor) -> Tensor:
+        by_mean, by_variance = grad_outputs
+        x, mean = ctx.saved_tensors
+        scale = by_variance * (2 / x[0, 0].numel())
+        shift = by_mean / x[0, 0].numel() - scale * mean
+        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
+
+
 def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
     """Return the moments over space of features [N, C, h, w], each position counting `weights`, [N, 1, h, w]."""
     x = features.float()
     if weights is None:
-        # On a CPU, var_mean takes ten times as long where channels lie last.
-        mean = x.mean((2, 3))
-        variance = (x - mean[:, :, None, None]).square().mean((2, 3))
+        mean, variance = _MeanAndVariance.apply(x)
         weight = torch.full_like(mean[:, :1], x[0, 0].numel())
     else:
         weight = weights.sum((2, 3))

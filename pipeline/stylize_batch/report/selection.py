@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stylize_batch.parquet import without_nanoseconds
+from stylize_batch.parquet import with_python_times
 
 Row = dict[str, Any]
 
@@ -74,7 +74,7 @@ class Selection:
         self, part: pa.Table, losses: Mapping[str, npt.NDArray[np.float64]], kinds: Iterable[str]
     ) -> None:
         """Add the rows of a part with their losses and the kinds of failure that occur in it."""
-        shown = without_nanoseconds(
+        shown = with_python_times(
             part.select([field.name for field in part.schema if not _is_binary(field.type)])
         )
         self.sample.add(_identities(shown), shown)

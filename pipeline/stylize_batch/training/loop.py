@@ -86,7 +86,7 @@ class Trainer:
             if weight.requires_grad
         }
         self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self.optimizer = torch.optim.Adam(self._weights.values(), lr=1e-4, fused=self.device.type == "cuda")
+        self.optimizer = torch.optim.Adam(self._weights.values(), lr=1e-4, fused=True)
         self._scales = recipe.min_scale, recipe.max_scale
         self.iterations = sum(stage.iterations for stage in recipe.stages)
         self.iteration = self._updates = self._bad_steps = 0
