@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tarfile
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,18 @@ def files(manifest: Path, tmp_path: Path) -> dict[str, bytes]:
     return pictures_of(tmp_path / "files")
 
 
+def samples_of(root: Path) -> list[dict[str, Any]]:
+    """Read all containers as docs/layouts.md does."""
+    return list(WebDataset(sorted(glob(f"{root}/images/*.tar")), shardshuffle=False))
+
+
 def test_webdataset_reads_every_sample_with_its_class_and_what_is_known_of_it(
     manifest: Path, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     run(manifest, tmp_path / "out", layout="webdataset")
     assert listed(tmp_path / "out") == [f"part-00000{shard}.tar" for shard in range(3)]
     results = {row["pair_id"]: row for row in read_results(tmp_path / "out")}
-    shards = f"{tmp_path}/out/images/part-{{000000..000002}}.tar"
-    samples: list[dict[str, Any]] = list(WebDataset(shards, shardshuffle=False))
+    samples = samples_of(tmp_path / "out")
     assert len(samples) == 6
     assert len({sample["__key__"] for sample in samples}) == 6
     for sample in samples:
@@ -156,6 +161,8 @@ def test_retried_rows_get_a_container_of_their_own_and_what_is_there_stays(
     assert len(after) == 2
     assert before.items() <= after.items()
     assert len(pictures_of(tmp_path / "out")) == 3
+    if layout == "webdataset":
+        assert len(samples_of(tmp_path / "out")) == 3
 
 
 def test_containers_that_no_results_name_are_deleted_and_nothing_else(manifest: Path, tmp_path: Path) -> None:
