@@ -2,8 +2,9 @@
 
     python benchmarks/recipes.py [--contents 12]
 
-Every recipe runs with its own settings, on one core without Ray. Processor seconds count, less those of a run of one
-picture, so that neither start-up nor other work on the machine matters. Bytes are those of the sample's photographs.
+Every recipe runs with its own settings, on one core without Ray, with the styles from a bank. Processor seconds count, less
+those of a run of one picture, so that neither start-up nor the styles nor other work on the machine matters. Bytes are
+those of the sample's photographs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from harness import COMMAND, SAMPLE, Page, options
 
+from stylize_batch.job.bank import encode
 from stylize_batch.job.spec import make_spec
+from stylize_batch.progress import Silent
 
 REPOSITORY = Path(__file__).parent.parent
 STYLES = SAMPLE / "style"
@@ -51,8 +54,11 @@ def run(recipe: Path, dataset: Path, output: Path, *options: str) -> tuple[float
 
 def measure(recipe: Path, dataset: Path, folder: Path) -> tuple[float, float]:
     """Return processor seconds and bytes per picture."""
-    one, _ = run(recipe, dataset, folder / f"{recipe.stem}-one", "--limit", "1")
-    all, sizes = run(recipe, dataset, folder / recipe.stem)
+    bank = folder / f"{recipe.stem}.bank.parquet"
+    size = make_spec({"content": "c", "style": "s"}, str(recipe)).style_size
+    encode(str(STYLES), str(bank), style_size=size, device="cpu", observer=Silent())
+    one, _ = run(recipe, dataset, folder / f"{recipe.stem}-one", "--styles", str(bank), "--limit", "1")
+    all, sizes = run(recipe, dataset, folder / recipe.stem, "--styles", str(bank))
     return (all - one) / (len(sizes) - 1), sum(sizes) / len(sizes)
 
 

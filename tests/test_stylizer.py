@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -67,6 +67,22 @@ def test_the_result_is_an_ordinary_tensor_that_training_may_use(stylizer: Styliz
 def test_tensors_that_are_no_pictures_are_refused(stylizer: Stylizer, picture: torch.Tensor) -> None:
     with pytest.raises(UsageError, match="floating-point tensors"):
         stylizer(picture, torch.rand(3, 16, 16))
+
+
+def test_the_words_of_the_command_line_are_understood_or_refused_in_one_line() -> None:
+    photo = torch.rand(3, 16, 16)
+    assert Stylizer("adain-compact", device="auto")(photo, photo).shape == photo.shape
+    with pytest.raises(UsageError, match="precision is 'int8'; use one of fp32"):
+        Stylizer(precision=cast("Any", "int8"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_images_without_a_range_and_batches_of_nothing_are_refused(stylizer: Stylizer) -> None:
+    photo = torch.rand(3, 16, 16)
+    with pytest.raises(UsageError, match="no defined range"):
+        stylizer(Image.new("F", (16, 16)), photo)
+    with pytest.raises(UsageError, match="images are floating-point tensors"):
+        stylizer(photo[None][:0], photo)
 
 
 def test_impossible_alpha_and_size_are_refused(stylizer: Stylizer) -> None:

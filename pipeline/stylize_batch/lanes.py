@@ -61,7 +61,9 @@ class Lanes:
 
         Units start in order, but one that waits for many cores lets smaller ones pass.
         """
-        cores = min(self._cores, -(-self._cores * pixels // self.pass_pixels))
+        share = -(-self._cores * pixels // self.pass_pixels)
+        # Powers of two: layers keep their kernels packed for every number of cores that they have run on.
+        cores = min(self._cores, 1 << max(0, share - 1).bit_length())
         return self._threads.submit(self._run, cores, unit)
 
     def _run(self, cores: int, unit: Callable[[], Iterable[_T]]) -> list[_T]:

@@ -24,28 +24,51 @@ def dumps(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def with_leaves(kind: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return a type with `leaf` of each type in it that holds no others; names and nullability stay."""
+    if pa.types.is_struct(kind):
+        return pa.struct([each.with_type(with_leaves(each.type, leaf)) for each in kind])
+    if pa.types.is_map(kind):
+        entries = (kind.key_field, kind.item_field)
+        return pa.map_(*(each.with_type(with_leaves(each.type, leaf)) for each in entries), kind.keys_sorted)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        value = kind.value_field.with_type(with_leaves(kind.value_type, leaf))
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(value, kind.list_size)
+        return pa.large_list(value) if pa.types.is_large_list(kind) else pa.list_(value)
+    return leaf(kind)
+
+
 def with_python_times(table: pa.Table) -> pa.Table:
     """Return a table whose times Python can hold: of microseconds, finer digits dropped; a column with years beyond
     Python's, or with a time zone that this machine does not know, becomes text."""
-    fields = [
-        field.with_type(_MICROSECONDS[field.type.id](field.type))
-        if field.type.id in _MICROSECONDS and field.type.unit == "ns"
-        else field
-        for field in table.schema
-    ]
+    fields = [field.with_type(with_leaves(field.type, _in_microseconds)) for field in table.schema]
     shown = table.cast(pa.schema(fields), safe=False)
     for place, field in enumerate(fields):
-        if pa.types.is_temporal(field.type):
-            try:
-                shown[field.name].to_pylist()
-            except (OverflowError, ValueError):
-                shown = shown.set_column(place, field.name, _as_text(shown[field.name]))
+        as_text = with_leaves(field.type, _as_text)
+        if as_text == field.type:
+            continue
+        column = shown[field.name]
+        try:
+            column.to_pylist()
+        except (OverflowError, ValueError):
+            local = column.cast(with_leaves(field.type, _without_zone))
+            shown = shown.set_column(place, field.name, local.cast(as_text))
     return shown
 
 
-def _as_text(times: pa.ChunkedArray) -> pa.ChunkedArray:
-    zoned = pa.types.is_timestamp(times.type) and times.type.tz
-    return (times.cast(pa.timestamp(times.type.unit)) if zoned else times).cast(pa.string())
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    if kind.id in _MICROSECONDS and kind.unit == "ns":
+        return _MICROSECONDS[kind.id](kind)
+    return kind
+
+
+def _as_text(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_temporal(kind) else kind
+
+
+def _without_zone(kind: pa.DataType) -> pa.DataType:
+    return pa.timestamp(kind.unit) if pa.types.is_timestamp(kind) else kind
 
 
 def loads(data: bytes, columns: list[str] | None = None) -> pa.Table:

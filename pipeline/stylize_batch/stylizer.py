@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
@@ -34,12 +34,19 @@ class Stylizer:
     ) -> None:
         """Load a model by name, path or URI.
 
+        Args:
+            model: a shipped model's name, or the path or URI of a model file.
+            device: `auto`, `cpu` or `cuda`, or one of several GPUs: `cuda:1`.
+            precision: of the network.
+
         Raises:
-            UsageError: there is no such model, or torch cannot use the device.
+            UsageError: there is no such model or precision, or torch cannot use the device.
         """
+        if precision not in get_args(Precision):
+            raise UsageError(f"precision is {precision!r}; use one of {', '.join(get_args(Precision))}")
         network = checkpoint.loads(read_model(model))
-        usable_device(device.partition(":")[0])
-        self._network = Network(network, device, precision)
+        usable = usable_device(device.partition(":")[0])
+        self._network = Network(network, usable.type if device == "auto" else device, precision)
 
     def __call__(
         self,
@@ -98,9 +105,14 @@ class Stylizer:
 
     def _batch(self, picture: Picture) -> Tensor:
         if isinstance(picture, Image.Image):
-            images = self._network.upload(torch.from_numpy(np.array(to_srgb(picture)))[None])
+            try:
+                pixels = np.array(to_srgb(picture))
+            except ValueError as error:
+                raise UsageError(f"the image cannot be used: {error}") from None
+            images = self._network.upload(torch.from_numpy(pixels)[None])
         else:
-            if picture.ndim not in (3, 4) or picture.shape[-3] != 3 or not picture.is_floating_point():
+            fits = picture.ndim in (3, 4) and picture.shape[-3] == 3 and len(picture)
+            if not fits or not picture.is_floating_point():
                 raise UsageError(
                     f"images are floating-point tensors [3, H, W] or [N, 3, H, W] in 0..1, not "
                     f"{picture.dtype} {list(picture.shape)}"

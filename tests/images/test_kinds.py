@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,6 +228,18 @@ def test_pixels_without_a_range_of_their_own_are_refused_with_the_reason() -> No
 def test_of_a_file_of_several_photographs_the_first_is_taken_and_checked() -> None:
     data = encoded(noise(64, 48), "MPO", save_all=True, append_images=[noise(64, 48).rotate(180)])
     assert np.array_equal(decode(data), decode(encoded(noise(64, 48), "JPEG")))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white_is_no_negative(kind: type[np.unsignedinteger[Any]]) -> None:
+    most = np.iinfo(kind).max
+    levels = np.array([[0, most // 3, most]], kind)
+    data = encoded(Image.fromarray(levels), "TIFF")
+    entry = struct.pack("<HHIHH", 262, 3, 1, 1, 0)
+    assert data.count(entry) == 1
+    inverted = data.replace(entry, struct.pack("<HHIHH", 262, 3, 1, 0, 0))
+    assert decode(data)[0, :, 0].tolist() == [0, 85, 255]
+    assert decode(inverted)[0, :, 0].tolist() == [255, 170, 0]
 
 
 def test_a_tiled_tiff_is_one_picture() -> None:

@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import tarfile
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def files(manifest: Path, tmp_path: Path) -> dict[str, bytes]:
 
 def samples_of(root: Path) -> list[dict[str, Any]]:
     """Read all containers as docs/layouts.md does."""
-    return list(WebDataset(sorted(glob(f"{root}/images/*.tar")), shardshuffle=False))
+    return list(WebDataset(sorted(map(str, (root / "images").glob("*.tar"))), shardshuffle=False))
 
 
 def test_webdataset_reads_every_sample_with_its_class_and_what_is_known_of_it(
@@ -252,6 +251,20 @@ def test_times_that_python_cannot_hold_are_described_as_text() -> None:
     assert known[1] == {"taken": "1970-01-01 00:00:00.000000", "there": None, "day": "1970-01-01"}
     assert known[0]["there"] == "1970-01-01 00:00:00"
     assert isinstance(known[0]["day"], str)
+
+
+def test_times_inside_lists_and_structs_are_described_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    rows = pa.table({name: [None] for name in OF_OUTCOME})
+    for name, column in (
+        ("fine", pa.array([[1_700_000_000_123_456_789]], pa.list_(pa.timestamp("ns")))),
+        ("far", pa.array([{"day": 2**31 - 1, "n": 3}], pa.struct([("day", pa.date32()), ("n", pa.int8())]))),
+    ):
+        rows = rows.append_column(name, column)
+    (known,) = described(rows)
+    assert known["fine"] == ["2023-11-14T22:13:20.123456"]
+    assert known["far"]["n"] == 3
+    assert isinstance(known["far"]["day"], str)
 
 
 def test_a_plain_key_is_the_samples_own() -> None:

@@ -93,6 +93,77 @@ def test_only_a_manifest_that_was_built_is_replaced(tmp_path: Path, styles: Path
     assert listed.read_bytes() == kept
 
 
+def test_a_json_list_keeps_every_column_of_any_object(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path, "x.jpg", "y.jpg")
+    listed = tmp_path / "list.json"
+    listed.write_text(
+        '[{"path": "x.jpg"}, {"path": "y.jpg", "label": "cat", "segmentation": "s", "meta": {}}]'
+    )
+    rows = built(listed, styles, tmp_path / "p.parquet")
+    assert [(row["label"], row["segmentation"], row["meta"]) for row in rows] == [
+        (None, None, None),
+        ("cat", "s", "{}"),
+    ]
+    lines = tmp_path / "list.jsonl"
+    lines.write_text('{"path": "x.jpg", "meta": {"more": {}}}\n')
+    assert built(lines, styles, tmp_path / "l.parquet")[0]["meta"] == '{"more": {}}'
+
+
+def test_what_only_looks_like_a_number_in_a_csv_file_stays_as_it_is(tmp_path: Path) -> None:
+    tree(tmp_path, "x.jpg", "y.jpg")
+    styles = tree(tmp_path / "styles", "001/a.jpg", "002/b.jpg")
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,label,number\nx.jpg,001,7\ny.jpg,002,-12\n")
+    rows = built(listed, styles, tmp_path / "p.parquet", style_by_label=True)
+    assert [(row["label"], row["style_label"], row["number"]) for row in rows] == [
+        ("001", "001", 7),
+        ("002", "002", -12),
+    ]
+    listed.write_bytes("path,label\nx.jpg,café\n".encode("latin-1"))
+    assert "is not UTF-8 in its column 'label'" in refused(listed, styles, tmp_path)
+
+
+def test_labels_that_are_none_and_times_out_of_range_are_no_tracebacks(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path, "x.jpg", "y.jpg")
+    paths = pa.array(["x.jpg", "y.jpg"])
+    for name, labels in (
+        ("nan", pa.array([float("nan"), 1.0])),
+        ("day", pa.array([2**31 - 1, 0], pa.date32())),
+    ):
+        listed = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"path": paths, "label": labels}), listed)
+        assert made(listed, styles, tmp_path / f"{name}-pairs.parquet").rows == 2
+
+
+def test_a_name_that_is_taken_gives_way_to_one_that_is_free(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path, "x.jpg")
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,width,source_width\nx.jpg,3,4\n")
+    (row,) = built(listed, styles, tmp_path / "p.parquet")
+    assert (row["source_source_width"], row["source_width"]) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "entry", ['{"content": "x.jpg", "style": 5}', '{"content": ["x.jpg"], "style": "a"}']
+)
+def test_a_style_map_of_other_than_names_is_refused(tmp_path: Path, styles: Path, entry: str) -> None:
+    photos = tree(tmp_path / "photos", "x.jpg")
+    (tmp_path / "map.json").write_text(f"[{entry}]")
+    assert "must be text" in refused(photos, styles, tmp_path, style_map=str(tmp_path / "map.json"))
+
+
+def test_coco_files_with_what_exporters_leave_out_are_read(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path, "x.jpg")
+    image = {"id": 1, "file_name": "x.jpg", "width": 4, "height": 4}
+    annotation = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [0, 0, 1, 1], "iscrowd": False}
+    coco = tmp_path / "coco.json"
+    coco.write_text(json.dumps({"images": [image], "annotations": [annotation], "categories": [{"id": 7}]}))
+    (row,) = built(coco, styles, tmp_path / "p.parquet")
+    assert (row["iscrowd"], row["categories"]) == ([0], ["7"])
+    coco.write_text(json.dumps({"images": [image], "annotations": None}))
+    assert len(built(coco, styles, tmp_path / "p.parquet")) == 1
+
+
 @pytest.mark.parametrize(
     ("names", "columns"),
     [

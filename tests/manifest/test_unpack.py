@@ -9,6 +9,7 @@ import random
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -115,7 +116,66 @@ def test_parquet_with_embedded_images_becomes_files_with_its_columns(tmp_path: P
     assert [(row["label"], row["text"]) for row in rows] == [(0, "a"), (1, "b"), (3, "d")]
     assert [row["output"] for row in rows[:2]] == ["dog_1.jpg", "00000001.jpg"]
     assert all(row["data"] == data for row in rows)
-    assert built.problems == [f"{tmp_path}/train.parquet: row 2 holds no image"]
+    assert built.problems == [f"{tmp_path}/train.parquet: 1 rows hold no image, such as row 2"]
+
+
+def test_bytes_that_are_no_image_are_carried_or_make_a_list(tmp_path: Path, pictures: Path) -> None:
+    data = (pictures / "content" / "cat.jpg").read_bytes()
+    table = pa.table({"md5": [b"\x01\x02"], "picture": [data], "other": [data]})
+    pq.write_table(table, tmp_path / "embedded.parquet")
+    built, rows = unpacked(tmp_path / "embedded.parquet", tmp_path)
+    assert [(row["data"], row["md5"]) for row in rows] == [(data, b"\x01\x02")]
+    assert "columns of other images are left out: other" in built.notes[0]
+    (tmp_path / "x.jpg").write_bytes(data)
+    pq.write_table(pa.table({"path": ["x.jpg"], "md5": [b"\x03"]}), tmp_path / "list.parquet")
+    (row,) = unpacked(tmp_path / "list.parquet", tmp_path)[1]
+    assert (row["content"], row["md5"]) == ("x.jpg", b"\x03")
+
+
+def test_archives_in_folders_of_splits_keep_the_classes_inside_them(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        tar(tmp_path / split / "p0.tar", [("cat/1.jpg", b"1"), ("dog/2.jpg", b"2")])
+    _, rows = unpacked(tmp_path / "*" / "*.tar", tmp_path)
+    assert [(row["split"], row["label"]) for row in rows] == [
+        ("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "dog"),
+    ]  # fmt: skip
+
+
+def test_numbered_frames_are_no_sample_to_hold_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PUTS", 4)
+    most = 0
+
+    class Watched(module._Sample):  # pyright: ignore[reportPrivateUsage]
+        def extract(self, out: Any) -> list[dict[str, Any]]:
+            nonlocal most
+            most = max(most, len(self.images))
+            return super().extract(out)
+
+    monkeypatch.setattr(module, "_Sample", Watched)
+    members = [(f"shot.{number:04d}.png", b"%d" % number) for number in range(10)]
+    _, rows = unpacked(tar(tmp_path / "a.tar", members), tmp_path)
+    assert [row["data"] for row in rows] == [data for _, data in members]
+    assert most == 4
+
+
+def test_a_class_of_minus_one_is_a_number_like_the_others(tmp_path: Path) -> None:
+    members = [("0.jpg", b"0"), ("0.cls", b"-1"), ("1.jpg", b"1"), ("1.cls", b"3")]
+    _, rows = unpacked(tar(tmp_path / "a.tar", members), tmp_path)
+    assert [row["label"] for row in rows] == [-1, 3]
+
+
+def test_archives_are_not_unpacked_into_their_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    tar(tmp_path / "shards" / "a.tar", [("0.jpg", b"0")])
+    (tmp_path / "s.jpg").touch()
+    sources = (str(tmp_path / "shards"), str(tmp_path / "s.jpg"), str(tmp_path / "shards" / "pairs.parquet"))
+    with pytest.raises(UsageError, match="where it would be listed too"):
+        build(*sources, Pairing(), unpack=str(tmp_path / "shards" / "files"), observer=Silent())
+    for _ in range(2):  # what was built of the archives may lie beside them
+        assert build(*sources, Pairing(), unpack=str(tmp_path / "files"), observer=Silent()).rows == 1
 
 
 hostile = st.text("ab./\\~\x00A:", min_size=1, max_size=20)

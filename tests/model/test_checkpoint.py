@@ -77,6 +77,7 @@ def test_shipped_model_tells_its_licence_and_recipe(data: bytes) -> None:
         (lambda data: dumps(cast("dict[str, str]", {"recipe": 5})), "not a model of stylize-batch"),
         (lambda data: with_entry(data, data_offsets=[]), "not a safetensors file"),
         (lambda data: with_entry(data, data_offsets=[0, math.inf]), "not a safetensors file"),
+        (lambda data: data.replace(b'"F16"', b'"I16"', 1), "no fitting"),
         (lambda data: with_tensor(data, "encoder.odd"), r"has 'encoder\.odd', which"),
         (lambda data: with_tensor(data, "decoder.odd"), r"has 'decoder\.odd', which"),
     ],

@@ -124,6 +124,31 @@ def test_regions_get_the_statistics_of_their_styles() -> None:
         torch.testing.assert_close(statistics(part).std, style.std, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("area", [1.0, 0.02])
+def test_a_regions_statistics_do_not_depend_on_how_small_it_is(area: float) -> None:
+    x = torch.randn(1, 4, 12, 10, generator=torch.Generator().manual_seed(1)) * 2 + 1
+    shares = torch.rand(1, 1, 12, 10, generator=torch.Generator().manual_seed(2))
+    found, expected = moments(x, shares / shares.sum() * area).statistics(), moments(x, shares).statistics()
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.std, expected.std)
+
+
+def test_a_regions_statistics_do_not_depend_on_the_number_of_cores() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, before = torch.randn(1, 3, 256, 352, generator=generator), torch.get_num_threads()
+    shares = torch.rand(8, 1, 1, 256, 352, generator=generator)
+    try:
+        found: list[list[Statistics]] = []
+        for cores in (1, 2):
+            torch.set_num_threads(cores)
+            found.append([moments(x, share).statistics() for share in shares])
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.mean, other.mean)
+        assert torch.equal(one.std, other.std)
+
+
 def test_two_masks_with_one_style_are_no_mask_where_the_content_is_the_same_in_both() -> None:
     half = torch.randn(1, 4, 12, 5, generator=torch.Generator().manual_seed(1))
     x = torch.cat([half, half.flip(3)], 3)

@@ -444,6 +444,7 @@ def changed(**values: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (changed(_5_weight=torch.zeros(64, 64, 3, 3, dtype=torch.int8)), r"5\.weight is torch\.int8"),
         (changed(_5_weight=torch.zeros(64, 64, 3, 3).to_sparse()), r"5\.weight is torch\.float32"),
         (changed(_5_weight="no tensor"), r"5\.weight is missing"),
+        (changed(_5_weight=torch.zeros(64, 64, 3, 3, device="meta")), r"5\.weight is torch\.float32"),
         (changed(_9_bias=torch.full((128,), torch.nan)), r"conv2_1\.bias holds NaN"),
         (changed(_9_bias=torch.full((128,), torch.inf)), r"conv2_1\.bias holds NaN, infinity"),
         (changed(_9_bias=torch.full((128,), 1e5)), r"beyond half precision"),
@@ -452,7 +453,7 @@ def changed(**values: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (lambda _: tv.vgg.make_layers(tv.vgg.cfgs["A"]).state_dict(), "no encoder of a VGG"),
         (lambda _: {}, "no encoder of a VGG"),
     ],
-    ids=["no conv4_1", "no input bias", "shape", "integers", "sparse", "no tensor", "NaN", "infinity",
+    ids=["no conv4_1", "no input bias", "shape", "integers", "sparse", "no tensor", "meta", "NaN", "infinity",
          "too large", "too large once folded", "ResNet", "VGG-11", "nothing"],
 )  # fmt: skip
 def test_a_wrong_vgg_is_refused_and_what_is_wrong_named(

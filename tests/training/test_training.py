@@ -20,13 +20,17 @@ import safetensors.torch
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor, nn
 
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.model import checkpoint, container
+from stylize_batch.model.decoder import Decoder
+from stylize_batch.model.vgg import Encoder
 from stylize_batch.training import data, loop
 from stylize_batch.training.data import ImagePool
 from stylize_batch.training.log import Step
 from stylize_batch.training.loop import Trainer
+from stylize_batch.training.objective import Transfer
 from stylize_batch.training.recipe import Recipe, load_recipe
 
 
@@ -82,6 +86,26 @@ def test_an_interrupted_training_continues_exactly_where_it_was(recipe: Recipe, 
     assert all(torch.equal(one[key], other[key]) for key in one)
     with (tmp_path / "split" / "training.csv").open() as file:
         assert [int(row["iteration"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_a_network_has_learnt_beside_its_weights_is_kept_too(recipe: Recipe, tmp_path: Path) -> None:
+    class Normalised(Transfer):
+        def __init__(self, phi: Encoder) -> None:
+            super().__init__(phi, Decoder("vgg16"))
+            self.normalisation = nn.BatchNorm2d(512)
+
+        def forward(self, contents: tuple[Tensor, ...], styles: tuple[Tensor, ...]) -> Tensor:
+            return super().forward(tuple(map(self.normalisation, contents)), styles)
+
+    def trainer() -> Trainer:
+        return Trainer(recipe, str(tmp_path), network=lambda _, phi: Normalised(phi))
+
+    trained = trainer()
+    trained.run(lambda _: None)
+    found = dict(trainer().objective.transfer.named_buffers())
+    for name, buffer in trained.objective.transfer.named_buffers():
+        assert torch.equal(found[name], buffer)
+    assert found["normalisation.num_batches_tracked"] > 0
 
 
 def test_a_signal_in_the_middle_of_an_iteration_is_heard_after_it(
@@ -336,6 +360,21 @@ def test_images_smaller_than_the_crop_are_enlarged(tmp_path: Path) -> None:
     Image.new("RGB", (40, 33), "red").save(tmp_path / "small.png")
     crops = ImagePool(str(tmp_path), "").crops(np.random.default_rng(0), 3, 64, (0.5, 1.0))
     assert crops.shape == (3, 64, 64, 3)
+
+
+def test_crops_larger_than_images_are_stored_at_keep_their_pixels(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (608, 608, 3), np.uint8)).save(
+        tmp_path / "big" / "a.png"
+    )
+    stage = recipe.stages[0].model_copy(update={"crop": 608})
+    large = recipe.model_copy(
+        update={"stages": [stage], "contents": str(tmp_path / "big"), "max_scale": 0.95}
+    )
+    (crop,) = Trainer(large, str(tmp_path / "out")).contents.crops(
+        np.random.default_rng(1), 1, 608, (0.95, 0.95)
+    )
+    assert crop.float().std() > 70  # of noise as it was drawn
 
 
 def test_crops_have_the_scales_the_recipe_asks_for(tmp_path: Path) -> None:

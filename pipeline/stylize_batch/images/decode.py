@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ Array = npt.NDArray[np.uint8]
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 """File names taken for images when a folder is listed."""
+
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""TIFF's tag that says what gray levels mean, and its value where they are inverted; Pillow heeds it up to 8 bits only."""
 
 MAX_PIXELS = 200_000_000
 """Default limit, before and after resizing: refuses decompression bombs."""
@@ -260,6 +263,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     if image.mode == "I":
         pixels = pixels.clip(0, 65535).astype(np.uint16)
+    if image.format == "TIFF" and cast("Any", image).tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        pixels = 65535 - pixels
     gray = (pixels // 257).astype(np.uint8)
     gray += pixels % 257 > 128
     transparent = image.info.get("transparency")  # the one level that is

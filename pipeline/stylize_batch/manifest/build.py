@@ -35,6 +35,7 @@ from stylize_batch.manifest.pairing import Group, Hashes, Integers, draw, draw_a
 from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.manifest.schema import check_schema
 from stylize_batch.manifest.unpack import KEY, URI
+from stylize_batch.parquet import with_python_times
 from stylize_batch.storage import Root, absolute, failure, filesystem, kind, parent, replacing
 
 if TYPE_CHECKING:
@@ -287,13 +288,18 @@ def _load_styles(found: Collected) -> _Styles:
 
 def _groups(table: pa.Table) -> list[Group]:
     empty = [None] * len(table)
+    known = with_python_times(
+        table.select([name for name in ("split", "label") if name in table.column_names])
+    )
     split, label = (
-        table[name].to_pylist() if name in table.column_names else empty for name in ("split", "label")
+        known[name].to_pylist() if name in known.column_names else empty for name in ("split", "label")
     )
     return [Group(_hashable(one), _hashable(other)) for one, other in zip(split, label, strict=True)]
 
 
 def _hashable(value: Any) -> Any:
+    if value != value:  # NaN: no label
+        return None
     return str(value) if isinstance(value, list | dict) else value
 
 
@@ -552,7 +558,7 @@ def _put(
             for table in chain([first], tables):
                 writer.write_table(table, row_group_size=ROW_GROUP)
                 advanced()
-    except (UsageError, pa.ArrowException):
+    except UsageError:
         raise
     except Exception as error:
         raise UsageError(f"cannot write the manifest {output}: {' '.join(str(error).split())}") from None

@@ -23,6 +23,7 @@ from stylize_batch.manifest.plan import Partition, check_and_partition, temporar
 from stylize_batch.manifest.schema import DECIDING, misspellings, string_lists
 from stylize_batch.manifest.source import columns_of, locate
 from stylize_batch.model.architecture import MIN_SIDE
+from stylize_batch.parquet import with_python_times
 from stylize_batch.storage import absolute, read_bytes
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def _survey(partition: Partition) -> tuple[CheckReport, list[str], list[str]]:
                     found.update(uri for each in string_lists(chunk) for uri in each or () if uri)
         for name, counter in values.items():
             if name in table.column_names:
-                counter.update(str(value) for value in table[name].to_pylist() if value is not None)
+                column = with_python_times(table.select([name]))[name]
+                counter.update(str(value) for value in column.to_pylist() if value is not None)
     report = CheckReport(
         rows=rows,
         contents=contents,

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +27,16 @@ from pyarrow import json as json_lines
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.manifest.schema import RESULT_COLUMNS
-from stylize_batch.manifest.unpack import KEY, URI, image_column, unpack
+from stylize_batch.manifest.unpack import (
+    KEY,
+    URI,
+    as_columns,
+    as_text,
+    holds_nothing,
+    image_column,
+    open_embedded,
+    unpack,
+)
 from stylize_batch.storage import Root, absolute, failure, filesystem, is_uri, join, parent
 
 if TYPE_CHECKING:
@@ -89,7 +99,7 @@ class _Source(NamedTuple):
 
     tables: Iterator[pa.Table]
     skip: int | None
-    """First folders of a key that are no part of the tree; None where folders mean nothing."""
+    """First parts of a key that are an archive's path; None where folders mean nothing."""
     notes: list[str]
     problems: list[str]
 
@@ -135,6 +145,7 @@ def collect(
 def _spill(source: str, role: str, found: _Source, path: Path, observer: Observer) -> Collected:
     count = 0
     folders: set[tuple[str | None, str | None]] = set()
+    tops: set[str | None] = set()
     observer.phase(f"Listing {role}s", None, 0, lambda: 0)
     writer: Any = None
     try:
@@ -144,6 +155,7 @@ def _spill(source: str, role: str, found: _Source, path: Path, observer: Observe
             if found.skip is not None:
                 keys = table[KEY].to_pylist()
                 folders.update((_folder(key, found.skip), _folder(key, found.skip + 1)) for key in keys)
+                tops.update(_folder(key, 0) for key in keys if found.skip > 1)
             writer.write_table(table, max_chunksize=BATCH)
             count += len(table)
             observer.advance(count, 0)
@@ -154,6 +166,8 @@ def _spill(source: str, role: str, found: _Source, path: Path, observer: Observe
         found_instead = "".join(f"; {line}" for line in [*found.problems, *found.notes][:1])
         raise UsageError(f"no images in {source}; expected {', '.join(SUFFIXES)} files{found_instead}")
     columns = _folder_columns(folders, found.skip or 0)
+    if tops and all(top and top.lower() in SPLITS for top in tops):  # archives in folders of splits
+        columns = {"split": 0, **columns}
     return Collected(source, count, path, columns, found.notes, found.problems)
 
 
@@ -179,6 +193,10 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
     base = parent(uri)
     if fs.isdir(path):
         base = uri.rstrip("/")
+        if unpacked is not None and f"{unpacked.uri.rstrip('/')}/".startswith(f"{base}/"):
+            raise UsageError(
+                f"--unpack {unpacked.uri} lies in {source}, where it would be listed too; name another"
+            )
         names = _lone_archives(fs, path)
         if not names:
             notes: list[str] = []
@@ -202,7 +220,8 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
             )
         found = unpack(uris, base, unpacked, role, observer)
         tables = (_with_free_names(table, source, role, found.notes) for table in found.tables())
-        return _Source(tables, int(len(uris) > 1), found.notes, found.problems)
+        depths = {prefix.count("/") for prefix in found.prefixes}
+        return _Source(tables, depths.pop() if len(depths) == 1 else None, found.notes, found.problems)
     if _are(uris, LISTS):
         notes = []
         return _Source(_lists(uris, role, root, notes), None, notes, [])
@@ -218,8 +237,8 @@ def _are(uris: list[str], suffixes: tuple[str, ...]) -> bool:
 
 def _embedded(uri: str) -> bool:
     fs, path = filesystem(uri)
-    with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
-        return image_column(file.schema_arrow) is not None
+    with fs.open(path, "rb") as handle, open_embedded(handle) as file:
+        return image_column(file) is not None
 
 
 def _entries(fs: Any, folder: str) -> Iterator[tuple[str, bool]]:
@@ -239,8 +258,12 @@ def _lone_archives(fs: Any, folder: str) -> list[str]:
     entries = list(_entries(fs, folder))
     if any(is_folder or name.lower().endswith(SUFFIXES) for name, is_folder in entries):
         return []
-    names = sorted(name for name, _ in entries if name.lower().endswith((*ARCHIVES, ".parquet")))
-    return [join(folder, name) for name in names]
+    names = sorted(name for name, _ in entries)
+    # A Parquet file beside tars is what was built of them.
+    tars, tables = (
+        [name for name in names if name.lower().endswith(each)] for each in (ARCHIVES, ".parquet")
+    )
+    return [join(folder, name) for name in tars or tables]
 
 
 def _tree(fs: Any, folder: str, uri: str, notes: list[str]) -> Iterator[pa.Table]:
@@ -314,7 +337,9 @@ def _lists(uris: list[str], role: str, root: str | None, notes: list[str]) -> It
             )
             for column in table.column_names:
                 if column != name:
-                    items = items.append_column(column, table[column])
+                    values = table[column]
+                    empty = holds_nothing(values.type)
+                    items = items.append_column(column, as_text(values.to_pylist()) if empty else values)
             items = _with_free_names(items, uri, role, notes)
             if schema is not None and not items.schema.equals(schema):
                 raise UsageError(f"{uri} has other columns or types than {uris[0]}; all must be alike")
@@ -336,7 +361,13 @@ def read_map(uri: str) -> Iterator[tuple[str, list[str]]]:
                         f"the style map {uri} has no column '{name}'; it needs 'content' and 'style'"
                     )
             for content, styles in zip(table["content"].to_pylist(), table["style"].to_pylist(), strict=True):
-                yield content, [styles] if isinstance(styles, str) else styles or []
+                listed = [styles] if isinstance(styles, str) else styles or []
+                named = isinstance(listed, list) and all(isinstance(style, str) for style in listed)
+                if not (named and isinstance(content, str)):
+                    raise UsageError(
+                        f"the style map {uri} names {content!r} and {styles!r}; both must be text, or the styles a list of it"
+                    )
+                yield content, listed
     except UsageError:
         raise
     except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -363,8 +394,9 @@ def _with_free_names(items: pa.Table, where: str, role: str, notes: list[str]) -
     names = items.column_names
     for place, name in enumerate(names[2:], 2):
         if name in RESERVED or name.startswith("stylize_batch."):
-            names[place] = f"source_{name}"
-            note = f"{where}: column '{name}' is carried as 'source_{name}', since the name is taken"
+            while names[place] in RESERVED or names.count(names[place]) > 1 or names[place] == name:
+                names[place] = f"source_{names[place]}"
+            note = f"{where}: column '{name}' is carried as '{names[place]}', since the name is taken"
             if role == "content" and note not in notes:
                 notes.append(note)
     return items.rename_columns(names)
@@ -384,14 +416,7 @@ def _raw_tables(uri: str, notes: list[str], *, pairs: bool = False) -> Iterator[
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as handle:
         if suffix in (".csv", ".tsv"):
-            strings = dict.fromkeys(("content", "style", *PATH_COLUMNS), pa.string())
-            reader = csv.open_csv(
-                handle,
-                csv.ReadOptions(block_size=LIST_BLOCK),
-                csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True),
-                csv.ConvertOptions(column_types=strings),
-            )
-            yield from map(_table, reader)
+            yield from _csv_tables(lambda: fs.open(path, "rb"), uri, "\t" if suffix == ".tsv" else ",")
         elif suffix == ".parquet":
             with pq.ParquetFile(handle) as file:
                 yield from map(_table, file.iter_batches(batch_size=BATCH))
@@ -408,18 +433,49 @@ def _raw_tables(uri: str, notes: list[str], *, pairs: bool = False) -> Iterator[
             )
 
 
+def _csv_tables(opened: Callable[[], Any], uri: str, delimiter: str) -> Iterator[pa.Table]:
+    """Read a CSV file. Its first block decides the types; what only looks like a number, such as 007, stays text."""
+
+    def reader(handle: Any, text: Iterable[str]) -> Any:
+        return csv.open_csv(
+            handle,
+            csv.ReadOptions(block_size=LIST_BLOCK),
+            csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
+        )
+
+    text = {"content", "style", *PATH_COLUMNS}
+    with opened() as handle:
+        schema = reader(handle, text).schema
+    for field in schema:
+        if pa.types.is_binary(field.type):
+            raise UsageError(f"{uri} is not UTF-8 in its column '{field.name}'; save it as UTF-8")
+    numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    if numbers:
+        with opened() as handle:
+            first = reader(handle, [*text, *numbers]).read_next_batch()
+        text.update(name for name in numbers if not all(map(_is_number, first[name].to_pylist())))
+    with opened() as handle:
+        yield from map(_table, reader(handle, text))
+
+
+def _is_number(text: str | None) -> bool:
+    return not text or re.fullmatch(r"0|-?[1-9]\d*", text.strip()) is not None
+
+
 def _table(batch: pa.RecordBatch) -> pa.Table:
     return pa.Table.from_batches([batch])
 
 
 def _json_table(handle: Any, uri: str, notes: list[str], pairs: bool) -> pa.Table:
     def without_outlines(object: dict[str, Any]) -> dict[str, Any]:
-        object.pop("segmentation", None)  # most of COCO's bytes; `annotation_ids` leads back to them
+        if "image_id" in object:
+            object.pop("segmentation", None)  # most of COCO's bytes; `annotation_ids` leads back to them
         return object
 
     found: Any = json.load(handle, object_hook=without_outlines)
     if isinstance(found, list) and all(isinstance(each, dict) for each in found):
-        return pa.Table.from_pylist(found)
+        return as_columns(found)
     if pairs and isinstance(found, dict):
         styles = [[each] if isinstance(each, str) else each for each in found.values()]
         return pa.table(
@@ -427,6 +483,8 @@ def _json_table(handle: Any, uri: str, notes: list[str], pairs: bool) -> pa.Tabl
         )
     try:
         return _coco_table(found, uri, notes)
+    except pa.ArrowException:
+        raise
     except (KeyError, TypeError, AttributeError):
         raise UsageError(
             f"{uri} is neither COCO annotations nor a list of objects with a path each"
@@ -439,9 +497,14 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     Raises:
         UsageError: an annotation's category is not among those that the file names.
     """
-    names = {category["id"]: category["name"] for category in found.get("categories", [])}
+    names = {
+        category["id"]: category.get("name", str(category["id"]))
+        for category in found.get("categories") or []
+    }
     annotations: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in found.get("annotations", []):
+    for annotation in found.get("annotations") or []:
+        if "iscrowd" in annotation:
+            annotation["iscrowd"] = int(annotation["iscrowd"] or 0)
         annotations[annotation["image_id"]].append(annotation)
     if names:
         for annotation in chain.from_iterable(annotations.values()):

@@ -417,28 +417,16 @@ def _folders(keys: Iterable[str]) -> set[str]:
 
 def _decoded(column: pa.Array) -> pa.Array:
     """Return a column without dictionaries, which differ from batch to batch, and views, which cannot be sorted."""
-    kind = _decoded_type(column.type)
+    kind = parquet.with_leaves(column.type, _decoded_leaf)
     return column if kind == column.type else column.cast(kind)
 
 
-def _decoded_type(kind: pa.DataType) -> pa.DataType:
+def _decoded_leaf(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind):
-        return _decoded_type(kind.value_type)
+        return parquet.with_leaves(kind.value_type, _decoded_leaf)
     if pa.types.is_string_view(kind):
         return pa.string()
-    if pa.types.is_binary_view(kind):
-        return pa.binary()
-    if pa.types.is_struct(kind):
-        return pa.struct([each.with_type(_decoded_type(each.type)) for each in kind])
-    if pa.types.is_map(kind):
-        entries = (kind.key_field, kind.item_field)
-        return pa.map_(*(each.with_type(_decoded_type(each.type)) for each in entries), kind.keys_sorted)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        value = kind.value_field.with_type(_decoded_type(kind.value_type))
-        if pa.types.is_fixed_size_list(kind):
-            return pa.list_(value, kind.list_size)
-        return pa.large_list(value) if pa.types.is_large_list(kind) else pa.list_(value)
-    return kind
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def _cut(buckets: Iterator[pa.Table], shard_pairs: int) -> Iterator[pa.Table]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -49,6 +51,9 @@ MAX_EXPANSION = 200
 PUT_THREADS = 16
 PUTS = 64
 """Images in memory at once."""
+
+LOOK_ROWS, LOOK_BYTES = 16, 1 << 22
+"""Rows of a column, and bytes of a file at once, that are read to see whether it holds images."""
 
 _META = b"stylize_batch.archive"
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "GIF": ".gif", "BMP": ".bmp"}
@@ -130,15 +135,37 @@ def unpack(archives: list[str], base: str, root: Root, role: str, observer: Obse
     return Unpacked(root, indexes, prefixes if len(archives) > 1 else [""], schema, notes, problems)
 
 
-def image_column(schema: pa.Schema) -> str | None:
-    """Return the first column that embeds image files: binary, or a struct with binary `bytes`."""
-    for column in schema:
+def open_embedded(handle: Any) -> pq.ParquetFile:
+    """Open a Parquet file that may hold images, of which a look takes no whole row group."""
+    return pq.ParquetFile(handle, buffer_size=LOOK_BYTES, pre_buffer=False)
+
+
+def image_column(file: pq.ParquetFile) -> str | None:
+    """Return the first column that embeds image files: a struct with binary `bytes`, or else bytes that are an image."""
+    return next(iter(_image_columns(file)), None)
+
+
+def _image_columns(file: pq.ParquetFile) -> list[str]:
+    structs: list[str] = []
+    plain: list[str] = []
+    for column in file.schema_arrow:
         kind = column.type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            return column.name
-    return None
+            structs += [column.name] if _is_bytes(kind.field("bytes").type) else []
+        elif _is_bytes(kind) and _begins_with_an_image(file, column.name):
+            plain.append(column.name)
+    return structs + plain
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _begins_with_an_image(file: pq.ParquetFile, column: str) -> bool:
+    for batch in file.iter_batches(LOOK_ROWS, columns=[column], use_threads=False):
+        cells = (cell for cell in batch.column(0).to_pylist() if cell)
+        return any(_embedded_name(cell, None, 0) for cell in islice(cells, 1))
+    return False
 
 
 class _Finished(NamedTuple):
@@ -236,27 +263,33 @@ class _Extraction:
 
 def _from_parquet(handle: Any, out: _Extraction) -> pa.Table:
     """Extract the rows of a Parquet file; returns their other columns, those of bytes left out."""
-    with pq.ParquetFile(handle) as file:
+    with open_embedded(handle) as file:
         schema = file.schema_arrow
-        image = image_column(schema)
-        carried = [name for name in schema.names if image_column(pa.schema([schema.field(name)])) is None]
-        left = [name for name in schema.names if name not in carried and name != image]
+        columns = _image_columns(file)
+        if not columns:
+            return pa.table({})
+        image, *left = columns
+        carried = [name for name in schema.names if name not in (image, *left)]
         if left:
             out.note(f"columns of other images are left out: {', '.join(left)}")
         kept: list[pa.RecordBatch] = []
-        row = 0
+        row = empty = 0
+        first_empty = 0
         for batch in file.iter_batches(batch_size=PUTS):
             rows: list[int] = []
             for place, cell in enumerate(batch[image].to_pylist()):
                 data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
                 name = _embedded_name(data, path, row + place)
                 if data is None or name is None:
-                    out.problem(f"row {row + place} holds no image")
+                    first_empty = first_empty if empty else row + place
+                    empty += 1
                     continue
                 out.add(name, data)
                 rows.append(place)
             kept.append(batch.select(carried).take(pa.array(rows, pa.int64())))
             row += len(batch)
+        if empty:
+            out.problem(f"{empty} rows hold no image, such as row {first_empty}")
         return pa.Table.from_batches(kept, pa.schema([schema.field(name) for name in carried]))
 
 
@@ -309,6 +342,8 @@ def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction)
                     sample = _Sample(f"{folder}/{stem}")
                 if is_image:
                     sample.images.append((member.name, data))
+                    if len(sample.images) >= PUTS:  # numbered frames, not a sample
+                        rows += sample.extract(out)
                 else:
                     sample.add_sidecar(member.name, suffix, data, out)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, _TooMuchError) as error:
@@ -319,7 +354,7 @@ def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction)
         elif not headers.ended:
             out.problem("has no end mark and may be cut off; what could be read is kept")
     rows += sample.extract(out)
-    return _columns(rows)
+    return as_columns(rows)
 
 
 _SIDECARS = ("cls", "json", "txt")
@@ -340,7 +375,7 @@ class _Sample:
         try:
             text = data.decode().strip()
             if suffix == "cls":
-                self._columns["label"] = int(text) if text.isdecimal() else text
+                self._columns["label"] = int(text) if re.fullmatch(r"-?\d+", text) else text
             elif suffix == "txt":
                 self._columns["txt"] = text
             else:
@@ -357,19 +392,37 @@ class _Sample:
         for name, data in chosen:
             out.add(name, data)
         out.beside += len(self.images) - len(chosen)
+        self.images = []
         return [self._columns] * len(chosen)
 
 
-def _columns(rows: list[dict[str, Any]]) -> pa.Table:
-    """Make columns of dictionaries; one whose values have no common type becomes JSON text."""
+def as_columns(rows: list[dict[str, Any]]) -> pa.Table:
+    """Make columns of objects; one whose values have no common type, or one that Parquet cannot hold, becomes text."""
     columns: dict[str, pa.Array] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
         try:
             columns[name] = pa.array(values)
         except (pa.ArrowException, OverflowError):
-            columns[name] = pa.array([None if value is None else json.dumps(value) for value in values])
+            columns[name] = as_text(values)
+        else:
+            if holds_nothing(columns[name].type):
+                columns[name] = as_text(values)
     return pa.table(columns)
+
+
+def holds_nothing(kind: pa.DataType) -> bool:
+    """Whether a type has a struct without fields in it, which Parquet cannot hold."""
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return True
+    return any(holds_nothing(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def as_text(values: list[Any]) -> pa.Array:
+    """Make a column of JSON."""
+    return pa.array(
+        [None if value is None else json.dumps(value, default=str) for value in values], pa.string()
+    )
 
 
 def _header_class() -> Any:

@@ -42,8 +42,11 @@ class Moments(NamedTuple):
         return Moments(weight, self.mean + share * step, variance)
 
     def statistics(self, correction: int = 0) -> Statistics:
-        """Return μ and σ = √(variance + ε); the variance divides by n, or by n − 1 with a correction of 1."""
-        variance = self.variance * (self.weight / (self.weight - correction).clamp(min=1))
+        """Return μ and σ = √(variance + ε); the variance divides by n, or by n − 1 with a correction of 1.
+
+        A region of less than two positions has no unbiased variance, and keeps the biased one.
+        """
+        variance = self.variance * (self.weight / (self.weight - correction).clamp(min=1)).clamp(min=1)
         return Statistics(self.mean.float(), torch.sqrt(variance + EPSILON).float())
 
 
@@ -77,8 +80,9 @@ def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
         mean, variance = _MeanAndVariance.apply(x)
         weight = torch.full_like(mean[:, :1], x[0, 0].numel())
     else:
-        weight = weights.sum((2, 3))
-        shares = weights / weight.clamp(min=torch.finfo(weight.dtype).tiny)[:, :, None, None]
+        # In two steps: a sum of one number would be taken in parts, as many as there are cores.
+        weight = weights.double().sum(3).sum(2)
+        shares = weights / weight.float().clamp(min=torch.finfo(torch.float32).tiny)[:, :, None, None]
         mean = (x * shares).sum((2, 3))
         variance = ((x - mean[:, :, None, None]).square() * shares).sum((2, 3))
     return Moments(weight.double(), mean.double(), variance.double())

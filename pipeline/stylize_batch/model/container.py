@@ -67,6 +67,10 @@ def dump_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return {METADATA: json.dumps(metadata, sort_keys=True)}
 
 
+DTYPES = ("F16", "BF16", "F32", "F64")
+"""Types that weights may be stored in, in the words of safetensors."""
+
+
 def check_model(data: bytes) -> dict[str, str]:
     """Check that a file holds an encoder and a decoder of a known architecture; return its metadata.
 
@@ -138,7 +142,8 @@ def _check_part(header: dict[str, Any], part: str, convolutions: Sequence[Convol
     for conv in convolutions:
         for kind, shape in (("weight", conv.weight_shape), ("bias", [conv.channels_out])):
             name = f"{part}.{conv.name}.{kind}"
-            if header.get(name, {}).get("shape") != shape:
+            entry = header.get(name, {})
+            if entry.get("shape") != shape or entry.get("dtype") not in DTYPES:
                 raise UsageError(f"the model file has no fitting {name}; it is damaged")
     known = {f"{part}.{conv.name}.{kind}" for conv in convolutions for kind in ("weight", "bias")}
     for name in header:

@@ -266,6 +266,7 @@ def _misfits(state: Mapping[str, Any], layout: _Layout) -> Generator[str]:
                 list(tensor.shape) != shape
                 or not tensor.is_floating_point()
                 or tensor.layout is not torch.strided
+                or tensor.is_meta
             ):
                 yield f"{key} is {tensor.dtype} {list(tensor.shape)}, not floating-point {shape}"
 

@@ -17,7 +17,7 @@ from stylize_batch.images.decode import SUFFIXES, Array, decode, sides_of
 from stylize_batch.storage import list_files, read_bytes
 
 MAX_STORED_SIDE = 512
-"""Shorter side images are reduced to before crops are taken (the paper's 512)."""
+"""Shorter side images are reduced to before crops are taken (the paper's 512), unless crops are larger."""
 
 MAX_CACHED_BYTES = 3 << 30
 """Decoded images a pool keeps in memory; more images than that are decoded anew each time they are drawn."""
@@ -32,8 +32,16 @@ AHEAD = 8
 class ImagePool:
     """Images in groups; a draw picks a group first, then an image, so that no source dominates."""
 
-    def __init__(self, folder: str, separator: str, holdout: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: str, separator: str, holdout: Sequence[str] = (), side: int = MAX_STORED_SIDE
+    ) -> None:
         """List every image below a folder or URI; held-out ones are decoded, the others when they are drawn.
+
+        Args:
+            folder: or URI.
+            separator: of a file's name, whose part before it is its group; empty puts all into one.
+            holdout: names of files that are never drawn.
+            side: what the shorter side of larger images is reduced to.
 
         Raises:
             UsageError: there is none, the folder cannot be listed, or a held-out one cannot be decoded.
@@ -42,13 +50,14 @@ class ImagePool:
             raise UsageError("name the training images: --contents and --styles, or in the recipe")
         groups: defaultdict[str, list[str]] = defaultdict(list)
         self.held_out: dict[str, Array] = {}
+        self._side = side
         self.skipped: list[str] = []
         """Images that could not be decoded when they were drawn."""
         for uri in list_files(folder, SUFFIXES):
             name = uri.rsplit("/", 1)[-1]
             if name in holdout:
                 try:
-                    self.held_out[name] = _load(uri)
+                    self.held_out[name] = _load(uri, side)
                 except (RowError, SystemicError) as error:
                     raise UsageError(f"held-out image {uri}: {error}") from None
                 continue
@@ -96,7 +105,7 @@ class ImagePool:
             if uri in self._cache:
                 return self._cache[uri]
             try:
-                image = _load(uri)
+                image = _load(uri, self._side)
             except RowError as error:
                 if error.transient:  # another set of images would make another network
                     raise JobFailedError(str(error)) from None
@@ -165,7 +174,7 @@ def _group(uri: str, separator: str) -> str:
     return source if found else folder
 
 
-def _load(uri: str) -> Array:
+def _load(uri: str, side: int) -> Array:
     data = read_bytes(uri)
-    large = min(sides_of(data)) > MAX_STORED_SIDE
-    return decode(data, size=MAX_STORED_SIDE if large else None, min_side=32)
+    large = min(sides_of(data)) > side
+    return decode(data, size=side if large else None, min_side=32)

@@ -27,7 +27,7 @@ from stylize_batch.model.device import usable_device
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
 from stylize_batch.training import log, state
-from stylize_batch.training.data import ImagePool, Prefetch, to_array, to_tensor
+from stylize_batch.training.data import MAX_STORED_SIDE, ImagePool, Prefetch, to_array, to_tensor
 from stylize_batch.training.log import Step
 from stylize_batch.training.objective import Objective, Transfer
 from stylize_batch.training.recipe import Recipe, Stage
@@ -99,8 +99,11 @@ class Trainer:
             raise UsageError(
                 f"the checkpoint in {self.root.uri} cannot be read ({reason}); copy it again or start another --output"
             ) from None
-        self.contents = ImagePool(recipe.contents, recipe.group_separator, recipe.holdout)
-        self.styles = ImagePool(recipe.styles, recipe.group_separator, recipe.holdout)
+        side = max(MAX_STORED_SIDE, *(stage.crop for stage in recipe.stages))
+        self.contents, self.styles = (
+            ImagePool(folder, recipe.group_separator, recipe.holdout, side)
+            for folder in (recipe.contents, recipe.styles)
+        )
         try:
             self.root.put("recipe.json", recipe.model_dump_json(indent=2).encode())
         except OSError as error:
@@ -293,7 +296,12 @@ class Trainer:
         position = Position(
             self.iteration, self._updates, self.seconds, _fingerprint(self.recipe, self.objective.phi)
         )
-        parts = {"weights": self._weights, "average": self._average}
+        buffers = dict(self.objective.transfer.named_buffers())
+        parts = {
+            "weights": self._weights,
+            "average": self._average,
+            **({"buffers": buffers} if buffers else {}),
+        }
         for moment in MOMENTS:
             parts[moment] = {
                 name: self.optimizer.state[weight][moment]
@@ -328,6 +336,8 @@ class Trainer:
                 f"{self.root.uri} was trained with another recipe; choose another --output or restore the recipe"
             )
         self._set_weights(parts["weights"])
+        for name, buffer in self.objective.transfer.named_buffers():
+            buffer.copy_(parts["buffers"][name])
         for name, weight in self._weights.items():
             self._average[name].copy_(parts["average"][name])
             if position.updates:
