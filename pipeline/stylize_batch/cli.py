@@ -594,7 +594,7 @@ def manifest_check(
     _say(f"pairs per content: {fewest} to {most}, {mean:g} on average")
     for what, names in (
         ("deciding the pictures", report.controls),
-        ("carried to the results", report.carried),
+        ("only carried to the results", report.carried),
     ):
         if names:
             _say(f"columns {what}: {', '.join(names)}")

@@ -69,7 +69,7 @@ class _OneLineError(Exception):
 
 
 class UsageError(_OneLineError):
-    """Wrong usage, manifest or model: nothing was started (exit status 2). The message says what to do."""
+    """Wrong usage, manifest or model: no picture was made (exit status 2). The message says what to do."""
 
 
 class JobFailedError(_OneLineError):

@@ -2,8 +2,8 @@
 
 Threads that share the layers of one small picture wait for each other at the end of every step, and for whatever else
 runs on the machine; pictures that have a core each wait for nothing. So a picture gets as many cores as its share of a
-pass: small ones one core each, one that fills a pass all of them, and together they never take more memory than one
-full pass. A GPU is fed from lanes too: it works for one while the other prepares.
+pass, rounded up to a power of two: small ones one core each, one that fills a pass all of them, and together they never
+take more memory than one full pass. A GPU is fed from lanes too: it works for one while the other prepares.
 """
 
 from __future__ import annotations

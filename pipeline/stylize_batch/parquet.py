@@ -41,7 +41,8 @@ def with_leaves(kind: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -
 
 def with_python_times(table: pa.Table) -> pa.Table:
     """Return a table whose times Python can hold: of microseconds, finer digits dropped; a column with years beyond
-    Python's, or with a time zone that this machine does not know, becomes text."""
+    Python's, or with a time zone that this machine does not know, becomes text, in UTC (Arrow writes years beyond its own
+    range as `<value out of range: …>`)."""
     fields = [field.with_type(with_leaves(field.type, _in_microseconds)) for field in table.schema]
     shown = table.cast(pa.schema(fields), safe=False)
     for place, field in enumerate(fields):
@@ -52,8 +53,8 @@ def with_python_times(table: pa.Table) -> pa.Table:
         try:
             column.to_pylist()
         except (OverflowError, ValueError):
-            local = column.cast(with_leaves(field.type, _without_zone))
-            shown = shown.set_column(place, field.name, local.cast(as_text))
+            in_utc = column.cast(with_leaves(field.type, _without_zone))
+            shown = shown.set_column(place, field.name, in_utc.cast(as_text))
     return shown
 
 

@@ -217,6 +217,8 @@ def test_nothing_sticks_out_and_text_stands_out_in_every_light(
     assert (luminance(background) < 0.1) is dark
     for colour in colours:
         assert contrast(colour, background) >= 4.5, colour
+    bar = browser.run("return getComputedStyle(document.querySelector('.chart .bar')).fill")
+    assert contrast(bar, background) >= 3
     browser.run("document.querySelector('#grid button').click()")
     assert browser.run("return viewer.scrollWidth <= viewer.clientWidth && viewer.clientWidth <= innerWidth")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from stylize_batch.job.spec import FIXED, make_spec
 from stylize_batch.job.styles import STYLES_PER_PART
 from stylize_batch.manifest.plan import TEMPORARY_PREFIX, temporary_folder
 from stylize_batch.model import container
-from stylize_batch.process import place_digest
+from stylize_batch.process import mark
 from stylize_batch.progress import Silent
 from tests.conftest import MakeManifest, Row, read_results
 
@@ -187,16 +188,18 @@ def test_what_a_run_killed_while_planning_left_in_the_temporary_folder_goes(
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     ended = subprocess.Popen(["true"])
     ended.wait()
-    killed = folder / f"{TEMPORARY_PREFIX}{place_digest()}-{ended.pid}-x"
-    elsewhere = (
-        folder / f"{TEMPORARY_PREFIX}0-{ended.pid}-x"
-    )  # of another machine, which only it can tell is dead
-    for each in (killed, elsewhere):
+    machine, boot, namespace, *_ = mark().split("-")
+    killed = folder / f"{TEMPORARY_PREFIX}{machine}-{boot}-{namespace}-{ended.pid}-x"
+    rebooted = folder / f"{TEMPORARY_PREFIX}{machine}-0-{namespace}-{os.getpid()}-x"
+    # Of another machine, or of another container of this one: only there can be told that it is dead.
+    elsewhere = folder / f"{TEMPORARY_PREFIX}0-{boot}-{namespace}-{ended.pid}-x"
+    beside = folder / f"{TEMPORARY_PREFIX}{machine}-{boot}-0-{ended.pid}-x"
+    for each in (killed, rebooted, elsewhere, beside):
         each.mkdir(parents=True)
         (each / "bucket-00000.arrow").write_bytes(b"half")
     with temporary_folder() as living:
         run(manifest, tmp_path / "out")
-        assert set(folder.iterdir()) == {Path(living), elsewhere}
+        assert set(folder.iterdir()) == {Path(living), elsewhere, beside}
 
 
 def test_results_of_another_run_do_not_count(manifest: Path, tmp_path: Path) -> None:

@@ -249,8 +249,11 @@ def test_times_that_python_cannot_hold_are_described_as_text() -> None:
         rows = rows.append_column(name, column)
     known = list(described(rows))
     assert known[1] == {"taken": "1970-01-01 00:00:00.000000", "there": None, "day": "1970-01-01"}
-    assert known[0]["there"] == "1970-01-01 00:00:00"
-    assert isinstance(known[0]["day"], str)
+    assert known[0] == {
+        "taken": "<value out of range: 1000000000000000000>",
+        "there": "1970-01-01 00:00:00",
+        "day": "<value out of range: 2147483647>",
+    }
 
 
 def test_times_inside_lists_and_structs_are_described_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,8 +266,7 @@ def test_times_inside_lists_and_structs_are_described_too(monkeypatch: pytest.Mo
         rows = rows.append_column(name, column)
     (known,) = described(rows)
     assert known["fine"] == ["2023-11-14T22:13:20.123456"]
-    assert known["far"]["n"] == 3
-    assert isinstance(known["far"]["day"], str)
+    assert known["far"] == {"day": "<value out of range: 2147483647>", "n": 3}
 
 
 def test_a_plain_key_is_the_samples_own() -> None:

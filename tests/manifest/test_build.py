@@ -113,12 +113,16 @@ def test_what_only_looks_like_a_number_in_a_csv_file_stays_as_it_is(tmp_path: Pa
     tree(tmp_path, "x.jpg", "y.jpg")
     styles = tree(tmp_path / "styles", "001/a.jpg", "002/b.jpg")
     listed = tmp_path / "list.csv"
-    listed.write_text("path,label,number\nx.jpg,001,7\ny.jpg,002,-12\n")
+    listed.write_text("path,label,number,some\nx.jpg,001,7,3\ny.jpg,002,-12,NA\n")
     rows = built(listed, styles, tmp_path / "p.parquet", style_by_label=True)
-    assert [(row["label"], row["style_label"], row["number"]) for row in rows] == [
-        ("001", "001", 7),
-        ("002", "002", -12),
+    assert [(row["label"], row["style_label"], row["number"], row["some"]) for row in rows] == [
+        ("001", "001", 7, 3),
+        ("002", "002", -12, None),
     ]
+    (tmp_path / "more.csv").write_text("path,label,number,some\nz.jpg,100,1,1\n")
+    tree(tmp_path, "z.jpg")
+    labels = [row["label"] for row in built(tmp_path / "*.csv", styles, tmp_path / "m.parquet")]
+    assert sorted(labels) == ["001", "002", "100"]
     listed.write_bytes("path,label\nx.jpg,café\n".encode("latin-1"))
     assert "is not UTF-8 in its column 'label'" in refused(listed, styles, tmp_path)
 

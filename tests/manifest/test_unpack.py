@@ -121,7 +121,8 @@ def test_parquet_with_embedded_images_becomes_files_with_its_columns(tmp_path: P
 
 def test_bytes_that_are_no_image_are_carried_or_make_a_list(tmp_path: Path, pictures: Path) -> None:
     data = (pictures / "content" / "cat.jpg").read_bytes()
-    table = pa.table({"md5": [b"\x01\x02"], "picture": [data], "other": [data]})
+    embedded = [None] * 20 + [b"damaged", data]
+    table = pa.table({"md5": [b"\x01\x02"] * 22, "picture": embedded, "other": [data] * 22})
     pq.write_table(table, tmp_path / "embedded.parquet")
     built, rows = unpacked(tmp_path / "embedded.parquet", tmp_path)
     assert [(row["data"], row["md5"]) for row in rows] == [(data, b"\x01\x02")]

@@ -1,7 +1,7 @@
 """lease.json: says that a run is working on an output root, so that a second one does not do the same work.
 
-The lease is advisory. Two runs on one root do no harm, since the plan is fixed and what they write is identical; so
-it needs no lock that storage would have to keep, and losing it loses nothing.
+The lease is advisory. Two runs of one plan do no harm, since what they write is identical; so it needs no lock that
+storage would have to keep. A run that was suspended while another began anew ends when it sees that.
 """
 
 from __future__ import annotations

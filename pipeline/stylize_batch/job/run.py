@@ -8,7 +8,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -49,6 +49,9 @@ from stylize_batch.storage import Root
 from stylize_batch.styles import ROW_GROUP, BankFile, StyleBank, bank_key, bank_of, put_part
 from stylize_batch.weights import read_model
 
+TOLD = 20
+"""Notes that are told at once; the summary has them all."""
+
 
 @dataclass
 class RunSummary:
@@ -65,7 +68,7 @@ class RunSummary:
         peak_memory: bytes; of the driver and of the largest worker.
         annotations: files written beside the pictures.
         report_error: why there is no report.html.
-        notes: of building the manifest, one line for each thing a user should know of.
+        notes: of the manifest, one line for each thing a user should know of.
         dropped_nodes: nodes of the cluster that were given no more work, and why.
     """
 
@@ -106,7 +109,7 @@ def run(manifest: str | None = None, *, job: str | None = None, **settings: Any)
         settings: see `JobSpec`.
 
     Raises:
-        UsageError: wrong settings, manifest or model; nothing was started.
+        UsageError: wrong settings, manifest or model; no picture was made.
         GaveUpError: more rows failed than `max_failed` allows.
         JobFailedError: the job could not finish; running it again continues.
     """
@@ -121,18 +124,25 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     root = Root(spec.resolved_output(), run=uuid.uuid4().hex[:12])
     # A list, so that who takes the bank file out is the last to hold it.
     lent = [open_bank(spec.styles, container.digest(model), spec.style_size)] if spec.styles else []
-    manifest, notes = spec.resolved_manifest(), []
+    manifest = spec.resolved_manifest()
+    notes: list[str] = []
+
+    def tell(lines: list[str]) -> None:
+        notes.extend(lines)
+        for line in lines[:TOLD]:
+            observer.note(line)
+
     if spec.content:
         _examine(root)
-        notes = ensure_manifest(
-            manifest, spec.content, spec.style, spec.build, observer, overwrite=spec.overwrite
+        tell(
+            ensure_manifest(
+                manifest, spec.content, spec.style, spec.build, observer, overwrite=spec.overwrite
+            )
         )
-        for line in notes:
-            observer.note(line)
     started = time.monotonic()
     source = locate(manifest, root.uri)
     with ExitStack() as held:
-        record = _planned(spec, source, root, container.digest(model), held, observer)
+        record = _planned(spec, source, root, container.digest(model), held, tell)
         try:
             summary = _work(spec, source, root, record, model, lent, observer, started)
             summary.notes = notes
@@ -204,6 +214,7 @@ def _work(
                 engine, root, source, styles, record, spec, lent, observer
             )
             stages.update(style_seconds)
+            _refuse_usurped(root, record)
             observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
             reports = engine.run_shards(largest_first(root, pending), bank)
             del bank  # the engine has it
@@ -248,7 +259,7 @@ def _work(
 
 
 def _refuse_usurped(root: Root, record: RunRecord) -> None:
-    """Raise JobFailedError when another run has begun anew under the root, while this one was not at work."""
+    """Raise JobFailedError when another run has begun anew under the root since this one began."""
     now = load_record(root)
     if now is None or now.run != record.run:
         raise JobFailedError(f"another run has begun anew at {root.uri} meanwhile, and this one ends")
@@ -281,7 +292,12 @@ def _worker_settings(
 
 
 def _planned(
-    spec: JobSpec, source: Source, root: Root, model_digest: str, held: ExitStack, observer: Observer
+    spec: JobSpec,
+    source: Source,
+    root: Root,
+    model_digest: str,
+    held: ExitStack,
+    tell: Callable[[list[str]], None],
 ) -> RunRecord:
     """Return the root's plan, made now if there is none; from then on `held` holds the root's lease.
 
@@ -303,12 +319,12 @@ def _planned(
             raise _unwritable(root, error) from None
         return record, change is not None
 
-    def check() -> Partition:
-        for line in misspellings(columns_of(source)):
-            observer.note(line)
-        return check_and_partition(source, Path(folder), spec.format, spec.limit)
-
+    tell(misspellings(columns_of(source)))
     with temporary_folder() as folder:
+
+        def check() -> Partition:
+            return check_and_partition(source, Path(folder), spec.format, spec.limit)
+
         partition = check() if _lacks_plan(*examine()) else None
         try:
             held.enter_context(lease(root, uuid.uuid4().hex))

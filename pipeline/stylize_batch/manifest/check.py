@@ -57,7 +57,7 @@ class CheckReport:
         splits: rows of each value of the column `split`, if there is one.
         labels: rows of each value of the column `label`, if there is one.
         controls: columns that decide the pictures, beside `content` and `style`.
-        carried: columns that the results show as they are.
+        carried: columns that decide nothing, and are carried to the results.
         notes: one line for each thing a user should know of.
         checked: images read and decoded.
         failures: by kind, as in the results' `error` column.

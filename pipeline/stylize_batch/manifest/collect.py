@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,6 +53,9 @@ SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", 
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
 """Columns of a list, after `content` or `style`, that are taken for the images' paths."""
+
+TEXT_COLUMNS = ("content", "style", *PATH_COLUMNS)
+"""Columns of a CSV file that are text whatever they look like."""
 
 ENDINGS = 5
 """Endings of names that a note about files left out counts one by one."""
@@ -221,6 +224,10 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
         found = unpack(uris, base, unpacked, role, observer)
         tables = (_with_free_names(table, source, role, found.notes) for table in found.tables())
         depths = {prefix.count("/") for prefix in found.prefixes}
+        if len(depths) > 1:
+            found.notes.append(
+                f"{source}: archives lie in folders of different depth, so that no folder is a label"
+            )
         return _Source(tables, depths.pop() if len(depths) == 1 else None, found.notes, found.problems)
     if _are(uris, LISTS):
         notes = []
@@ -319,10 +326,12 @@ def _key(uri: str, root: str) -> str:
 def _lists(uris: list[str], role: str, root: str | None, notes: list[str]) -> Iterator[pa.Table]:
     """Read lists as one: paths made absolute, columns of reserved names renamed."""
     schema: pa.Schema | None = None
+    # Of one dataset: a column that is text in one file is text in all.
+    text = set(TEXT_COLUMNS).union(*(_text_columns(uri) for uri in uris if _suffix(uri) in (".csv", ".tsv")))
     for uri in uris:
         base = absolute(root) if root else parent(uri)
         row = 0
-        for table in _raw_tables(uri, notes):
+        for table in _raw_tables(uri, notes, text):
             name = _path_column(table.schema, role, uri)
             paths = table[name].cast(pa.string()).to_pylist()
             for place, path in enumerate(paths, row):
@@ -342,7 +351,9 @@ def _lists(uris: list[str], role: str, root: str | None, notes: list[str]) -> It
                     items = items.append_column(column, as_text(values.to_pylist()) if empty else values)
             items = _with_free_names(items, uri, role, notes)
             if schema is not None and not items.schema.equals(schema):
-                raise UsageError(f"{uri} has other columns or types than {uris[0]}; all must be alike")
+                odd = next((each for each in items.schema if each not in schema), None)
+                named = f" (column '{odd.name}' of type {odd.type})" if odd else ""
+                raise UsageError(f"{uri} has other columns or types than {uris[0]}{named}; all must be alike")
             schema = items.schema
             yield items
 
@@ -410,13 +421,15 @@ def _check_exists(uri: str, where: str) -> None:
         )
 
 
-def _raw_tables(uri: str, notes: list[str], *, pairs: bool = False) -> Iterator[pa.Table]:
-    """Read a list by the ending of its name."""
-    suffix = os.path.splitext(uri)[1].lower()  # noqa: PTH122 (a URI)
+def _raw_tables(
+    uri: str, notes: list[str], text: Iterable[str] = TEXT_COLUMNS, *, pairs: bool = False
+) -> Iterator[pa.Table]:
+    """Read a list by the ending of its name; `text` names columns of CSV files that hold no numbers."""
+    suffix = _suffix(uri)
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as handle:
         if suffix in (".csv", ".tsv"):
-            yield from _csv_tables(lambda: fs.open(path, "rb"), uri, "\t" if suffix == ".tsv" else ",")
+            yield from map(_table, _csv_reader(handle, uri, text))
         elif suffix == ".parquet":
             with pq.ParquetFile(handle) as file:
                 yield from map(_table, file.iter_batches(batch_size=BATCH))
@@ -433,34 +446,42 @@ def _raw_tables(uri: str, notes: list[str], *, pairs: bool = False) -> Iterator[
             )
 
 
-def _csv_tables(opened: Callable[[], Any], uri: str, delimiter: str) -> Iterator[pa.Table]:
-    """Read a CSV file. Its first block decides the types; what only looks like a number, such as 007, stays text."""
+def _csv_reader(handle: Any, uri: str, text: Iterable[str], **options: Any) -> Any:
+    return csv.open_csv(
+        handle,
+        csv.ReadOptions(block_size=LIST_BLOCK),
+        csv.ParseOptions(delimiter="\t" if _suffix(uri) == ".tsv" else ",", newlines_in_values=True),
+        csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), **options),
+    )
 
-    def reader(handle: Any, text: Iterable[str]) -> Any:
-        return csv.open_csv(
-            handle,
-            csv.ReadOptions(block_size=LIST_BLOCK),
-            csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string())),
-        )
 
-    text = {"content", "style", *PATH_COLUMNS}
-    with opened() as handle:
-        schema = reader(handle, text).schema
+def _text_columns(uri: str) -> set[str]:
+    """Return the columns of a CSV file that are text, by its first block: what only looks like numbers, as 007 does, too.
+
+    Raises:
+        UsageError: the file is not UTF-8.
+    """
+    fs, path = filesystem(uri)
+    with fs.open(path, "rb") as handle:
+        schema = _csv_reader(handle, uri, TEXT_COLUMNS).schema
     for field in schema:
         if pa.types.is_binary(field.type):
             raise UsageError(f"{uri} is not UTF-8 in its column '{field.name}'; save it as UTF-8")
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    if numbers:
-        with opened() as handle:
-            first = reader(handle, [*text, *numbers]).read_next_batch()
-        text.update(name for name in numbers if not all(map(_is_number, first[name].to_pylist())))
-    with opened() as handle:
-        yield from map(_table, reader(handle, text))
+    with fs.open(path, "rb") as handle:
+        first = _csv_reader(
+            handle, uri, [*TEXT_COLUMNS, *numbers], strings_can_be_null=True
+        ).read_next_batch()
+    like_numbers = {name for name in numbers if not all(map(_is_number, first[name].to_pylist()))}
+    return like_numbers | {field.name for field in schema if pa.types.is_string(field.type)}
 
 
 def _is_number(text: str | None) -> bool:
     return not text or re.fullmatch(r"0|-?[1-9]\d*", text.strip()) is not None
+
+
+def _suffix(uri: str) -> str:
+    return os.path.splitext(uri)[1].lower()  # noqa: PTH122 (a URI)
 
 
 def _table(batch: pa.RecordBatch) -> pa.Table:

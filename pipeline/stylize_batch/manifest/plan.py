@@ -9,7 +9,6 @@ so that all pairs of one content share a shard and the content is fetched, decod
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import zlib
@@ -42,7 +41,7 @@ from stylize_batch.manifest.schema import (
     remarkable_rows,
 )
 from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
-from stylize_batch.process import born, place_digest
+from stylize_batch.process import dead, mark
 from stylize_batch.storage import Root
 
 BUCKET_ROWS = 131_072
@@ -68,7 +67,7 @@ ROW = "stylize_batch.row"
 """Column with a row's number in the manifest, for as long as planning lasts."""
 
 TEMPORARY_PREFIX = "stylize-batch-plan-"
-"""Of the local folders that planning spills to; a digest of the machine and the number of the process follow."""
+"""Of the local folders that planning spills to; a mark of the process that made it follows."""
 
 CHECK_THREADS = 2
 PUT_THREADS = 16
@@ -461,9 +460,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
     Its name tells which process of which machine made it, so that what killed runs have left there goes too.
     """
-    mine = f"{TEMPORARY_PREFIX}{place_digest()}-"
-    for stale in Path(tempfile.gettempdir()).glob(f"{mine}*"):
-        maker = stale.name.removeprefix(mine).partition("-")[0]
-        if maker.isdigit() and born(int(maker)) is None:
+    for stale in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
+        if dead(stale.name.removeprefix(TEMPORARY_PREFIX)):
             shutil.rmtree(stale, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX + mark(), ignore_cleanup_errors=True)

@@ -28,7 +28,7 @@ SETTINGS = ("content", "style", "alpha", "output")
 
 
 DECIDING = ("content", "style", "style_weights", "alpha", "preserve_color", "mask", "output")
-"""Manifest columns that decide what is made; every other one is carried to the results."""
+"""Manifest columns that decide what is made; the others are only carried to the results."""
 
 ALIKE = 0.8
 """Share of equal letters above which a carried column's name may be a misspelling of a deciding one's."""

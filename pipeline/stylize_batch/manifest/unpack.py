@@ -14,7 +14,6 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -163,8 +162,9 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def _begins_with_an_image(file: pq.ParquetFile, column: str) -> bool:
     for batch in file.iter_batches(LOOK_ROWS, columns=[column], use_threads=False):
-        cells = (cell for cell in batch.column(0).to_pylist() if cell)
-        return any(_embedded_name(cell, None, 0) for cell in islice(cells, 1))
+        cells = [cell for cell in batch.column(0).to_pylist() if cell]
+        if cells:  # one of them may be damaged
+            return any(_embedded_name(cell, None, 0) for cell in cells)
     return False
 
 

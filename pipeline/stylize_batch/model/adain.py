@@ -44,7 +44,7 @@ class Moments(NamedTuple):
     def statistics(self, correction: int = 0) -> Statistics:
         """Return μ and σ = √(variance + ε); the variance divides by n, or by n − 1 with a correction of 1.
 
-        A region of less than two positions has no unbiased variance, and keeps the biased one.
+        A region of at most one position has no unbiased variance, and keeps the biased one.
         """
         variance = self.variance * (self.weight / (self.weight - correction).clamp(min=1)).clamp(min=1)
         return Statistics(self.mean.float(), torch.sqrt(variance + EPSILON).float())
@@ -53,8 +53,8 @@ class Moments(NamedTuple):
 class _MeanAndVariance(torch.autograd.Function):
     """Mean and biased variance over space of a float [N, C, h, w], differentiated as one affine map of it.
 
-    Autograd goes five times over the map and mixes memory formats, which costs a training on a CPU a sixth of its time;
-    and `torch.var_mean` takes ten times as long there where channels lie last.
+    Autograd goes five times over the map and mixes memory formats; and `torch.var_mean` takes ten times as long on a CPU
+    where channels lie last.
     """
 
     @staticmethod

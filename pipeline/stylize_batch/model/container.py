@@ -35,6 +35,10 @@ UNBIASED = "unbiased"
 """Value of the metadata's `variance` in models whose AdaIN divides by n − 1, as pytorch-AdaIN does; ours has none."""
 
 
+DTYPES = ("F16", "BF16", "F32", "F64")
+"""Types that weights may be stored in, in the words of safetensors."""
+
+
 def builtin_bytes(name: str) -> bytes:
     """Return the file of a model shipped inside the package."""
     return (resources.files("stylize_batch.model") / "weights" / f"{name}.safetensors").read_bytes()
@@ -65,10 +69,6 @@ def read_header(data: bytes) -> dict[str, Any]:
 def dump_metadata(metadata: dict[str, str]) -> dict[str, str]:
     """Return what to write into a header: one string, since safetensors does not keep the order of several."""
     return {METADATA: json.dumps(metadata, sort_keys=True)}
-
-
-DTYPES = ("F16", "BF16", "F32", "F64")
-"""Types that weights may be stored in, in the words of safetensors."""
 
 
 def check_model(data: bytes) -> dict[str, str]:

@@ -105,12 +105,13 @@ def histogram(distribution: Distribution) -> Histogram | None:
     edges = np.geomspace(low, high, BARS + 1) if logarithmic else np.linspace(low, high, BARS + 1)
     counts = distribution.counts(edges)
     top = counts.max()
+    bounds = [distribution.low, *edges[1:-1], distribution.high]
     bars = [
         Bar(
             100 * place / BARS,
             100 / BARS,
             100 * count / top,
-            f"{digits(edges[place])} to {digits(edges[place + 1])}: {count:,} {'pair' if count == 1 else 'pairs'}",
+            f"{digits(bounds[place])} to {digits(bounds[place + 1])}: {count:,} {'pair' if count == 1 else 'pairs'}",
         )
         for place, count in enumerate(counts.tolist())
     ]

@@ -134,9 +134,6 @@
         .filter(([, value]) => value)
         .map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }))),
     );
-    const position = shown.indexOf(place);
-    document.getElementById("previous").disabled = position <= 0;
-    document.getElementById("next").disabled = position < 0 || position === shown.length - 1;
     viewer.scrollTop = 0;
     if (!viewer.open) viewer.showModal();
   };
