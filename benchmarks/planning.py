@@ -66,7 +66,7 @@ def plan(folder: Path) -> int:
     spill = folder / "spill"
     spill.mkdir()
     partition = check_and_partition(source, spill, "jpeg", None)
-    return write_plan(partition, Root(str(folder / "out")), usual_shard_pairs(partition.pairs)).shards
+    return write_plan(partition, Root(str(folder / "out")), usual_shard_pairs(partition.pairs), "run").shards
 
 
 def make_results(folder: Path) -> None:
@@ -75,7 +75,7 @@ def make_results(folder: Path) -> None:
     ok = Outcome("/out/images/some/picture.jpg", None, 1.5, 0.5, 2.5, 256, 341)
     failed = Outcome(error="NotFound: it is gone")
     for shard in range(len(root.list("plan")) - 1):
-        rows = read_shard(root, shard)
+        rows = read_shard(root, shard, "run")
         outcomes = [failed if row % 100 == 0 else ok for row in range(len(rows))]
         put_part(root, shard, results_table(rows, outcomes, "adain-vgg16"), "run")
 

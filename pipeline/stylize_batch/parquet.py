@@ -8,6 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+RUN = b"stylize_batch.run"
+"""Metadata key of the run that a file belongs to; one of another run does not count."""
+
 _MICROSECONDS: dict[int, Callable[[Any], pa.DataType]] = {
     pa.timestamp("ns").id: lambda kind: pa.timestamp("us", kind.tz),
     pa.duration("ns").id: lambda kind: pa.duration("us"),

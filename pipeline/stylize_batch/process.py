@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import socket
 from pathlib import Path
 
@@ -18,24 +17,9 @@ def place() -> str:
         return ""
 
 
-def mark() -> str:
-    """Return a mark of this process for names of files: machine, boot, process namespace and pid, with a `-` after each."""
-    machine = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
-    boot, _, namespace = place().partition(" ")
-    return f"{machine}-{boot.partition('-')[0]}-{re.sub(r'[^0-9]', '', namespace)}-{os.getpid()}-"
-
-
-def dead(marked: str) -> bool:
-    """Whether the process that a name begins with the mark of is certainly gone: one of this machine, of an earlier boot or
-    of a pid that is free."""
-    try:
-        machine, boot, namespace, pid, _ = marked.split("-", 4)
-        here, this_boot, this_namespace, *_ = mark().split("-")
-        if machine != here:
-            return False
-        return boot != this_boot or (namespace == this_namespace and born(int(pid)) is None)
-    except ValueError:
-        return False
+def place_digest() -> str:
+    """Return `place`, and the machine's name, as 8 hex digits."""
+    return hashlib.blake2b(f"{socket.gethostname()} {place()}".encode(), digest_size=4).hexdigest()
 
 
 def born(pid: int) -> str | None:

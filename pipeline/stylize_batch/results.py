@@ -21,9 +21,6 @@ from stylize_batch import parquet
 from stylize_batch.manifest.schema import RESULT_COLUMNS
 from stylize_batch.storage import Root
 
-RUN = b"stylize_batch.run"
-"""Parquet metadata key of the run a part belongs to; a part of another run counts as absent."""
-
 FINISHED = b"stylize_batch.finished"
 """Parquet metadata key of the time at which a part was finished: seconds since 1970, as text."""
 
@@ -144,7 +141,7 @@ def with_outputs(results: pa.Table, outputs: Sequence[str | None]) -> pa.Table:
 
 def put_part(root: Root, shard: int, table: pa.Table, run: str) -> Totals:
     """Write a shard's results in one atomic put; the shard is done once this returns."""
-    metadata = {RUN: run.encode(), FINISHED: f"{time.time():.3f}".encode()}
+    metadata = {parquet.RUN: run.encode(), FINISHED: f"{time.time():.3f}".encode()}
     root.put(part_key(shard), parquet.dumps(table.replace_schema_metadata(metadata)))
     return totals_of(table)
 
@@ -175,7 +172,7 @@ def read_finished(root: Root, shard: int, run: str, columns: list[str] | None = 
         table = read_part(root, shard, columns)
     except (FileNotFoundError, pa.ArrowException):  # a power cut may leave a part empty
         return None
-    return table if (table.schema.metadata or {}).get(RUN) == run.encode() else None
+    return table if (table.schema.metadata or {}).get(parquet.RUN) == run.encode() else None
 
 
 def complete(plan: pa.Table, earlier: pa.Table | None, make: Callable[[pa.Table], pa.Table]) -> pa.Table:

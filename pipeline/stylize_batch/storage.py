@@ -333,6 +333,10 @@ def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     return [str(fs.unstrip_protocol(name)) for name in kept] if is_uri(folder) else kept
 
 
+DELETED_AT_ONCE = 10_000
+"""Objects whose deletion waits in threads: each takes 2 KB."""
+
+
 class Root:
     """A folder or prefix that results are put under, each object whole or not at all.
 
@@ -459,17 +463,21 @@ class Root:
 
     def list(self, prefix: str) -> list[str]:
         """List the keys below a prefix (a folder), sorted."""
-        return sorted(self.sizes(prefix))
+        return sorted(self._find(prefix, detail=False))
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the bytes of each object below a prefix (a folder)."""
+        return {key: info["size"] for key, info in self._find(prefix, detail=True).items()}
+
+    def _find(self, prefix: str, *, detail: bool) -> dict[str, Any]:
         base = self._path.rstrip("/")
         try:
             with _os_errors():
-                found: dict[str, Any] = self._fs.find(join(self._path, prefix), detail=True)
+                found: Any = self._fs.find(join(self._path, prefix), detail=detail)
         except FileNotFoundError:
             return {}
-        return {name[len(base) :].lstrip("/"): info["size"] for name, info in found.items()}
+        infos = found if detail else dict.fromkeys(found)
+        return {name[len(base) :].lstrip("/"): info for name, info in infos.items()}
 
     def empty(self, but: tuple[str, ...] = ()) -> bool:
         """Whether nothing lies under the root, but for temporaries and the given names."""
@@ -487,7 +495,9 @@ class Root:
                 self._inside(key).unlink(missing_ok=True)
             return
         with _os_errors(), ThreadPoolExecutor(16) as threads:  # `rm` would take names for patterns
-            list(threads.map(self._fs.rm_file, [join(self._path, key) for key in keys]))
+            for start in range(0, len(keys), DELETED_AT_ONCE):
+                some = [join(self._path, key) for key in keys[start : start + DELETED_AT_ONCE]]
+                list(threads.map(self._fs.rm_file, some))
 
     def drop_folders(self, prefix: str) -> None:
         """Remove the empty folders below a prefix, which may stand where the next run puts a file. Object stores have none."""

@@ -39,6 +39,9 @@ STOP_SECONDS = 60
 """Time that a stopped run has to put its affairs in order; Ray's own 3 s would end it by force."""
 
 POLL_SECONDS = 1.0
+FOLLOW_SECONDS = 300.0
+"""Time for which one connection follows a job's log."""
+
 LOST_SECONDS = 120.0
 """Time for which a head that does not answer is asked again."""
 
@@ -263,7 +266,8 @@ class Job:
         while True:
             try:
                 with suppress(RuntimeError, OSError, asyncio.TimeoutError, aiohttp.ClientError):
-                    asyncio.run(self.cluster.tail(self.name, log.again()))
+                    # A connection may end without a word; then the log is followed anew.
+                    asyncio.run(asyncio.wait_for(self.cluster.tail(self.name, log.again()), FOLLOW_SECONDS))
                 info = self.cluster.info(self.name)
             except (RuntimeError, OSError) as error:
                 lost = lost or time.monotonic()

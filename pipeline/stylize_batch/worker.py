@@ -310,7 +310,7 @@ class Worker:
         """
         self._clock.take()
         try:
-            plan = read_shard(self._root, shard)
+            plan = read_shard(self._root, shard, self._settings.run)
             earlier = read_finished(self._root, shard, self._settings.run)
             whole = Shard(shard, len(plan))
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from fsspec.core import url_to_fs
 from PIL import Image
 
 import stylize_batch
-from stylize_batch.errors import GaveUpError, JobFailedError, UsageError
+from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, UsageError
 from stylize_batch.job.run import execute
 from stylize_batch.job.spec import FIXED, make_spec
 from stylize_batch.job.styles import STYLES_PER_PART
-from stylize_batch.manifest.plan import TEMPORARY_PREFIX, temporary_folder
+from stylize_batch.manifest.plan import TEMPORARY_PREFIX, read_shard, temporary_folder
 from stylize_batch.model import container
-from stylize_batch.process import mark
+from stylize_batch.process import place_digest
 from stylize_batch.progress import Silent
+from stylize_batch.storage import Root
 from tests.conftest import MakeManifest, Row, read_results
 
 
@@ -188,18 +190,16 @@ def test_what_a_run_killed_while_planning_left_in_the_temporary_folder_goes(
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     ended = subprocess.Popen(["true"])
     ended.wait()
-    machine, boot, namespace, *_ = mark().split("-")
-    killed = folder / f"{TEMPORARY_PREFIX}{machine}-{boot}-{namespace}-{ended.pid}-x"
-    rebooted = folder / f"{TEMPORARY_PREFIX}{machine}-0-{namespace}-{os.getpid()}-x"
-    # Of another machine, or of another container of this one: only there can be told that it is dead.
-    elsewhere = folder / f"{TEMPORARY_PREFIX}0-{boot}-{namespace}-{ended.pid}-x"
-    beside = folder / f"{TEMPORARY_PREFIX}{machine}-{boot}-0-{ended.pid}-x"
-    for each in (killed, rebooted, elsewhere, beside):
+    killed = folder / f"{TEMPORARY_PREFIX}{place_digest()}-{ended.pid}-x"
+    # Only another machine can tell that these are of no living process, until they are old.
+    elsewhere, old = (folder / f"{TEMPORARY_PREFIX}0-{number}-x" for number in (ended.pid, 1))
+    for each in (killed, elsewhere, old):
         each.mkdir(parents=True)
         (each / "bucket-00000.arrow").write_bytes(b"half")
+    os.utime(old, (0, time.time() - 2 * 86_400))
     with temporary_folder() as living:
         run(manifest, tmp_path / "out")
-        assert set(folder.iterdir()) == {Path(living), elsewhere, beside}
+        assert set(folder.iterdir()) == {Path(living), elsewhere}
 
 
 def test_results_of_another_run_do_not_count(manifest: Path, tmp_path: Path) -> None:
@@ -314,6 +314,12 @@ def test_a_run_that_another_has_begun_anew_over_ends_and_leaves_it_alone(
     with pytest.raises(JobFailedError, match="another run has begun anew"):
         execute(spec, Suspended())
     assert record.read_text() == theirs[0]
+
+
+def test_a_shard_of_another_runs_plan_is_not_worked_on(manifest: Path, tmp_path: Path) -> None:
+    run(manifest, tmp_path / "out", shard_pairs=12)
+    with pytest.raises(SystemicError, match="another run has begun anew"):
+        read_shard(Root(str(tmp_path / "out")), 0, "mine")
 
 
 def test_a_column_that_may_be_a_misspelling_is_told_of_before_the_work(

@@ -28,8 +28,8 @@ def planned(
     folder = root / "spill"
     folder.mkdir(parents=True)
     partition = check_and_partition(locate(str(manifest), str(root / "out")), folder, "jpeg", limit)
-    made = write_plan(partition, Root(str(root / "out")), shard_pairs)
-    return made, [read_shard(Root(str(root / "out")), shard) for shard in range(made.shards)]
+    made = write_plan(partition, Root(str(root / "out")), shard_pairs, "run")
+    return made, [read_shard(Root(str(root / "out")), shard, "run") for shard in range(made.shards)]
 
 
 def refused(manifest: Path, root: Path) -> str:

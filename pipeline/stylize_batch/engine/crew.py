@@ -9,7 +9,13 @@ from dataclasses import replace
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
 
 from stylize_batch import heap
 from stylize_batch.engine.placement import Placement
@@ -262,9 +268,11 @@ class Crew:
 
 
 def _not_constructed(error: RayError) -> bool:
-    """Whether an actor could not be made: its constructor raised, or the node cannot load the class, in whose place Ray
-    puts one whose methods raise."""
-    return isinstance(error, RayTaskError) or (isinstance(error, RayActorError) and error.actor_init_failed)
+    """Whether an actor could not be made: its constructor raised, the node cannot load the class, in whose place Ray
+    puts one whose methods raise, or cannot make what it needs around it, after which Ray does not try again."""
+    if isinstance(error, RayTaskError | RuntimeEnvSetupError | ActorUnschedulableError):
+        return True
+    return isinstance(error, RayActorError) and error.actor_init_failed
 
 
 def reason_of(error: RayError) -> str:

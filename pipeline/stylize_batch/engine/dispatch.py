@@ -46,6 +46,9 @@ STRAGGLING = 3.0
 STRAGGLING_SECONDS = 5.0
 """A task is done once more by an idle actor when it has taken so many times what that one takes for one, and so long."""
 
+HANGING_SECONDS = 600.0
+"""The same where no actor has finished any yet."""
+
 NOTICE_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
@@ -56,6 +59,7 @@ class Dispatch:
 
     Attributes:
         outcast: tasks that have crashed too many workers, and the pool of the last.
+        worked: whether any task was finished by an actor.
     """
 
     def __init__(self, crew: Crew, tasks: Sequence[Task], metrics: DriverMetrics) -> None:
@@ -71,6 +75,7 @@ class Dispatch:
         self._finished: Counter[Slot] = Counter()
         self._seconds: defaultdict[Slot, float] = defaultdict(float)
         self.outcast: dict[Task, Pool] = {}
+        self.worked = False
 
     def run(self) -> Iterator[Any]:
         """Yield the results as they come, until only outcasts are left.
@@ -116,15 +121,24 @@ class Dispatch:
         return None
 
     def _straggling(self, idle: Slot) -> Task | None:
-        """Return the task that has taken longest, if an idle actor would have finished it long ago."""
-        pace = self._pace(idle)
-        if pace is None:
-            return None
-        late = max(STRAGGLING * pace, STRAGGLING_SECONDS)
-        slots = [
-            slot for slot in self._crew.slots if slot.elapsed > late and self._at_work(slot.task) == [slot]
-        ]
+        """Return the task that has taken longest, if an idle actor would have finished it long ago.
+
+        Where two are at one and both are late, a third must be on another node: what hangs there may be the node's.
+        """
+        pace = self._pace(idle) or self._mean_pace()
+        late = HANGING_SECONDS if pace is None else max(STRAGGLING * pace, STRAGGLING_SECONDS)
+        slots: list[Slot] = []
+        for slot in self._crew.slots:
+            others = self._at_work(slot.task) if slot.elapsed > late else []
+            elsewhere = len(others) == 1 or idle.node not in {other.node for other in others}
+            if others and elsewhere and all(other.elapsed > late for other in others):
+                slots.append(slot)
         return max(slots, key=lambda slot: slot.elapsed).task if slots else None
+
+    def _mean_pace(self) -> float | None:
+        """Return the seconds that actors take for a task on average; None before one is finished."""
+        finished = sum(self._finished.values())
+        return sum(self._seconds.values()) / finished if finished else None
 
     def _pace(self, slot: Slot) -> float | None:
         """Return the seconds an actor takes for a task; None before it has finished one."""
@@ -143,9 +157,14 @@ class Dispatch:
         reason = slot.hear(answered)
         if reason is not None and slot.lost_starts >= MAX_LOST_STARTS:
             reason = f"workers do not start: {reason}"
-            # What was never constructed has no node to drop; while others work, it is tried again.
-            if not (self._drop(slot.node, reason) if slot.node else self._crew.usable_without("")):
+            # What was never constructed has no node to drop; while others work, or start again, it is tried again.
+            tolerated = self._drop(slot.node, reason) if slot.node else self._crew.usable_without("")
+            if not tolerated and not any(map(self._restarting, self._crew.slots)):
                 raise JobFailedError(reason)
+
+    def _restarting(self, slot: Slot) -> bool:
+        """Whether an actor that has done tasks takes none at the moment, and may again."""
+        return bool(self._finished[slot]) and not slot.takes_work and slot.lost_starts < MAX_LOST_STARTS
 
     def _settle(self, slot: Slot, answered: set[Ref]) -> Iterator[Any]:
         """Yield what an actor has finished; put back what it has lost, blaming the oldest task alone."""
@@ -170,6 +189,7 @@ class Dispatch:
             else:
                 self._seconds[slot] += slot.finish()
                 self._finished[slot] += 1
+                self.worked = True
                 for other in self._at_work(task):
                     self._requeue([each for each in other.restart() if each is not task])
                 self._health.finished(slot.node)

@@ -151,10 +151,10 @@ class RayEngine:
             # The actors give way, so that the pieces get the same resources and so the same pixels.
             crew.dismiss()
             for task, pool in dispatch.outcast.items():
-                yield task.alone(pool.settings, partial(self._run_alone, pool))
+                yield task.alone(pool.settings, partial(self._run_alone, pool, dispatch.worked))
 
     def _run_alone(
-        self, pool: Pool, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]
+        self, pool: Pool, worked: bool, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]
     ) -> list[Any]:
         """Run `function(settings, model, *piece)` for each piece in a process that may die, with what a pool's actors
         have; None where it did.
@@ -173,10 +173,6 @@ class RayEngine:
         def wait(ref: Ref) -> Any:
             try:
                 return ray.get(ref)
-            except RayTaskError as error:
-                if isinstance(error.cause, DeviceError):
-                    return error
-                raise JobFailedError(reason_of(error)) from None
             except (WorkerCrashedError, OutOfMemoryError):
                 return None
             except RayError as error:
@@ -190,11 +186,12 @@ class RayEngine:
                 found[index] = wait(start(piece))
                 if found[index] is None:
                     break
-        done = any(result is not None and not isinstance(result, RayError) for result in found)
+        worked = worked or any(result is not None and not isinstance(result, RayError) for result in found)
         for index, result in enumerate(found):
             if isinstance(result, RayError):
                 # A device that did its work for others was not what failed.
-                if not (done and isinstance(result, RayTaskError)):
+                of_device = isinstance(result, RayTaskError) and isinstance(result.cause, DeviceError)
+                if not (worked and of_device):
                     raise JobFailedError(reason_of(result))
                 found[index] = None
         return found

@@ -85,7 +85,7 @@ class ShardTask:
     def alone(self, settings: WorkerSettings, run_alone: RunAlone) -> ShardReport:
         """Stylize each content alone; one that kills its process fails its own rows."""
         root = Root(settings.root, settings.run)
-        plan = read_shard(root, self._shard)
+        plan = read_shard(root, self._shard, settings.run)
         whole = Shard(self._shard, len(plan))
         died = Outcome(
             error=str(RowError("WorkerDied", "the process that stylized this content ended without a word"))

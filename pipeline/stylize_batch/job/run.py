@@ -209,12 +209,12 @@ def _work(
         with _engine(spec, len(styles) * 4 * _style_width(model)) as engine:
             devices = spec.devices or [engine.device]
             engine.start([_worker_settings(spec, source, root, record, device) for device in devices], model)
+            _refuse_usurped(root, record)
             record.save(root)
             bank, style_counts, style_seconds = _encode_styles(
                 engine, root, source, styles, record, spec, lent, observer
             )
             stages.update(style_seconds)
-            _refuse_usurped(root, record)
             observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
             reports = engine.run_shards(largest_first(root, pending), bank)
             del bank  # the engine has it
@@ -404,7 +404,7 @@ def _plan(
             records.erase(root)
             record.state = "planning"
             _save(record, root)
-        plan = write_plan(partition, root, shard_pairs)
+        plan = write_plan(partition, root, shard_pairs, record.run)
     except OSError as error:
         raise _unwritable(root, error) from None
     record.pairs, record.shards, record.state = plan.pairs, plan.shards, "running"

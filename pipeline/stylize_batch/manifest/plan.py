@@ -9,13 +9,16 @@ so that all pairs of one content share a shard and the content is fetched, decod
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 import zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -26,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch import parquet
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import SystemicError, UsageError
 from stylize_batch.images.encode import Format
 from stylize_batch.manifest.identity import DEFAULTS, controls, output_keys, pair_ids
 from stylize_batch.manifest.reach import Reach, reach
@@ -41,7 +44,7 @@ from stylize_batch.manifest.schema import (
     remarkable_rows,
 )
 from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
-from stylize_batch.process import dead, mark
+from stylize_batch.process import born, place_digest
 from stylize_batch.storage import Root
 
 BUCKET_ROWS = 131_072
@@ -67,7 +70,10 @@ ROW = "stylize_batch.row"
 """Column with a row's number in the manifest, for as long as planning lasts."""
 
 TEMPORARY_PREFIX = "stylize-batch-plan-"
-"""Of the local folders that planning spills to; a mark of the process that made it follows."""
+"""Of the local folders that planning spills to; a digest of the machine and the number of the process follow."""
+
+STALE_SECONDS = 86_400.0
+"""A folder that nobody has added to for so long is left over: planning takes minutes."""
 
 CHECK_THREADS = 2
 PUT_THREADS = 16
@@ -101,12 +107,18 @@ def shard_key(shard: int) -> str:
     return f"plan/shard-{shard:06d}.parquet"
 
 
-def read_shard(root: Root, shard: int) -> pa.Table:
+def read_shard(root: Root, shard: int, run: str) -> pa.Table:
     """Read one shard: `pair_id`, `content`, `style` (list), `alpha`, `output` (key), the manifest's other columns.
 
     Where there are no styles, `alpha` is null.
+
+    Raises:
+        SystemicError: it is of another run, which has begun anew meanwhile.
     """
-    return parquet.loads(root.read(shard_key(shard)))
+    table = parquet.loads(root.read(shard_key(shard)))
+    if (table.schema.metadata or {}).get(parquet.RUN) != run.encode():
+        raise SystemicError(f"another run has begun anew at {root.uri}")
+    return table.replace_schema_metadata(None)
 
 
 def largest_first(root: Root, shards: Iterable[int]) -> list[int]:
@@ -147,13 +159,13 @@ def usual_shard_pairs(pairs: int) -> int:
     return max(1, min(MAX_SHARD_PAIRS, -(-pairs // MIN_SHARDS)), -(-pairs // MAX_SHARDS))
 
 
-def write_plan(partition: Partition, root: Root, shard_pairs: int) -> Plan:
-    """Cut the buckets into shards of about `shard_pairs` pairs and write them under `plan/`."""
+def write_plan(partition: Partition, root: Root, shard_pairs: int, run: str) -> Plan:
+    """Cut the buckets into shards of about `shard_pairs` pairs and write them under `plan/`, as those of a run."""
     shards = 0
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(PUT_THREADS) as threads:
         for table in _cut(partition.buckets(), shard_pairs):
-            pending.append(threads.submit(_put_shard, root, shards, table))
+            pending.append(threads.submit(_put_shard, root, shards, table, run))
             shards += 1
             if len(pending) > 4 * PUT_THREADS:
                 pending.popleft().result()
@@ -163,8 +175,8 @@ def write_plan(partition: Partition, root: Root, shard_pairs: int) -> Plan:
     return Plan(partition.pairs, shards)
 
 
-def _put_shard(root: Root, shard: int, table: pa.Table) -> None:
-    root.put(shard_key(shard), parquet.dumps(table))
+def _put_shard(root: Root, shard: int, table: pa.Table, run: str) -> None:
+    root.put(shard_key(shard), parquet.dumps(table.replace_schema_metadata({parquet.RUN: run.encode()})))
 
 
 class _Rows(NamedTuple):
@@ -458,9 +470,17 @@ def _content_bounds(contents: pa.ChunkedArray) -> list[int]:
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     """Return a local folder for a partition's buckets, removed when its context ends.
 
-    Its name tells which process of which machine made it, so that what killed runs have left there goes too.
+    Its name tells which process of which machine made it, so that what killed runs have left there goes too: at once
+    on that machine, and elsewhere, or after it was started again, when a day has gone by.
     """
+    here = f"{place_digest()}-"
     for stale in Path(tempfile.gettempdir()).glob(f"{TEMPORARY_PREFIX}*"):
-        if dead(stale.name.removeprefix(TEMPORARY_PREFIX)):
-            shutil.rmtree(stale, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX + mark(), ignore_cleanup_errors=True)
+        mark = stale.name.removeprefix(TEMPORARY_PREFIX)
+        maker = mark.removeprefix(here).partition("-")[0]
+        with suppress(OSError):  # another run removes it, too
+            dead = mark.startswith(here) and maker.isdigit() and born(int(maker)) is None
+            if dead or time.time() - stale.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(stale, ignore_errors=True)
+    return tempfile.TemporaryDirectory(
+        prefix=f"{TEMPORARY_PREFIX}{here}{os.getpid()}-", ignore_cleanup_errors=True
+    )
