@@ -23,7 +23,7 @@ class Promise(NamedTuple):
     psnr: float
 
 
-PROMISES = {container.DEFAULT: Promise(0.5, 14), container.COMPACT: Promise(0.5, 20)}
+PROMISES = {container.DEFAULT: Promise(0.45, 14), container.COMPACT: Promise(0.4, 18)}
 
 
 @pytest.fixture(scope="module")
