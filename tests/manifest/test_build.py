@@ -123,6 +123,9 @@ def test_what_only_looks_like_a_number_in_a_csv_file_stays_as_it_is(tmp_path: Pa
     tree(tmp_path, "z.jpg")
     labels = [row["label"] for row in built(tmp_path / "*.csv", styles, tmp_path / "m.parquet")]
     assert sorted(labels) == ["001", "002", "100"]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "list.csv").write_text("path,label\n")
+    assert "no images in" in refused(tmp_path / "none" / "list.csv", styles, tmp_path)
     listed.write_bytes("path,label\nx.jpg,café\n".encode("latin-1"))
     assert "is not UTF-8 in its column 'label'" in refused(listed, styles, tmp_path)
 

@@ -307,7 +307,7 @@ def _planned(
     manifest = fingerprint(source)
 
     def examine() -> tuple[RunRecord | None, bool]:
-        """Return what the root says of itself, and whether that goes."""
+        """Return what the root says of itself, and whether another plan takes the place of that one's."""
         record = _examine(root)
         if record is None or spec.overwrite:
             return record, True

@@ -467,13 +467,15 @@ def _text_columns(uri: str) -> set[str]:
     for field in schema:
         if pa.types.is_binary(field.type):
             raise UsageError(f"{uri} is not UTF-8 in its column '{field.name}'; save it as UTF-8")
+    text = {field.name for field in schema if pa.types.is_string(field.type)}
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    with fs.open(path, "rb") as handle:
-        first = _csv_reader(
-            handle, uri, [*TEXT_COLUMNS, *numbers], strings_can_be_null=True
-        ).read_next_batch()
-    like_numbers = {name for name in numbers if not all(map(_is_number, first[name].to_pylist()))}
-    return like_numbers | {field.name for field in schema if pa.types.is_string(field.type)}
+    if numbers:
+        with fs.open(path, "rb") as handle:
+            first = _csv_reader(
+                handle, uri, [*TEXT_COLUMNS, *numbers], strings_can_be_null=True
+            ).read_next_batch()
+        text.update(name for name in numbers if not all(map(_is_number, first[name].to_pylist())))
+    return text
 
 
 def _is_number(text: str | None) -> bool:
