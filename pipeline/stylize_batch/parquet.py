@@ -1,7 +1,8 @@
-"""Small Parquet files as bytes, so that each is written by one atomic put."""
+"""Small Parquet files as bytes, so that each is written by one atomic put; and what Parquet and Python can hold of columns."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def with_python_times(table: pa.Table) -> pa.Table:
     fields = [field.with_type(with_leaves(field.type, _in_microseconds)) for field in table.schema]
     shown = table.cast(pa.schema(fields), safe=False)
     for place, field in enumerate(fields):
-        as_text = with_leaves(field.type, _as_text)
+        as_text = with_leaves(field.type, _text_for_times)
         if as_text == field.type:
             continue
         column = shown[field.name]
@@ -67,12 +68,41 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _as_text(kind: pa.DataType) -> pa.DataType:
+def _text_for_times(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_temporal(kind) else kind
 
 
 def _without_zone(kind: pa.DataType) -> pa.DataType:
     return pa.timestamp(kind.unit) if pa.types.is_timestamp(kind) else kind
+
+
+def as_columns(rows: list[dict[str, Any]]) -> pa.Table:
+    """Make columns of objects; one whose values have no common type, or one that Parquet cannot hold, becomes text."""
+    columns: dict[str, pa.Array] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            columns[name] = as_text(values)
+        else:
+            if holds_nothing(columns[name].type):
+                columns[name] = as_text(values)
+    return pa.table(columns)
+
+
+def holds_nothing(kind: pa.DataType) -> bool:
+    """Whether a type has a struct without fields in it, which Parquet cannot hold."""
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return True
+    return any(holds_nothing(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def as_text(values: list[Any]) -> pa.Array:
+    """Make a column of JSON."""
+    return pa.array(
+        [None if value is None else json.dumps(value, default=str) for value in values], pa.string()
+    )
 
 
 def loads(data: bytes, columns: list[str] | None = None) -> pa.Table:

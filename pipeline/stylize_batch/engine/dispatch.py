@@ -59,7 +59,6 @@ class Dispatch:
 
     Attributes:
         outcast: tasks that have crashed too many workers, and the pool of the last.
-        worked: whether any task was finished by an actor.
     """
 
     def __init__(self, crew: Crew, tasks: Sequence[Task], metrics: DriverMetrics) -> None:
@@ -75,7 +74,6 @@ class Dispatch:
         self._finished: Counter[Slot] = Counter()
         self._seconds: defaultdict[Slot, float] = defaultdict(float)
         self.outcast: dict[Task, Pool] = {}
-        self.worked = False
 
     def run(self) -> Iterator[Any]:
         """Yield the results as they come, until only outcasts are left.
@@ -96,6 +94,11 @@ class Dispatch:
                     self._unfinished -= 1
                     yield result
             self._notice()
+
+    @property
+    def worked(self) -> bool:
+        """Whether any task was finished by an actor."""
+        return bool(self._finished)
 
     def _feed(self) -> None:
         """Fill actors up."""
@@ -189,7 +192,6 @@ class Dispatch:
             else:
                 self._seconds[slot] += slot.finish()
                 self._finished[slot] += 1
-                self.worked = True
                 for other in self._at_work(task):
                     self._requeue([each for each in other.restart() if each is not task])
                 self._health.finished(slot.node)

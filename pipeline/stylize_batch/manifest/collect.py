@@ -27,16 +27,8 @@ from pyarrow import json as json_lines
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.manifest.schema import RESULT_COLUMNS
-from stylize_batch.manifest.unpack import (
-    KEY,
-    URI,
-    as_columns,
-    as_text,
-    holds_nothing,
-    image_column,
-    open_embedded,
-    unpack,
-)
+from stylize_batch.manifest.unpack import KEY, URI, image_column, open_embedded, unpack
+from stylize_batch.parquet import as_columns, as_text, holds_nothing
 from stylize_batch.storage import Root, absolute, failure, filesystem, is_uri, join, parent
 
 if TYPE_CHECKING:

@@ -354,7 +354,7 @@ def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction)
         elif not headers.ended:
             out.problem("has no end mark and may be cut off; what could be read is kept")
     rows += sample.extract(out)
-    return as_columns(rows)
+    return parquet.as_columns(rows)
 
 
 _SIDECARS = ("cls", "json", "txt")
@@ -394,35 +394,6 @@ class _Sample:
         out.beside += len(self.images) - len(chosen)
         self.images = []
         return [self._columns] * len(chosen)
-
-
-def as_columns(rows: list[dict[str, Any]]) -> pa.Table:
-    """Make columns of objects; one whose values have no common type, or one that Parquet cannot hold, becomes text."""
-    columns: dict[str, pa.Array] = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowException, OverflowError):
-            columns[name] = as_text(values)
-        else:
-            if holds_nothing(columns[name].type):
-                columns[name] = as_text(values)
-    return pa.table(columns)
-
-
-def holds_nothing(kind: pa.DataType) -> bool:
-    """Whether a type has a struct without fields in it, which Parquet cannot hold."""
-    if pa.types.is_struct(kind) and not kind.num_fields:
-        return True
-    return any(holds_nothing(kind.field(index).type) for index in range(kind.num_fields))
-
-
-def as_text(values: list[Any]) -> pa.Array:
-    """Make a column of JSON."""
-    return pa.array(
-        [None if value is None else json.dumps(value, default=str) for value in values], pa.string()
-    )
 
 
 def _header_class() -> Any:
