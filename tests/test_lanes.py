@@ -31,7 +31,7 @@ def test_as_many_small_pictures_as_cores_are_at_work_at_once() -> None:
         assert [each.result() for each in [open_lanes.submit(PASS // 4, unit) for _ in range(4)]] == [[1]] * 4
 
 
-@pytest.mark.parametrize(("pixels", "cores"), [(1, 1), (250, 1), (251, 2), (600, 4), (1000, 4), (9999, 4)])
+@pytest.mark.parametrize(("pixels", "cores"), [(1, 1), (250, 1), (251, 2), (600, 3), (1000, 4), (9999, 4)])
 def test_a_picture_gets_cores_by_its_share_of_a_pass(pixels: int, cores: int) -> None:
     with lanes() as open_lanes:
         assert open_lanes.submit(pixels, lambda: [torch.get_num_threads()]).result() == [cores]

@@ -2,8 +2,8 @@
 
 Threads that share the layers of one small picture wait for each other at the end of every step, and for whatever else
 runs on the machine; pictures that have a core each wait for nothing. So a picture gets as many cores as its share of a
-pass, rounded up to a power of two: small ones one core each, one that fills a pass all of them, and together they never
-take more memory than one full pass. A GPU is fed from lanes too: it works for one while the other prepares.
+pass: small ones one core each, one that fills a pass all of them, and together they never take more memory than one
+full pass. A GPU is fed from lanes too: it works for one while the other prepares.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ class Lanes:
 
         Units start in order, but one that waits for many cores lets smaller ones pass.
         """
-        share = -(-self._cores * pixels // self.pass_pixels)
-        # Powers of two: layers keep their kernels packed for every number of cores that they have run on.
-        cores = min(self._cores, 1 << max(0, share - 1).bit_length())
+        cores = min(self._cores, max(1, -(-self._cores * pixels // self.pass_pixels)))
         return self._threads.submit(self._run, cores, unit)
 
     def _run(self, cores: int, unit: Callable[[], Iterable[_T]]) -> list[_T]:
