@@ -140,3 +140,12 @@ def test_transforms_are_compiled_where_there_is_no_space_to_keep_them(tmp_path: 
         capture_output=True, text=True, check=False, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def test_a_network_that_needs_no_transforms_needs_no_numba() -> None:
+    program = (
+        "import sys, torch; sys.modules['numba'] = None\n"
+        "from stylize_batch.model import checkpoint, container, network\n"
+        "network.Network(checkpoint.loads(container.builtin_bytes(container.DEFAULT)), precision='bf16')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

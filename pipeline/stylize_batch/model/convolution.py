@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylize_batch.model.winograd import Winograd
-
 WINOGRAD_CHANNELS = 32
 """Channels, of the input and of the output, from which on Winograd's way is the faster one on a CPU."""
 
@@ -85,16 +83,23 @@ def quicken(network: nn.Module) -> None:
     for name, conv in list(network.named_children()):
         if isinstance(conv, EnlargingConv2d):
             quick = SubPixelConv2d(conv)
-            if _suits_winograd(quick.weight):
-                quick = Winograd(quick, quick.weight, quick.bias, scale=2, relu=conv.relu)
-            network.add_module(name, quick)
+            network.add_module(
+                name, _winograd(quick, 2, conv.relu) if _suits_winograd(quick.weight) else quick
+            )
         elif (
             isinstance(conv, nn.Conv2d)
             and (conv.kernel_size, conv.stride, conv.padding_mode) == ((3, 3), (1, 1), "reflect")
             and _suits_winograd(conv.weight)
         ):
             relu = isinstance(conv, ReflectedConv2d) and conv.relu
-            network.add_module(name, Winograd(conv, conv.weight, conv.bias, relu=relu))
+            network.add_module(name, _winograd(conv, 1, relu))
+
+
+def _winograd(plain: nn.Conv2d | SubPixelConv2d, scale: int, relu: bool) -> nn.Module:
+    # Not above: where a GPU trains, Numba need not be installed.
+    from stylize_batch.model.winograd import Winograd
+
+    return Winograd(plain, plain.weight, plain.bias, scale=scale, relu=relu)
 
 
 def _suits_winograd(weight: Tensor) -> bool:

@@ -1,8 +1,9 @@
-"""The transforms of Winograd's convolutions (Lavin & Gray 2016, §4), compiled by Numba for the processor at hand.
+"""The transforms of Winograd's convolutions (Lavin & Gray 2016, §4): y = Aᵀ[(G g) ⊙ (Bᵀ d)] for a kernel g and inputs d.
 
-Maps lie in memory as [height, width · channels], tiles as [T, side, side, channels], where a side has 6 numbers for a
-3×3 kernel and 5 for a 2×2 one. In one direction a tile's numbers are a polynomial's coefficients, and become its values
-at the points 0, 1, −1, 2, −2 and infinity; for the small kernel −2 is left out.
+A row of 3 + r inputs are a polynomial's coefficients, and so are the r taps of a kernel; Bᵀ and G are their values at
+`POINTS`, and Aᵀ is the way back to 4 outputs (Toom and Cook). In two dimensions rows are transformed, then columns. Bᵀ
+and Aᵀ are loops that Numba compiles for the processor at hand, over maps [height, width, channels] and tiles
+[T, side, side, channels], where a side has 6 numbers for a 3×3 kernel and 5 for a 2×2 one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,23 @@ _inline: Callable[..., Any] = numba.njit(inline="always", **_HOW)  # pyright: ig
 
 # Python's numbers would make the sums double.
 _TWO, _THREE, _FOUR, _FIVE, _EIGHT = (np.float32(number) for number in (2, 3, 4, 5, 8))
+
+
+POINTS = (0, 1, -1, 2, -2)
+"""Where polynomials are evaluated, and at infinity; for a 2×2 kernel at the first four."""
+
+ONE = POINTS.index(1)
+
+
+def for_kernel(taps: int) -> np.ndarray:
+    """Return G for so many taps a side, [3 + taps, taps]."""
+    points = POINTS[: taps + 2]
+    values = np.zeros((taps + 3, taps))
+    for row, point in enumerate(points):
+        others = [other for other in points if other != point]
+        values[row] = np.power(float(point), range(taps)) / np.prod([point - other for other in others])
+    values[-1, -1] = 1
+    return values
 
 
 class Transforms(NamedTuple):
@@ -145,9 +163,9 @@ def _scatter(products: Any, first: int, across: int, scale: int, floor: float, m
                             half[i, 3, kernel + c], half[i, 4, kernel + c], half[i, last, kernel + c],
                         )  # fmt: skip
                 start = scale * column - (scale - 1)  # of the line, in the map's row
-                left, right = max(0, -start), min(4 * scale, scale * width - start)
-                found = line[left * channels : right * channels]
-                out = map[scale * y + below, (start + left) * channels : (start + right) * channels]
+                begin, end = max(0, -start), min(4 * scale, scale * width - start)
+                found = line[begin * channels : end * channels]
+                out = map[scale * y + below, (start + begin) * channels : (start + end) * channels]
                 for c in range(len(found)):
                     out[c] = max(found[c], floor)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stylize_batch.model.tile_transforms import transforms
+from stylize_batch.model.tile_transforms import ONE, for_kernel, transforms
 
 BLOCK_TILES = 64
 """Tiles that a core takes at once: their matrices stay in the cache."""
@@ -27,11 +27,6 @@ LEFT_TILES = 16
 
 MIN_TILES = 16
 """Tiles of a map below which reading the transformed weights, which are more, takes longer than it saves."""
-
-POINTS = (0, 1, -1, 2, -2)
-"""Where the polynomials of F(4, 3) are evaluated, and at infinity; F(4, 2) takes the first four (§4 there)."""
-
-ONE = POINTS.index(1)
 
 
 class Winograd(nn.Module):
@@ -114,10 +109,9 @@ class _Packed:
         made, channels, taps, _ = kernels.shape
         self._side = side = taps + 3
         self._how = [0, 0], [1, 1], [1, 1], side**2  # padding, strides, dilation, groups
-        transform = _for_kernel(taps)
-        numbers = torch.einsum(
-            "pq,kcq->pkc", torch.from_numpy(np.kron(transform, transform)), kernels.double().flatten(2)
-        )
+        transform = for_kernel(taps)
+        both = torch.from_numpy(np.kron(transform, transform))
+        numbers = torch.einsum("pq,kcq->pkc", both, kernels.double().flatten(2))
         self._biases = None
         if bias is not None:
             biases = torch.zeros(side**2, made)
@@ -135,17 +129,6 @@ class _Packed:
             numbers, self._packed, self._biases, *self._how, "none", [], ""
         )
         return products.permute(0, 2, 3, 1).view(len(tiles), self._side, self._side, -1)
-
-
-def _for_kernel(taps: int) -> np.ndarray:
-    """Return G of F(4, taps), y = Aᵀ[(G g) ⊙ (Bᵀ d)] for a kernel g and 3 + taps inputs d (Toom and Cook)."""
-    points = POINTS[: taps + 2]
-    values = np.zeros((taps + 3, taps))
-    for row, point in enumerate(points):
-        others = [other for other in points if other != point]
-        values[row] = np.power(float(point), range(taps)) / np.prod([point - other for other in others])
-    values[-1, -1] = 1
-    return values
 
 
 def _sources(length: int, real: int, *, reflect: bool) -> np.ndarray:
