@@ -97,7 +97,9 @@ def machine(device: str = "cpu") -> str:
         (name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "no AVX2"
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "pillow", "pyarrow", "ray"))
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("torch", "numba", "pillow", "pyarrow", "ray")
+    )
     return (
         f"a {'virtual ' if 'hypervisor' in flags else ''}machine with {len(os.sched_getaffinity(0))} cores of "
         f"{said.get('model name', 'an unknown processor')} (family {said.get('cpu family', '?')}, model "

@@ -7,19 +7,17 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stylize_batch import storage
 from stylize_batch.errors import RowError, SystemicError, UsageError
+from stylize_batch.manifest.naming import checked_key
 from stylize_batch.manifest.source import locate
 from stylize_batch.storage import (
     Root,
     absolute,
-    checked_key,
     filesystem,
     fingerprint,
     join,
@@ -105,31 +103,6 @@ def test_the_bytes_of_a_local_put_are_on_disk_before_it_has_its_name(
     assert target.read_bytes() == b"123"
 
 
-@given(st.text(max_size=30))
-def test_keys_never_leave_the_root(key: str) -> None:
-    try:
-        checked = checked_key(key)
-    except UsageError:
-        return
-    root = PurePosixPath("/root/images")
-    resolved = PurePosixPath(os.path.normpath(root / checked))
-    assert resolved != root
-    assert root in resolved.parents
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "", "/x", "//x", "../x", "a/../../x", "a/..", "~/x", "~", "s3://b/x", "file:///x", "a\\b", "..\\x", "C:/x",
-        "c:x", "C:\\x", "\\\\host\\share", "a/", ".", "./", "./x", "a/./b", "a//b", "a\x00b", "a\nb", "a\x1b[31mb",
-        "a\x7fb", "a\x85b", "a\u2028b", "\ud800", "a?versionId=1.jpg",
-    ],
-)  # fmt: skip
-def test_hostile_keys_are_refused(key: str) -> None:
-    with pytest.raises(UsageError, match="would leave the output root"):
-        checked_key(key)
-
-
 def test_keys_are_taken_literally_and_never_decoded(root: Root) -> None:
     for key in ("%2e%2e/x", "%2F..%2Fx", "ab:c::d", "$HOME", "..%5cx", "a b", "...", "\u202egpj.exe"):
         assert checked_key(key) == key
@@ -211,7 +184,7 @@ def test_errors_of_reading_name_their_kind(tmp_path: Path) -> None:
     for uri, expected in (
         (str(tmp_path / "absent"), "NotFound"),
         (str(tmp_path), "NotFound"),
-        ("nosuch://bucket/key", "NotFound"),
+        ("nosuch://bucket/key", "Unreadable"),
     ):
         with pytest.raises(RowError) as caught:
             read_bytes(uri)

@@ -67,6 +67,7 @@ class Lanes:
     def _run(self, cores: int, unit: Callable[[], Iterable[_T]]) -> list[_T]:
         self._take(cores)
         try:
+            torch.get_num_threads()  # settles this thread's, which else is the last one set anywhere
             torch.set_num_threads(cores)  # of this thread alone
             return list(takewhile(lambda _: not self._closed, unit()))
         finally:

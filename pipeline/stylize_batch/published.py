@@ -71,7 +71,7 @@ def import_model(
     try:
         write_bytes(target, data)
     except OSError as error:
-        raise UsageError(f"cannot write {target}: {' '.join(str(error).split())}") from None
+        raise UsageError(f"cannot write {target}: {error}") from None
     return target
 
 
@@ -97,8 +97,7 @@ def _torchvision(name: str) -> File:
             path.parent.mkdir(parents=True, exist_ok=True)
             hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"cannot download {url} ({reason}); put it at {path} yourself") from None
+            raise UsageError(f"cannot download {url} ({error}); put it at {path} yourself") from None
     return _file(str(path))
 
 
@@ -110,7 +109,9 @@ def _crops(folder: str, skipped: Callable[[str], None]) -> Generator[Tensor]:
         try:
             pixels = decode(read_bytes(uri), size=CROP, crop=CROP)
         except RowError as error:
-            if error.transient:  # another set of images would make another encoder
+            if (
+                error.transient or error.kind == "OutOfMemory"
+            ):  # another set of images would make another encoder
                 raise UsageError(str(error)) from None
             skipped(uri)
             continue

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import stat
 import tempfile
 import time
-import unicodedata
 import uuid
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,9 +47,6 @@ S3_DEFAULTS: dict[str, Any] = {
 PUT_ATTEMPTS = 10
 """Times a local object is written when its temporary file vanishes meanwhile."""
 
-MAX_NAME, MAX_KEY = 240, 800
-"""Bytes in one name of a key, and in a key: what file systems and object stores hold, extensions added."""
-
 
 def is_uri(path: str) -> bool:
     """Whether a path names its protocol (`s3://…`, `file://…`, `memory://…`)."""
@@ -78,6 +73,19 @@ def parent(uri: str) -> str:
     protocol, path = _split(uri)
     folder, slash, _ = path.rpartition("/")
     return protocol + (folder or slash)
+
+
+_WILDCARDS = "*?["
+
+
+def is_glob(path: str) -> bool:
+    """Whether a path that nothing lies at is a pattern of names."""
+    return any(character in path for character in _WILDCARDS)
+
+
+def glob_base(uri: str) -> str:
+    """Return the folder in front of a glob's first wildcard."""
+    return parent(uri[: min(uri.index(character) for character in _WILDCARDS if character in uri)] + "x")
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -153,8 +161,10 @@ def failure(error: Exception, uri: str) -> RowError | SystemicError:
         return SystemicError(f"the credentials for {uri} are refused or missing: {reason}")
     if isinstance(error.__cause__, ImportError):
         return SystemicError(str(error))
-    if isinstance(error, FileNotFoundError | NotADirectoryError | UsageError):
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return RowError("NotFound", f"{uri} does not exist")
+    if isinstance(error, UsageError):
+        return RowError("Unreadable", str(error))
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError) or status in (401, 403):
         return RowError("AccessDenied", f"no permission to read {uri}")
@@ -537,39 +547,3 @@ def _os_errors() -> Generator[None]:
         raise
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
-
-
-CONTROL = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode categories no key may have characters of: controls, surrogates, line and paragraph separators."""
-
-
-VERSION_MARK = "?versionId="
-"""What s3fs takes for the end of an object's name, in every path."""
-
-
-def checked_key(key: str) -> str:
-    """Return a key for use under a root. It is taken literally: nothing in it is decoded, expanded or normalised.
-
-    Raises:
-        UsageError: it is empty, absolute, a URI, starts with a drive letter, has an empty, `.` or `..` segment, a
-            backslash, a control character or S3's mark of a version, or is too long.
-    """
-    parts = key.split("/")
-    hostile = (
-        any(part in ("", ".", "..") for part in parts)
-        or key.startswith("~")
-        or re.match(r"[A-Za-z]:", key)
-        or "\\" in key
-        or VERSION_MARK in key
-        or is_uri(key)
-        or (not key.isprintable() and any(unicodedata.category(each) in CONTROL for each in key))
-    )
-    if hostile:
-        raise UsageError(
-            f"output key {key!r} would leave the output root or is no plain path; use a relative one such as 'a/b.jpg'"
-        )
-    if len(key.encode()) > MAX_KEY or any(len(part.encode()) > MAX_NAME for part in parts):
-        raise UsageError(
-            f"output key {key[:40]!r}… is too long; at most {MAX_NAME} bytes a name, {MAX_KEY} in all"
-        )
-    return key

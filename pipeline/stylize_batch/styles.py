@@ -251,8 +251,9 @@ def read_bank(uri: str) -> BankFile:
     except Exception as error:
         found = failure(error, uri)
         refused = isinstance(found, SystemicError) or found.kind == "AccessDenied"
-        reason = str(found) if refused else " ".join(str(error).split())
-        raise UsageError(f"cannot read the style bank {uri}: {reason}{'' if refused else ADVICE}") from None
+        raise UsageError(
+            f"cannot read the style bank {uri}: {found if refused else error}{'' if refused else ADVICE}"
+        ) from None
 
 
 ADVICE = "; remove it and make one with `stylize-batch styles encode`"

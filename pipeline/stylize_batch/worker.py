@@ -43,7 +43,7 @@ from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
 from stylize_batch.images.mask import check_regions, stack_regions
 from stylize_batch.lanes import Lanes
 from stylize_batch.layout.pictures import Pictures, open_pictures
-from stylize_batch.manifest.plan import Shard, read_shard
+from stylize_batch.manifest.shards import Shard, read_shard
 from stylize_batch.model import checkpoint
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import ColorMap, colors, recoloring
@@ -666,4 +666,4 @@ def peak_memory() -> int:
 
 
 def _output_error(error: OSError, root: str) -> SystemicError:
-    return SystemicError(f"cannot write to {root}: {type(error).__name__}: {' '.join(str(error).split())}")
+    return SystemicError(f"cannot use {root}: {type(error).__name__}: {error}")

@@ -25,8 +25,9 @@ from stylize_batch import worker
 from stylize_batch.errors import UsageError
 from stylize_batch.layout.reading import PictureReader, address
 from stylize_batch.layout.webdataset import described, sample_key
+from stylize_batch.manifest.naming import checked_key
 from stylize_batch.results import OF_OUTCOME
-from stylize_batch.storage import Root, checked_key
+from stylize_batch.storage import Root
 from tests.conftest import Cli, MakeManifest, Row, read_results
 
 CONTAINERS = ["webdataset", "parquet"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stylize_batch.images.encode import Format
 from stylize_batch.manifest.identity import MAX_STEM, controls, output_keys, pair_ids, shortest
-from stylize_batch.storage import checked_key
+from stylize_batch.manifest.naming import checked_key
 
 
 def pair_id(

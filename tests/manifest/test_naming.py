@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import PurePosixPath
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import EXTENSIONS, Format
 from stylize_batch.manifest.identity import output_keys
-from stylize_batch.manifest.naming import MARK, claims, folded, picture_stem, safe_key, style_names
-from stylize_batch.storage import checked_key
+from stylize_batch.manifest.naming import (
+    MARK,
+    checked_key,
+    claims,
+    folded,
+    picture_stem,
+    safe_key,
+    style_names,
+)
 
 letters = st.sampled_from([*"aA.-_~/\\ü\u0308\x00jpgt", "?versionId="])
 parts = st.lists(letters, min_size=1, max_size=40).map("".join) | st.text(min_size=1, max_size=300)
@@ -73,3 +84,28 @@ def test_styles_of_one_stem_are_told_apart() -> None:
     names = style_names(["monet/1.jpg", "van-gogh/1.jpg", "wave (2).png"])
     assert names[2] == "wave_2"
     assert all(name.startswith("1_") for name in names[:2])
+
+
+@given(st.text(max_size=30))
+def test_keys_never_leave_the_root(key: str) -> None:
+    try:
+        checked = checked_key(key)
+    except UsageError:
+        return
+    root = PurePosixPath("/root/images")
+    resolved = PurePosixPath(os.path.normpath(root / checked))
+    assert resolved != root
+    assert root in resolved.parents
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "", "/x", "//x", "../x", "a/../../x", "a/..", "~/x", "~", "s3://b/x", "file:///x", "a\\b", "..\\x", "C:/x",
+        "c:x", "C:\\x", "\\\\host\\share", "a/", ".", "./", "./x", "a/./b", "a//b", "a\x00b", "a\nb", "a\x1b[31mb",
+        "a\x7fb", "a\x85b", "a\u2028b", "\ud800", "a?versionId=1.jpg",
+    ],
+)  # fmt: skip
+def test_hostile_keys_are_refused(key: str) -> None:
+    with pytest.raises(UsageError, match="would leave the output root"):
+        checked_key(key)

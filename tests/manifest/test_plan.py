@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest import plan
-from stylize_batch.manifest.plan import Plan, check_and_partition, read_shard, read_styles, write_plan
+from stylize_batch.manifest.plan import Plan, check_and_partition, write_plan
 from stylize_batch.manifest.schema import ManifestError, check_row, remarkable_rows
+from stylize_batch.manifest.shards import largest_first, read_shard, read_styles
 from stylize_batch.manifest.source import fingerprint, locate
 from stylize_batch.storage import Root
 from tests.conftest import MakeManifest, Row
@@ -75,12 +76,12 @@ def test_work_begins_with_the_largest_shards(make_manifest: MakeManifest, tmp_pa
     rows = [{"content": c, "style": [f"s{s}"]} for c, count in styles.items() for s in range(count)]
     made, shards = planned(make_manifest(rows), tmp_path)
     root = Root(str(tmp_path / "out"))
-    order = plan.largest_first(root, range(made.shards))
+    order = largest_first(root, range(made.shards))
     assert sorted(order) == list(range(made.shards))
     sizes = [len(shards[shard]) for shard in order]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == 12
-    assert plan.largest_first(root, [order[-1], order[0]]) == [order[0], order[-1]]
+    assert largest_first(root, [order[-1], order[0]]) == [order[0], order[-1]]
 
 
 def test_planning_is_the_same_every_time(

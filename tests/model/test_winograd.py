@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,7 +109,7 @@ from stylize_batch.model.network import Network
 
 network = Network(checkpoint.loads(container.builtin_bytes(container.DEFAULT)))
 for level in (mkldnn.VERBOSE_OFF, mkldnn.VERBOSE_ON):
-    for threads in (1, 2):
+    for threads in (1, 8):
         torch.set_num_threads(threads)
         with mkldnn.verbose(level):
             network.encode_styles(torch.rand(1, 3, 200, 136))
@@ -126,7 +128,7 @@ import torch
 from stylize_batch.model import winograd
 from stylize_batch.model.convolution import ReflectedConv2d
 
-resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+# limit
 conv = ReflectedConv2d(3, 5)
 with torch.inference_mode():
     features = torch.randn(1, 3, 40, 40)
@@ -135,11 +137,70 @@ with torch.inference_mode():
 
 
 def test_transforms_are_compiled_where_there_is_no_space_to_keep_them(tmp_path: Path) -> None:
+    encode(tmp_path, ENCODES.replace("# limit", "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"))
+
+
+def test_transforms_are_compiled_where_what_was_kept_is_damaged(tmp_path: Path) -> None:
+    encode(tmp_path, ENCODES)
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert kept
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:100])
+    encode(tmp_path, ENCODES)
+
+
+def encode(cache: Path, program: str) -> None:
+    """Run a program that convolves both ways, in a new process."""
     done = subprocess.run(
-        [sys.executable, "-c", ENCODES],
-        capture_output=True, text=True, check=False, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, check=False, env=os.environ | {"NUMBA_CACHE_DIR": str(cache)},
     )  # fmt: skip
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def test_a_failed_block_is_told_and_leaves_no_work_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, quick = pair(ReflectedConv2d)
+    features = torch.randn(1, 3, 400, 400)
+    calls = 0
+
+    def scatter(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise MemoryError
+
+    monkeypatch.setattr(quick, "_transforms", (quick._transforms[0], scatter))  # pyright: ignore
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(MemoryError):
+            quick(features)
+    finally:
+        torch.set_num_threads(threads)
+    failed = calls
+    assert failed <= 2
+    time.sleep(0.2)
+    assert calls == failed
+
+
+def test_new_threads_have_the_callers_number_of_cores_afterwards() -> None:
+    _, quick = pair(ReflectedConv2d)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        quick(torch.randn(1, 3, 100, 100))
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_autocast_leaves_the_result_in_float32() -> None:
+    conv, quick = pair(ReflectedConv2d)
+    features = torch.randn(1, 3, 40, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = quick(features.bfloat16())
+    assert made.dtype == torch.float32
+    check_rounding(made, conv(features.bfloat16().float()))
 
 
 def test_a_network_that_needs_no_transforms_needs_no_numba() -> None:

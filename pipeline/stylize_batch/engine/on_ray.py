@@ -22,7 +22,7 @@ from stylize_batch.engine.placement import place
 from stylize_batch.engine.probe import check_nodes, living_nodes
 from stylize_batch.engine.ray_actor import Ref
 from stylize_batch.engine.ray_tasks import ShardTask, StyleTask, Task
-from stylize_batch.errors import DeviceError, JobFailedError, UsageError
+from stylize_batch.errors import DeviceError, JobFailedError, SystemicError, UsageError
 from stylize_batch.settings import Device, ShardReport, WorkerSettings
 from stylize_batch.styles import StyleBank, StyleBatch
 
@@ -61,19 +61,16 @@ class RayEngine:
         on_terminate = signal.getsignal(signal.SIGTERM)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         self._guardian = None
-        try:
-            if address is None:
-                store = object_store_bytes(bank_bytes)
+        if address is not None:
+            join(address)
+        else:
+            store = object_store_bytes(bank_bytes)
+            try:
                 # `local`, because a plain init would join whatever cluster an old address file names.
                 with guarded() as self._guardian:
                     ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
-            else:
-                join(address)
-        except UsageError:
-            raise
-        except Exception as error:  # Ray raises bare ones, such as when its processes do not come up in time
-            reason = " ".join(str(error).split())
-            raise UsageError(f"cannot start Ray on this machine: {reason}") from None
+            except Exception as error:  # bare ones, such as when its processes do not come up in time
+                raise UsageError(f"cannot start Ray on this machine: {error}") from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # ray.init replaces it by one that prints a stack
         self._own = address is None
@@ -151,7 +148,10 @@ class RayEngine:
             # The actors give way, so that the pieces get the same resources and so the same pixels.
             crew.dismiss()
             for task, pool in dispatch.outcast.items():
-                yield task.alone(pool.settings, partial(self._run_alone, pool, dispatch.worked))
+                try:
+                    yield task.alone(pool.settings, partial(self._run_alone, pool, dispatch.worked))
+                except SystemicError as error:
+                    raise JobFailedError(str(error)) from None
 
     def _run_alone(
         self, pool: Pool, worked: bool, function: Callable[..., Any], pieces: Sequence[tuple[Any, ...]]

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from stylize_batch import __version__
 from stylize_batch.engine.crew import reason_of
 from stylize_batch.errors import DeviceError, UsageError
-from stylize_batch.manifest.plan import shard_key
+from stylize_batch.manifest.shards import shard_key
 from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import TEMPORARY, Root
 

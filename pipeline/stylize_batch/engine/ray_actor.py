@@ -15,7 +15,7 @@ from stylize_batch.engine.base import StyleRequest
 from stylize_batch.engine.log import keep_log, tell
 from stylize_batch.engine.metrics import WorkMetrics
 from stylize_batch.errors import HandedBackError
-from stylize_batch.manifest.plan import Shard
+from stylize_batch.manifest.shards import Shard
 from stylize_batch.results import Outcome
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.styles import StyleBank, StyleBatch

@@ -12,7 +12,7 @@ from stylize_batch.engine.base import StyleRequest
 from stylize_batch.engine.metrics import WorkMetrics
 from stylize_batch.engine.ray_actor import Ref, encode_styles_alone, stylize_alone
 from stylize_batch.errors import RowError
-from stylize_batch.manifest.plan import Shard, read_shard
+from stylize_batch.manifest.shards import Shard, read_shard
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.storage import Root
@@ -91,8 +91,9 @@ class ShardTask:
             error=str(RowError("WorkerDied", "the process that stylized this content ended without a word"))
         )
 
+        metrics = WorkMetrics(settings)
+
         def dead(piece: pa.Table) -> pa.Table:
-            metrics = WorkMetrics(settings)
             for _ in range(len(piece)):
                 metrics.pair(died)
             return results_table(piece, [died] * len(piece), settings.model)

@@ -39,7 +39,7 @@ class Style(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of one picture, clamped to 0..1: the losses of DESIGN on φ, and structural similarity to the content."""
+    """Of one picture, clamped to 0..1: the losses on φ, and structural similarity to the content."""
 
     style_loss: float
     content_distance: float

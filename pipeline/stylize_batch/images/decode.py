@@ -218,6 +218,8 @@ def _check_side(side: int, minimum: int) -> None:
 def _undecodable(data: bytes, error: Exception) -> RowError:
     if not data:
         return RowError("Undecodable", "the file is empty")
+    if isinstance(error, MemoryError):
+        return RowError("OutOfMemory", "the image does not fit into memory")
     if isinstance(error, Image.DecompressionBombError):
         return RowError("TooLarge", str(error).partition(",")[0])
     if isinstance(error, Image.UnidentifiedImageError):

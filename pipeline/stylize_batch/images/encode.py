@@ -44,6 +44,8 @@ def encode(image: Array, format: Format, quality: int) -> bytes:
             picture.save(buffer, "WEBP", quality=quality)
         else:
             picture.save(buffer, "PNG", compress_level=4)
-    except (OSError, ValueError, MemoryError) as error:
+    except MemoryError:
+        raise RowError("OutOfMemory", f"the picture does not fit into memory as {format}") from None
+    except (OSError, ValueError) as error:
         raise RowError("Unencodable", f"{format}: {error}") from None
     return buffer.getvalue()

@@ -146,7 +146,7 @@ def _existing(output: str) -> BankFile | None:
     try:
         found = kind(fs, path)
     except Exception as error:
-        raise UsageError(f"cannot use {output}: {' '.join(str(error).split())}") from None
+        raise UsageError(f"cannot use {output}: {error}") from None
     if found == "directory":
         raise UsageError(f"-o {output} is a folder; name a file")
     return None if found is None else read_bank(output)
@@ -165,9 +165,8 @@ def _parts(output: str) -> Generator[Root]:
             finally:
                 root.clear_temporaries()
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
         failed = JobFailedError if started else UsageError
-        raise failed(f"cannot write the style bank {output}: {reason}") from None
+        raise failed(f"cannot write the style bank {output}: {error.strerror or error}") from None
     finally:
         if root.local:
             for folder in (Path(root.uri_of("styles")), Path(root.uri_of("styles")).parent):

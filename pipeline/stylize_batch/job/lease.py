@@ -49,11 +49,13 @@ class Holder(NamedTuple):
     born: str
     renewals: int = 0
 
+    def near(self, here: Holder) -> bool:
+        """Whether its pid means the same process where `here` is one."""
+        return self.place == here.place if here.place else (self.host, self.place) == (here.host, "")
+
     def dead(self, here: Holder) -> bool:
         """Whether the process is certainly gone, which only its own machine can tell (`here` is this process)."""
-        if (self.host, self.place) != (here.host, here.place):
-            return False
-        return born(self.pid) != self.born
+        return self.near(here) and born(self.pid) != self.born
 
 
 @contextmanager
@@ -64,8 +66,8 @@ def lease(root: Root, run: str) -> Generator[None]:
         UsageError: another run renews it.
         OSError: the root cannot be written.
     """
+    refuse_others(root)
     here = _myself(run)
-    _wait_for_others(root, here)
     root.put(KEY, _dumps(here))
     stop = threading.Event()
     renewing = threading.Thread(target=_renew, args=(root, here, stop), name="lease", daemon=True)
@@ -94,7 +96,7 @@ def holder(root: Root) -> tuple[Holder, bool] | None:
     first, here = _read(root), _myself("")
     if first is None or first.dead(here):
         return None if first is None else (first, False)
-    if first.place == here.place != "":
+    if here.place and first.near(here):
         return first, True
     with suppress(FileNotFoundError):
         if abs(time.time() - root.modified(KEY)) < WATCH_SECONDS:
@@ -117,9 +119,14 @@ def _renew(root: Root, here: Holder, stop: threading.Event) -> None:
             root.put(KEY, _dumps(here))
 
 
-def _wait_for_others(root: Root, here: Holder) -> None:
-    """Return once no living run holds the lease; raise UsageError if one does."""
-    first = _read(root)
+def refuse_others(root: Root) -> None:
+    """Return once no living run holds the lease of a root.
+
+    Raises:
+        UsageError: one does.
+        OSError: storage refused or did not answer.
+    """
+    first, here = _read(root), _myself("")
     if first is None or first.dead(here):
         return
     deadline = time.monotonic() + WATCH_SECONDS

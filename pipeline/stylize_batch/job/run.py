@@ -23,7 +23,7 @@ from stylize_batch.images.encode import FULL_CHROMA_QUALITY
 from stylize_batch.job import record as records
 from stylize_batch.job.build import ensure_manifest
 from stylize_batch.job.lease import KEY as LEASE
-from stylize_batch.job.lease import lease
+from stylize_batch.job.lease import lease, refuse_others
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
@@ -32,13 +32,12 @@ from stylize_batch.layout.container import delete_unnamed
 from stylize_batch.manifest.plan import (
     Partition,
     check_and_partition,
-    largest_first,
-    read_styles,
     temporary_folder,
     usual_shard_pairs,
     write_plan,
 )
 from stylize_batch.manifest.schema import misspellings
+from stylize_batch.manifest.shards import largest_first, read_styles
 from stylize_batch.manifest.source import Source, columns_of, fingerprint, locate
 from stylize_batch.model import container
 from stylize_batch.model.architecture import Architecture, style_width
@@ -134,6 +133,8 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
 
     if spec.content:
         _examine(root)
+        if spec.overwrite:  # the manifest too, which whoever is at work here needs to be resumed
+            refuse_others(root)
         tell(
             ensure_manifest(
                 manifest, spec.content, spec.style, spec.build, observer, overwrite=spec.overwrite
@@ -158,7 +159,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
                 record.totals = asdict(summary)
             record.save(root)
         except OSError as error:
-            raise JobFailedError(f"cannot use {root.uri}: {_reason(error)}") from None
+            raise JobFailedError(f"cannot use {root.uri}: {error.strerror or error}") from None
         summary.report_error = _report(root, record)
     root.clear_temporaries()
     return summary
@@ -395,7 +396,7 @@ def _plan(
         versions={
             "python": platform.python_version(),
             "stylize-batch": __version__,
-            **{name: metadata.version(name) for name in ("torch", "pillow", "ray")},
+            **{name: metadata.version(name) for name in ("torch", "numba", "pillow", "ray")},
         },
     )
     _save(record, root)
@@ -420,11 +421,7 @@ def _save(record: RunRecord, root: Root) -> None:
 
 
 def _unwritable(root: Root, error: OSError) -> UsageError:
-    return UsageError(f"cannot write to the output root {root.uri}: {_reason(error)}")
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or " ".join(str(error).split())
+    return UsageError(f"cannot write to the output root {root.uri}: {error.strerror or error}")
 
 
 def _chroma(spec: JobSpec) -> str | None:

@@ -137,7 +137,9 @@ class JobSpec(BaseModel):
             )
         try:
             refuse_credentials(
-                style_map=self.build.style_map, **{name: getattr(self, name) for name in LOCATIONS}
+                style_map=self.build.style_map,
+                content_root=self.build.content_root,
+                **{name: getattr(self, name) for name in LOCATIONS},
             )
         except UsageError as error:
             raise ValueError(str(error)) from None
@@ -257,7 +259,7 @@ def _read_job_file(path: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read the job file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"the job file {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"the job file {path} is not YAML: {error}") from None
     if not isinstance(settings, dict):
         raise UsageError(f"the job file {path} must be a list of `setting: value` lines")
     found = _with_underscores(settings)

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from stylize_batch.manifest.plan import Shard
+from stylize_batch.manifest.shards import Shard
 from stylize_batch.results import read_parts
 from stylize_batch.storage import Root
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from stylize_batch.layout.container import Container
 from stylize_batch.layout.embedded import ImageParquet
 from stylize_batch.layout.webdataset import Tar
-from stylize_batch.manifest.plan import Shard
+from stylize_batch.manifest.shards import Shard
 from stylize_batch.settings import WorkerSettings
 from stylize_batch.storage import Root
 

@@ -107,6 +107,7 @@ def _kept(known: OrderedDict[str, _Found], container: str, find: Callable[[Any],
             known[container] = find(handle)
         if len(known) > CONTAINERS_KEPT:
             known.popitem(last=False)
+    known.move_to_end(container)
     return known[container]
 
 

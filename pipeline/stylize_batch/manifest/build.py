@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from stylize_batch.errors import UsageError
-from stylize_batch.manifest.collect import Collected, collect, read_map
+from stylize_batch.manifest.collect import Collected, collect
+from stylize_batch.manifest.lists import read_map
 from stylize_batch.manifest.naming import (
     MARK,
     claims,
@@ -561,4 +562,4 @@ def _put(
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"cannot write the manifest {output}: {' '.join(str(error).split())}") from None
+        raise UsageError(f"cannot write the manifest {output}: {error}") from None

@@ -11,51 +11,43 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
-from pyarrow import csv
-from pyarrow import json as json_lines
 
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.decode import SUFFIXES
-from stylize_batch.manifest.schema import RESULT_COLUMNS
+from stylize_batch.manifest.lists import BATCH, LISTS, as_table, read_lists, with_free_names
+from stylize_batch.manifest.naming import key_below
 from stylize_batch.manifest.unpack import KEY, URI, image_column, open_embedded, unpack
-from stylize_batch.parquet import as_columns, as_text, holds_nothing
-from stylize_batch.storage import Root, absolute, failure, filesystem, is_uri, join, parent
+from stylize_batch.storage import (
+    Root,
+    absolute,
+    failure,
+    filesystem,
+    glob_base,
+    is_glob,
+    is_uri,
+    join,
+    kind,
+    parent,
+)
 
 if TYPE_CHECKING:
     from stylize_batch.progress import Observer
 
-BATCH = 65_536
-"""Items in memory at once while a source is read."""
-
-LIST_BLOCK = 1 << 26
-"""Bytes of a list that are read at once; the first of a CSV file decide its columns' types."""
-
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 """Names of a tree's first folders that are taken for splits, where all first folders have one."""
-
-PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
-"""Columns of a list, after `content` or `style`, that are taken for the images' paths."""
-
-TEXT_COLUMNS = ("content", "style", *PATH_COLUMNS)
-"""Columns of a CSV file that are text whatever they look like."""
 
 ENDINGS = 5
 """Endings of names that a note about files left out counts one by one."""
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
-LISTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
-RESERVED = {*RESULT_COLUMNS, "style_weights", "preserve_color", "mask", "style_label"}
-"""Columns that a built manifest or its results have themselves; a list's own of that name get a prefix."""
 
 
 class Collected(NamedTuple):
@@ -81,7 +73,7 @@ class Collected(NamedTuple):
         """Read the items back: key, URI, `split` and `label` where there are any, and carried columns."""
         with pa.ipc.open_stream(str(self.path)) as reader:
             for batch in reader:
-                table = _table(batch)
+                table = as_table(batch)
                 for name, place in self.folders.items():
                     if name not in table.column_names:
                         values = [_folder(key, place) for key in table[KEY].to_pylist()]
@@ -132,7 +124,7 @@ def collect(
         name = error.object[:200].encode("utf-8", "backslashreplace").decode()
         raise UsageError(f"{source} holds the name {name}, which is not UTF-8; rename it") from None
     except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"cannot read {source}: {' '.join(str(error).split())}") from None
+        raise UsageError(f"cannot read {source}: {error}") from None
     except Exception as error:
         raise UsageError(f"cannot read {source}: {failure(error, absolute(source))}") from None
 
@@ -186,7 +178,8 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
     uri = absolute(source)
     fs, path = filesystem(uri)
     base = parent(uri)
-    if fs.isdir(path):
+    found = kind(fs, path)
+    if found == "directory":
         base = uri.rstrip("/")
         if unpacked is not None and f"{unpacked.uri.rstrip('/')}/".startswith(f"{base}/"):
             raise UsageError(
@@ -196,25 +189,25 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
         if not names:
             notes: list[str] = []
             return _Source(_tree(fs, path.rstrip("/"), base, notes), 0, notes, [])
-    elif fs.isfile(path):
+    elif found == "file":
         names = [path]
     else:
-        names = sorted(fs.glob(path)) if any(character in path for character in "*?[") else []
+        names = sorted(fs.glob(path)) if is_glob(path) else []
         if not names:
             raise UsageError(
                 f"there is no {role} source {source}; give a folder, a list, an image or archives"
             )
-        base = parent(uri[: min(uri.index(character) for character in "*?[" if character in uri)] + "x")
+        base = glob_base(uri)
     uris = [str(fs.unstrip_protocol(name)) if is_uri(uri) else name for name in names]
     if all(name.lower().endswith(SUFFIXES) for name in uris):
-        return _Source(_items((_key(each, base), each) for each in uris), 0, [], [])
+        return _Source(_items((key_below(each, base), each) for each in uris), 0, [], [])
     if _are(uris, ARCHIVES) or (_are(uris, (".parquet",)) and _embedded(uris[0])):
         if unpacked is None:
             raise UsageError(
                 f"{source} holds images in archives; extract them first: stylize-batch manifest build … --unpack DIR"
             )
         found = unpack(uris, base, unpacked, role, observer)
-        tables = (_with_free_names(table, source, role, found.notes) for table in found.tables())
+        tables = (with_free_names(table, source, role, found.notes) for table in found.tables())
         depths = {prefix.count("/") for prefix in found.prefixes}
         if len(depths) > 1:
             found.notes.append(
@@ -223,7 +216,7 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
         return _Source(tables, depths.pop() if len(depths) == 1 else None, found.notes, found.problems)
     if _are(uris, LISTS):
         notes = []
-        return _Source(_lists(uris, role, root, notes), None, notes, [])
+        return _Source(read_lists(uris, role, root, notes), None, notes, [])
     raise UsageError(
         f"{source} is no {role} source; give a folder of images, a list ({', '.join(LISTS)}), "
         f"an image or archives ({', '.join(ARCHIVES)}, .parquet)"
@@ -307,252 +300,3 @@ def _items(found: Iterable[tuple[str, str]]) -> Iterator[pa.Table]:
     while batch := list(islice(items, BATCH)):
         keys, uris = zip(*batch, strict=True)
         yield pa.table({KEY: pa.array(keys, pa.string()), URI: pa.array(uris, pa.string())})
-
-
-def _key(uri: str, root: str) -> str:
-    """Return an absolute URI's path below a root, or without its protocol where it lies elsewhere."""
-    prefix = root.rstrip("/") + "/"
-    return uri[len(prefix) :] if uri.startswith(prefix) else uri.partition("://")[2] or uri.lstrip("/")
-
-
-def _lists(uris: list[str], role: str, root: str | None, notes: list[str]) -> Iterator[pa.Table]:
-    """Read lists as one: paths made absolute, columns of reserved names renamed."""
-    schema: pa.Schema | None = None
-    # Of one dataset: a column that is text in one file is text in all.
-    text = set(TEXT_COLUMNS).union(*(_text_columns(uri) for uri in uris if _suffix(uri) in (".csv", ".tsv")))
-    for uri in uris:
-        base = absolute(root) if root else parent(uri)
-        row = 0
-        for table in _raw_tables(uri, notes, text):
-            name = _path_column(table.schema, role, uri)
-            paths = table[name].cast(pa.string()).to_pylist()
-            for place, path in enumerate(paths, row):
-                if not path:
-                    raise UsageError(f"{uri}, row {place}: '{name}' is empty")
-            located = [absolute(path, base) for path in paths]
-            if row == 0 and located:
-                _check_exists(located[0], uri)
-            row += len(paths)
-            items = pa.table(
-                {KEY: pa.array([_key(each, base) for each in located]), URI: pa.array(located, pa.string())}
-            )
-            for column in table.column_names:
-                if column != name:
-                    values = table[column]
-                    empty = holds_nothing(values.type)
-                    items = items.append_column(column, as_text(values.to_pylist()) if empty else values)
-            items = _with_free_names(items, uri, role, notes)
-            if schema is not None and not items.schema.equals(schema):
-                odd = next((each for each in items.schema if each not in schema), None)
-                named = f" (column '{odd.name}' of type {odd.type})" if odd else ""
-                raise UsageError(f"{uri} has other columns or types than {uris[0]}{named}; all must be alike")
-            schema = items.schema
-            yield items
-
-
-def read_map(uri: str) -> Iterator[tuple[str, list[str]]]:
-    """Read a list of contents and their styles: columns `content` and `style`, or an object of the one by the other.
-
-    Raises:
-        UsageError: it cannot be read, or lacks a column.
-    """
-    try:
-        for table in _raw_tables(absolute(uri), [], pairs=True):
-            for name in ("content", "style"):
-                if name not in table.column_names:
-                    raise UsageError(
-                        f"the style map {uri} has no column '{name}'; it needs 'content' and 'style'"
-                    )
-            for content, styles in zip(table["content"].to_pylist(), table["style"].to_pylist(), strict=True):
-                listed = [styles] if isinstance(styles, str) else styles or []
-                named = isinstance(listed, list) and all(isinstance(style, str) for style in listed)
-                if not (named and isinstance(content, str)):
-                    raise UsageError(
-                        f"the style map {uri} names {content!r} and {styles!r}; both must be text, or the styles a list of it"
-                    )
-                yield content, listed
-    except UsageError:
-        raise
-    except (pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"cannot read the style map {uri}: {' '.join(str(error).split())}") from None
-    except Exception as error:
-        raise UsageError(f"cannot read the style map {uri}: {failure(error, absolute(uri))}") from None
-
-
-def _path_column(schema: pa.Schema, role: str, uri: str) -> str:
-    for name in (role, *PATH_COLUMNS):
-        if name in schema.names:
-            kind = schema.field(name).type
-            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-                raise UsageError(f"{uri}: column '{name}' is {kind}, it must be string")
-            return name
-    raise UsageError(
-        f"{uri} has no column of paths; name it '{role}' or '{PATH_COLUMNS[0]}' "
-        f"(found: {', '.join(schema.names) or 'none'})"
-    )
-
-
-def _with_free_names(items: pa.Table, where: str, role: str, notes: list[str]) -> pa.Table:
-    """Rename the columns whose names a manifest or its results need; those of contents are carried, and noted."""
-    names = items.column_names
-    for place, name in enumerate(names[2:], 2):
-        if name in RESERVED or name.startswith("stylize_batch."):
-            while names[place] in RESERVED or names.count(names[place]) > 1 or names[place] == name:
-                names[place] = f"source_{names[place]}"
-            note = f"{where}: column '{name}' is carried as '{names[place]}', since the name is taken"
-            if role == "content" and note not in notes:
-                notes.append(note)
-    return items.rename_columns(names)
-
-
-def _check_exists(uri: str, where: str) -> None:
-    fs, path = filesystem(uri)
-    if not fs.exists(path):
-        raise UsageError(
-            f"{uri}, the first of {where}, does not exist; say where its paths start: --content-root"
-        )
-
-
-def _raw_tables(
-    uri: str, notes: list[str], text: Iterable[str] = TEXT_COLUMNS, *, pairs: bool = False
-) -> Iterator[pa.Table]:
-    """Read a list by the ending of its name; `text` names columns of CSV files that hold no numbers."""
-    suffix = _suffix(uri)
-    fs, path = filesystem(uri)
-    with fs.open(path, "rb") as handle:
-        if suffix in (".csv", ".tsv"):
-            yield from map(_table, _csv_reader(handle, uri, text))
-        elif suffix == ".parquet":
-            with pq.ParquetFile(handle) as file:
-                yield from map(_table, file.iter_batches(batch_size=BATCH))
-        elif suffix == ".json":
-            yield from map(_table, _json_table(handle, uri, notes, pairs).to_batches(max_chunksize=BATCH))
-        elif suffix not in LISTS:
-            raise UsageError(f"{uri} is no list; its name must end in one of {', '.join(LISTS)}")
-        else:
-            yield from map(
-                _table,
-                json_lines.read_json(handle, json_lines.ReadOptions(block_size=LIST_BLOCK)).to_batches(
-                    max_chunksize=BATCH
-                ),
-            )
-
-
-def _csv_reader(handle: Any, uri: str, text: Iterable[str], **options: Any) -> Any:
-    return csv.open_csv(
-        handle,
-        csv.ReadOptions(block_size=LIST_BLOCK),
-        csv.ParseOptions(delimiter="\t" if _suffix(uri) == ".tsv" else ",", newlines_in_values=True),
-        csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), **options),
-    )
-
-
-def _text_columns(uri: str) -> set[str]:
-    """Return the columns of a CSV file that are text, by its first block: what only looks like numbers, as 007 does, too.
-
-    Raises:
-        UsageError: the file is not UTF-8.
-    """
-    fs, path = filesystem(uri)
-    with fs.open(path, "rb") as handle:
-        schema = _csv_reader(handle, uri, TEXT_COLUMNS).schema
-    for field in schema:
-        if pa.types.is_binary(field.type):
-            raise UsageError(f"{uri} is not UTF-8 in its column '{field.name}'; save it as UTF-8")
-    text = {field.name for field in schema if pa.types.is_string(field.type)}
-    numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    if numbers:
-        with fs.open(path, "rb") as handle:
-            first = _csv_reader(
-                handle, uri, [*TEXT_COLUMNS, *numbers], strings_can_be_null=True
-            ).read_next_batch()
-        text.update(name for name in numbers if not all(map(_is_number, first[name].to_pylist())))
-    return text
-
-
-def _is_number(text: str | None) -> bool:
-    return not text or re.fullmatch(r"0|-?[1-9]\d*", text.strip()) is not None
-
-
-def _suffix(uri: str) -> str:
-    return os.path.splitext(uri)[1].lower()  # noqa: PTH122 (a URI)
-
-
-def _table(batch: pa.RecordBatch) -> pa.Table:
-    return pa.Table.from_batches([batch])
-
-
-def _json_table(handle: Any, uri: str, notes: list[str], pairs: bool) -> pa.Table:
-    def without_outlines(object: dict[str, Any]) -> dict[str, Any]:
-        if "image_id" in object:
-            object.pop("segmentation", None)  # most of COCO's bytes; `annotation_ids` leads back to them
-        return object
-
-    found: Any = json.load(handle, object_hook=without_outlines)
-    if isinstance(found, list) and all(isinstance(each, dict) for each in found):
-        return as_columns(found)
-    if pairs and isinstance(found, dict):
-        styles = [[each] if isinstance(each, str) else each for each in found.values()]
-        return pa.table(
-            {"content": pa.array(found, pa.string()), "style": pa.array(styles, pa.list_(pa.string()))}
-        )
-    try:
-        return _coco_table(found, uri, notes)
-    except pa.ArrowException:
-        raise
-    except (KeyError, TypeError, AttributeError):
-        raise UsageError(
-            f"{uri} is neither COCO annotations nor a list of objects with a path each"
-        ) from None
-
-
-def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
-    """Return a row per image of COCO annotations, with those of its annotations as lists of equal length.
-
-    Raises:
-        UsageError: an annotation's category is not among those that the file names.
-    """
-    names = {
-        category["id"]: category.get("name", str(category["id"]))
-        for category in found.get("categories") or []
-    }
-    annotations: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in found.get("annotations") or []:
-        if "iscrowd" in annotation:
-            annotation["iscrowd"] = int(annotation["iscrowd"] or 0)
-        annotations[annotation["image_id"]].append(annotation)
-    if names:
-        for annotation in chain.from_iterable(annotations.values()):
-            if "category_id" in annotation and annotation["category_id"] not in names:
-                raise UsageError(
-                    f"{uri}: annotation {annotation.get('id')} has the category_id {annotation['category_id']}, which is "
-                    "not among the file's categories; add it there or remove the annotation"
-                )
-    strangers = annotations.keys() - {image["id"] for image in found["images"]}
-    if strangers:
-        count = sum(len(annotations[image]) for image in strangers)
-        notes.append(
-            f"{uri}: {count} annotations are left out, whose images it does not list, such as image_id {min(strangers, key=str)}"
-        )
-    present = {key for each in annotations.values() for annotation in each for key in annotation}
-    images: list[dict[str, Any]] = found["images"]
-    columns: dict[str, pa.Array] = {
-        "file_name": pa.array([image["file_name"] for image in images], pa.string()),
-        "image_id": pa.array([image["id"] for image in images]),
-        "height": pa.array([image.get("height") for image in images], pa.int32()),
-        "width": pa.array([image.get("width") for image in images], pa.int32()),
-    }
-    for column, key, kind in (
-        ("annotation_ids", "id", pa.int64()),
-        ("category_ids", "category_id", pa.int64()),
-        ("boxes", "bbox", pa.list_(pa.float64())),
-        ("iscrowd", "iscrowd", pa.int8()),
-        ("captions", "caption", pa.string()),
-    ):
-        if key in present:
-            values = [[each.get(key) for each in annotations[image["id"]]] for image in images]
-            columns[column] = pa.array(values, pa.list_(kind))
-    if "category_ids" in columns:
-        named = [[names.get(each) for each in ids] for ids in columns["category_ids"].to_pylist()]
-        columns["categories"] = pa.array(named, pa.list_(pa.string()))
-    return pa.table(columns)

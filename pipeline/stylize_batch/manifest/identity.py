@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch.images.encode import EXTENSIONS, FORMAT_OF_EXTENSION, Format
-from stylize_batch.storage import VERSION_MARK
+from stylize_batch.manifest.naming import VERSION_MARK
 
 MAX_STEM = 96
 """Bytes of a content's or style's name that go into a default key."""

@@ -16,15 +16,25 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from stylize_batch.errors import UsageError
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.images.encode import EXTENSIONS, FORMAT_OF_EXTENSION
-from stylize_batch.storage import MAX_KEY, MAX_NAME
+from stylize_batch.storage import is_uri
+
+MAX_NAME, MAX_KEY = 240, 800
+"""Bytes in one name of a key, and in a key: what file systems and object stores hold, extensions added."""
 
 MARK = 17
 """Bytes that `marked` adds."""
 
 MAX_STYLE_NAME = 64
 """Bytes of a style's name in a picture's."""
+
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories no key may have characters of: controls, surrogates, line and paragraph separators."""
+
+VERSION_MARK = "?versionId="
+"""What s3fs takes for the end of an object's name, in every path."""
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\\ud800-\udfff]|(?<=^[A-Za-z]):|\?(?=versionId=)")
 """What `checked_key` refuses in a name: controls, separators of lines, backslashes, the colon of a drive, S3's mark of a
@@ -42,6 +52,40 @@ def hashes(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
 def digest(text: str) -> str:
     """Return BLAKE2b-64 of a text as 16 hex digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def checked_key(key: str) -> str:
+    """Return a key for use under a root. It is taken literally: nothing in it is decoded, expanded or normalised.
+
+    Raises:
+        UsageError: it is empty, absolute, a URI, starts with a drive letter, has an empty, `.` or `..` segment, a
+            backslash, a control character or S3's mark of a version, or is too long.
+    """
+    parts = key.split("/")
+    hostile = (
+        any(part in ("", ".", "..") for part in parts)
+        or key.startswith("~")
+        or re.match(r"[A-Za-z]:", key)
+        or "\\" in key
+        or VERSION_MARK in key
+        or is_uri(key)
+        or (not key.isprintable() and any(unicodedata.category(each) in _CONTROL for each in key))
+    )
+    if hostile:
+        raise UsageError(
+            f"output key {key!r} would leave the output root or is no plain path; use a relative one such as 'a/b.jpg'"
+        )
+    if len(key.encode()) > MAX_KEY or any(len(part.encode()) > MAX_NAME for part in parts):
+        raise UsageError(
+            f"output key {key[:40]!r}… is too long; at most {MAX_NAME} bytes a name, {MAX_KEY} in all"
+        )
+    return key
+
+
+def key_below(uri: str, root: str) -> str:
+    """Return an absolute URI's path below a root, or without its protocol where it lies elsewhere."""
+    prefix = root.rstrip("/") + "/"
+    return uri[len(prefix) :] if uri.startswith(prefix) else uri.partition("://")[2] or uri.lstrip("/")
 
 
 def folded(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -104,11 +105,12 @@ def make_pools(
         sizes: Counter[Hashable] = Counter()
         for group in sorted(contents, key=lambda group: str(group.split)):
             sizes[group.split] += contents[group]
-        cut = _own_splits if any(style.split is not None for style in styles) else _dealt_splits
+        own = any(style.split is not None for style in styles)
+        cut = _own_splits if own else partial(_dealt_splits, least=least)
         pools = {
             (split, label): part
             for (_, label), pool in pools.items()
-            for split, part in cut(pool, styles, sizes, least).items()
+            for split, part in cut(pool, styles, sizes).items()
         }
     pools = {key: np.sort(pool) for key, pool in pools.items()}
     chosen: dict[Group, Integers] = {}
@@ -135,7 +137,7 @@ def _deal_labels(contents: set[Hashable], styles: Sequence[Hashable]) -> dict[Ha
 
 
 def _own_splits(
-    pool: Integers, styles: Sequence[Group], sizes: Mapping[Hashable, int], least: int
+    pool: Integers, styles: Sequence[Group], sizes: Mapping[Hashable, int]
 ) -> dict[Hashable, Integers]:
     return {split: pool[[styles[number].split == split for number in pool]] for split in sizes}
 

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch import parquet
-from stylize_batch.errors import SystemicError, UsageError
+from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
 from stylize_batch.manifest.identity import DEFAULTS, controls, output_keys, pair_ids
 from stylize_batch.manifest.reach import Reach, reach
@@ -43,6 +43,7 @@ from stylize_batch.manifest.schema import (
     plain_strings,
     remarkable_rows,
 )
+from stylize_batch.manifest.shards import put_shard, put_styles
 from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
 from stylize_batch.process import born, place_digest
 from stylize_batch.storage import Root
@@ -59,9 +60,6 @@ HASHES = 4_000_000
 
 MAX_SUSPECTS = 1000
 """Repeated hashes whose rows are looked up; one pair of rows is reported."""
-
-STYLES_KEY = "plan/styles.parquet"
-"""The distinct style URIs of all rows that take a style as it is."""
 
 METADATA = "metadata.parquet"
 """Name of a file that a run writes beside its pictures, and so of no folder of theirs."""
@@ -95,43 +93,6 @@ class Plan(NamedTuple):
     shards: int
 
 
-class Shard(NamedTuple):
-    """A shard: its number, and how many pairs it has in all."""
-
-    number: int
-    pairs: int
-
-
-def shard_key(shard: int) -> str:
-    """Return the key of a shard's plan."""
-    return f"plan/shard-{shard:06d}.parquet"
-
-
-def read_shard(root: Root, shard: int, run: str) -> pa.Table:
-    """Read one shard: `pair_id`, `content`, `style` (list), `alpha`, `output` (key), the manifest's other columns.
-
-    Where there are no styles, `alpha` is null.
-
-    Raises:
-        SystemicError: it is of another run, which has begun anew meanwhile.
-    """
-    table = parquet.loads(root.read(shard_key(shard)))
-    if (table.schema.metadata or {}).get(parquet.RUN) != run.encode():
-        raise SystemicError(f"another run has begun anew at {root.uri}")
-    return table.replace_schema_metadata(None)
-
-
-def largest_first(root: Root, shards: Iterable[int]) -> list[int]:
-    """Order shards so that the last ones, for which workers wait for each other, are small; their files tell about."""
-    sizes = root.sizes("plan")
-    return sorted(shards, key=lambda shard: (-sizes.get(shard_key(shard), 0), shard))
-
-
-def read_styles(root: Root) -> list[str]:
-    """Read the distinct style URIs of the whole manifest, sorted."""
-    return parquet.loads(root.read(STYLES_KEY))["style"].to_pylist()
-
-
 def check_and_partition(source: Source, folder: Path, format: Format, limit: int | None) -> Partition:
     """Check every row and spread the rows over buckets in a local folder.
 
@@ -149,8 +110,9 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
             raise ManifestError(f"the manifest has no rows ({', '.join(source.files[:3])})")
         partition.refuse_duplicates()
     except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise UsageError(f"planning cannot use {folder}: {reason}; set TMPDIR to a disk with room") from None
+        raise UsageError(
+            f"planning cannot use {folder}: {error.strerror or error}; set TMPDIR to a disk with room"
+        ) from None
     return partition
 
 
@@ -165,18 +127,14 @@ def write_plan(partition: Partition, root: Root, shard_pairs: int, run: str) -> 
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(PUT_THREADS) as threads:
         for table in _cut(partition.buckets(), shard_pairs):
-            pending.append(threads.submit(_put_shard, root, shards, table, run))
+            pending.append(threads.submit(put_shard, root, shards, table, run))
             shards += 1
             if len(pending) > 4 * PUT_THREADS:
                 pending.popleft().result()
         for put in pending:
             put.result()
-    root.put(STYLES_KEY, parquet.dumps(pa.table({"style": pa.array(sorted(partition.styles), pa.string())})))
+    put_styles(root, sorted(partition.styles))
     return Plan(partition.pairs, shards)
-
-
-def _put_shard(root: Root, shard: int, table: pa.Table, run: str) -> None:
-    root.put(shard_key(shard), parquet.dumps(table.replace_schema_metadata({parquet.RUN: run.encode()})))
 
 
 class _Rows(NamedTuple):
@@ -478,8 +436,11 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
         mark = stale.name.removeprefix(TEMPORARY_PREFIX)
         maker = mark.removeprefix(here).partition("-")[0]
         with suppress(OSError):  # another run removes it, too
-            dead = mark.startswith(here) and maker.isdigit() and born(int(maker)) is None
-            if dead or time.time() - stale.stat().st_mtime > STALE_SECONDS:
+            if mark.startswith(here) and maker.isdigit():
+                gone = born(int(maker)) is None
+            else:
+                gone = time.time() - stale.stat().st_mtime > STALE_SECONDS
+            if gone:
                 shutil.rmtree(stale, ignore_errors=True)
     return tempfile.TemporaryDirectory(
         prefix=f"{TEMPORARY_PREFIX}{here}{os.getpid()}-", ignore_cleanup_errors=True

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch.errors import UsageError, printable
-from stylize_batch.storage import MAX_NAME, checked_key
+from stylize_batch.manifest.naming import MAX_NAME, checked_key
 
 RESULT_COLUMNS = (
     "pair_id", "content", "style", "output", "status", "error",

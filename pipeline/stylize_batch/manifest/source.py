@@ -12,7 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.manifest.schema import ManifestError, check_schema
-from stylize_batch.storage import absolute, explained, failure, filesystem, is_uri, kind, parent
+from stylize_batch.storage import (
+    absolute,
+    explained,
+    failure,
+    filesystem,
+    glob_base,
+    is_glob,
+    is_uri,
+    kind,
+    parent,
+)
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 32_000_000
@@ -66,10 +76,9 @@ def locate(manifest: str, output: str) -> Source:
         if found == "directory":
             names: list[str] = fs.find(path)
             base, kept = uri, [name for name in names if name.endswith(".parquet")]
-        elif any(character in path for character in "*?["):
+        elif is_glob(path):
             kept = list(fs.glob(path))
-            first = min(uri.index(character) for character in "*?[" if character in uri)
-            base = parent(uri[:first] + "x")
+            base = glob_base(uri)
         else:
             raise ManifestError(f"there is no manifest {manifest}; give a Parquet file, a folder or a glob")
     except ManifestError:

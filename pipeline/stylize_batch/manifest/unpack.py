@@ -12,6 +12,7 @@ import json
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -111,7 +112,7 @@ def unpack(archives: list[str], base: str, root: Root, role: str, observer: Obse
                 )
             root.put(MARK_KEY, b"{}\n")
     except OSError as error:
-        raise UsageError(f"cannot unpack to {root.uri}: {' '.join(str(error).split())}") from None
+        raise UsageError(f"cannot unpack to {root.uri}: {error}") from None
     observer.phase(f"Unpacking {role} archives", len(archives), 0, lambda: 0)
     indexes: list[str] = []
     schemas: list[pa.Schema] = []
@@ -128,9 +129,8 @@ def unpack(archives: list[str], base: str, root: Root, role: str, observer: Obse
     try:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"the archives of {base} have a column of different types: {reason}") from None
-    prefixes = [f"{_without_suffix(uri[len(base) :].lstrip('/'))}/" for uri in archives]
+        raise UsageError(f"the archives of {base} have a column of different types: {error}") from None
+    prefixes = _prefixes([uri[len(base) :].lstrip("/") for uri in archives])
     return Unpacked(root, indexes, prefixes if len(archives) > 1 else [""], schema, notes, problems)
 
 
@@ -205,9 +205,9 @@ def _unpack_one(uri: str, root: Root, role: str) -> tuple[str, _Finished]:
     except RowError as error:
         raise JobFailedError(f"cannot read the archive {uri}: {error}") from None
     except pa.ArrowException as error:
-        raise UsageError(f"the archive {uri} is damaged: {' '.join(str(error).split())}") from None
+        raise UsageError(f"the archive {uri} is damaged: {error}") from None
     except OSError as error:
-        raise JobFailedError(f"cannot unpack {uri}: {' '.join(str(error).split())}") from None
+        raise JobFailedError(f"cannot unpack {uri}: {error}") from None
     return index, _Finished(table.schema, out.notes, out.problems)
 
 
@@ -342,7 +342,7 @@ def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction)
                     sample = _Sample(f"{folder}/{stem}")
                 if is_image:
                     sample.images.append((member.name, data))
-                    if len(sample.images) >= PUTS:  # numbered frames, not a sample
+                    if len(sample.images) >= PUTS or sample.size > MAX_MEMBER:  # frames, not a sample
                         rows += sample.extract(out)
                 else:
                     sample.add_sidecar(member.name, suffix, data, out)
@@ -368,6 +368,11 @@ class _Sample:
         self.images: list[tuple[str, bytes]] = []
         self._columns: dict[str, Any] = {}
         self._sidecars = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the images it holds."""
+        return sum(len(data) for _, data in self.images)
 
     def add_sidecar(self, name: str, suffix: str, data: bytes, out: _Extraction) -> None:
         """Read what a member says of the images beside it."""
@@ -442,6 +447,12 @@ class _Bounded:
         if self._total is not None and self._total < 0:
             raise _TooMuchError("it expands to too many times its size")
         return data
+
+
+def _prefixes(names: list[str]) -> list[str]:
+    """Return a folder for each archive, named without its ending unless another's name has the same beginning."""
+    stems = Counter(map(_without_suffix, names))
+    return [f"{stem if stems[stem := _without_suffix(name)] == 1 else name}/" for name in names]
 
 
 def _without_suffix(name: str) -> str:

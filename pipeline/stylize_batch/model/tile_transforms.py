@@ -1,9 +1,9 @@
 """The transforms of Winograd's convolutions (Lavin & Gray 2016, §4): y = Aᵀ[(G g) ⊙ (Bᵀ d)] for a kernel g and inputs d.
 
-A row of 3 + r inputs are a polynomial's coefficients, and so are the r taps of a kernel; Bᵀ and G are their values at
-`POINTS`, and Aᵀ is the way back to 4 outputs (Toom and Cook). In two dimensions rows are transformed, then columns. Bᵀ
-and Aᵀ are loops that Numba compiles for the processor at hand, over maps [height, width, channels] and tiles
-[T, side, side, channels], where a side has 6 numbers for a 3×3 kernel and 5 for a 2×2 one.
+The r taps of a kernel are a polynomial's coefficients, and G is its values at `POINTS`; Bᵀ and Aᵀ are interpolation and
+evaluation there, transposed (Toom and Cook). In two dimensions rows are transformed, then columns. Bᵀ and Aᵀ are loops
+that Numba compiles for the processor at hand, over maps [height, width, channels] and tiles [T, side, side, channels],
+where a side has 6 numbers for a 3×3 kernel and 5 for a 2×2 one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Transforms(NamedTuple):
 
 @functools.cache
 def transforms(side: int) -> Transforms:
-    """Compile the transforms of tiles of this side, or load them if that was done before (2 s)."""
+    """Compile the transforms of tiles of this side, which takes seconds, or load what was compiled before."""
     number = numba.float32
     whole = numba.int64
     indices = whole[::1]
@@ -79,7 +79,7 @@ def _compile(function: Callable[..., None], *types: Any) -> Callable[..., None]:
     signature = numba.void(*types)
     try:
         return numba.njit(signature, cache=True, **_HOW)(function)
-    except (OSError, RuntimeError):  # there is no place to keep it: a read-only or full disk
+    except Exception:  # no place to keep it, or what is kept there is damaged: whatever pickle raises
         return numba.njit(signature, **_HOW)(function)
 
 
@@ -172,7 +172,7 @@ def _scatter(products: Any, first: int, across: int, scale: int, floor: float, m
 
 @_inline
 def _values(six: bool, d0: Any, d1: Any, d2: Any, d3: Any, d4: Any, d5: Any) -> Any:
-    """Bᵀ d: the values at the points of the polynomial with these coefficients."""
+    """Bᵀ d: each point's row are the coefficients of ∏ (x − q) over the other points q."""
     if six:
         even, odd = d4 - _FOUR * d2, d3 - _FOUR * d1
         even2, odd2 = d4 - d2, _TWO * (d3 - d1)

@@ -7,11 +7,10 @@ of 64 for a 2×2 one. For that a map is read in tiles that overlap, which are tr
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -71,8 +70,9 @@ class Winograd(nn.Module):
         rows, columns = (-(-(length + scale - 1) // 4) for length in (height, width))
         if rows * columns < MIN_TILES:
             return self.plain(input)
+        input = input.float()  # autocast may have made it smaller
         given = input.permute(0, 2, 3, 1).contiguous().numpy()
-        made = torch.empty(samples, scale * height, scale * width, len(self._kernels) // scale**2)
+        made = input.new_empty(samples, scale * height, scale * width, len(self._kernels) // scale**2)
         lines = made.flatten(2).numpy()
         from_row, from_column = (_sources(4 * tiles + 2, length, reflect=side == 6) for tiles, length in (
             (rows, height), (columns, width)
@@ -81,7 +81,7 @@ class Winograd(nn.Module):
 
         def convolve(block: tuple[int, int, int]) -> None:
             sample, first, size = block
-            tiles = torch.empty(size, side, side, channels)  # the last ones may stay empty
+            tiles = input.new_empty(size, side, side, channels)  # the last ones may stay empty
             count = min(size, rows * columns - first)
             gather(given[sample], from_row, from_column, first, columns, tiles.numpy()[:count])
             products = self._pack(size).convolve(tiles)
@@ -114,7 +114,7 @@ class _Packed:
         numbers = torch.einsum("pq,kcq->pkc", both, kernels.double().flatten(2))
         self._biases = None
         if bias is not None:
-            biases = torch.zeros(side**2, made)
+            biases = kernels.new_zeros(side**2, made)
             # The value at the points 1 and 1 counts once in each of a tile's outputs.
             biases[side * ONE + ONE] = bias
             self._biases = biases.flatten()
@@ -152,7 +152,7 @@ def _blocks(tiles: int) -> list[tuple[int, int]]:
 
 def _on_all_cores(work: Callable[[tuple[int, int, int]], None], blocks: list[tuple[int, int, int]]) -> None:
     """Do the work of all blocks on as many cores as torch has in this thread, each block on one."""
-    cores = min(torch.get_num_threads(), len(blocks))
+    cores = torch.get_num_threads()
     if cores == 1:
         for block in blocks:
             work(block)
@@ -160,13 +160,33 @@ def _on_all_cores(work: Callable[[tuple[int, int, int]], None], blocks: list[tup
     left = iter(blocks)
 
     def take() -> None:
-        for block in left:
-            work(block)
+        try:
+            for block in left:
+                work(block)
+        finally:
+            _drop(left)  # some are left where one has failed
 
-    for done in [_cores().submit(take) for _ in range(cores)]:
-        done.result()
+    # Even a single block: kernels are packed for one thread.
+    taken = [_CORES.submit(take) for _ in range(min(cores, len(blocks)))]
+    try:
+        wait(taken)
+    finally:
+        _drop(left)  # some are left when this is interrupted
+    torch.set_num_threads(
+        cores
+    )  # for this and all new threads, which otherwise get what was last set anywhere
+    for each in taken:
+        each.result()
 
 
-@functools.cache
-def _cores() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "winograd", lambda: torch.set_num_threads(1))
+def _drop(left: Iterator[object]) -> None:
+    for _ in left:
+        pass
+
+
+def _use_one_core() -> None:
+    torch.get_num_threads()  # a thread that has not settled its number takes the last one set anywhere
+    torch.set_num_threads(1)
+
+
+_CORES = ThreadPoolExecutor(os.cpu_count(), "winograd", _use_one_core)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TimedOut
+from contextlib import suppress
 
 from stylize_batch.errors import RowError, SystemicError
 from stylize_batch.images.decode import decode, sides_of
@@ -44,10 +47,22 @@ def make_thumbnails(
     sides = dict.fromkeys(pictures, side)
     for uri in sources:
         sides.setdefault(uri, round(side * SOURCE_SCALE))
-    threads = ThreadPoolExecutor(THREADS, "thumbnail")
     deadline = time.monotonic() + SECONDS
+    waiting: dict[str, Future[bytes]] = {uri: Future() for uri in sides}
+    left_to_do = deque(sides.items())
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                uri, size = left_to_do.popleft()
+                try:
+                    waiting[uri].set_result(_thumbnail(uri, size, read))
+                except Exception as error:
+                    waiting[uri].set_exception(error)
+
+    for _ in range(THREADS):  # those of a pool would be waited for at the process's end
+        threading.Thread(target=work, name="thumbnail", daemon=True).start()
     try:
-        waiting = {uri: threads.submit(_thumbnail, uri, size, read) for uri, size in sides.items()}
         left = BYTES
         made: dict[str, bytes | str] = {}
         for uri, future in waiting.items():
@@ -60,7 +75,7 @@ def make_thumbnails(
             made[uri] = found
         return made
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
+        left_to_do.clear()
 
 
 def _side(pictures: int, sources: int) -> int:

@@ -107,7 +107,9 @@ class ImagePool:
             try:
                 image = _load(uri, self._side)
             except RowError as error:
-                if error.transient:  # another set of images would make another network
+                if (
+                    error.transient or error.kind == "OutOfMemory"
+                ):  # another set of images would make another network
                     raise JobFailedError(str(error)) from None
                 self._skip(uri)
                 continue

@@ -95,9 +95,8 @@ class Trainer:
         try:
             self._resume()
         except state.DAMAGED as error:
-            reason = " ".join(str(error).split())
             raise UsageError(
-                f"the checkpoint in {self.root.uri} cannot be read ({reason}); copy it again or start another --output"
+                f"the checkpoint in {self.root.uri} cannot be read ({error}); copy it again or start another --output"
             ) from None
         side = max(MAX_STORED_SIDE, *(stage.crop for stage in recipe.stages))
         self.contents, self.styles = (
@@ -398,7 +397,8 @@ def _held_signals() -> Generator[Callable[[], bool]]:
 
 
 def _fingerprint(recipe: Recipe, phi: Encoder) -> str:
-    """Digest of what may not change under way; the length and the rate of stages, and where files lie, may."""
+    """Digest of what may not change under way; the length and the rate of stages may, and where the
+    images and φ lie."""
     free = {"checkpoint_minutes", "sample_every", "contents", "styles", "encoder"}
     settings = recipe.model_dump(exclude=free)
     for stage in settings["stages"]:

@@ -90,7 +90,7 @@ def load_recipe(path: str, **given: str) -> Recipe:
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"the recipe {path} is not YAML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the recipe"
