@@ -1,4 +1,4 @@
-"""Joining a Ray cluster that is there already, and refusing in one line what cannot be joined."""
+"""A Ray cluster that is there already: joining it, or saying in one line why not, and its nodes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -20,6 +21,16 @@ TOKEN_ADVICE = "put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token
 """What to do where a cluster wants a token; on its head, `ray get-auth-token` prints it."""
 
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
+
+
+Node = dict[str, Any]
+"""What Ray says of a node."""
+
+
+def living_nodes() -> dict[str, Node]:
+    """Return the nodes of the cluster that live, by identity."""
+    nodes = cast("list[Node]", ray.nodes())
+    return {node["NodeID"]: node for node in nodes if node["Alive"]}
 
 
 def join(address: str) -> None:

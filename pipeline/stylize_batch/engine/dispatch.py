@@ -22,10 +22,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from stylize_batch.engine.base import Patience
+from stylize_batch.engine.cluster import living_nodes
 from stylize_batch.engine.crew import Crew, Pool, Slot, reason_of
 from stylize_batch.engine.health import MAX_LOST, Health
 from stylize_batch.engine.metrics import DriverMetrics
-from stylize_batch.engine.probe import living_nodes
 from stylize_batch.engine.ray_actor import Ref
 from stylize_batch.engine.ray_tasks import Task
 from stylize_batch.errors import DeviceError, HandedBackError, JobFailedError, SystemicError

@@ -13,13 +13,13 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from stylize_batch.engine.base import StyleRequest
-from stylize_batch.engine.cluster import join
+from stylize_batch.engine.cluster import join, living_nodes
 from stylize_batch.engine.crew import Crew, Pool, reason_of
 from stylize_batch.engine.dispatch import MAX_CRASHES, Dispatch
 from stylize_batch.engine.guardian import guarded, release
 from stylize_batch.engine.metrics import DriverMetrics
 from stylize_batch.engine.placement import place
-from stylize_batch.engine.probe import check_nodes, living_nodes
+from stylize_batch.engine.probe import check_nodes
 from stylize_batch.engine.ray_actor import Ref
 from stylize_batch.engine.ray_tasks import ShardTask, StyleTask, Task
 from stylize_batch.errors import DeviceError, JobFailedError, SystemicError, UsageError

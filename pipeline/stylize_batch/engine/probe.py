@@ -12,6 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stylize_batch import __version__
+from stylize_batch.engine.cluster import Node, living_nodes
 from stylize_batch.engine.crew import reason_of
 from stylize_batch.errors import DeviceError, UsageError
 from stylize_batch.manifest.shards import shard_key
@@ -22,15 +23,6 @@ PROBE_SECONDS = 120.0
 
 RESOURCES: dict[Device, str] = {"cuda": "GPU", "cpu": "CPU"}
 """What a node must have for actors on a device, by Ray's names; the device that asks more of a node comes first."""
-
-Node = dict[str, Any]
-"""What Ray says of a node."""
-
-
-def living_nodes() -> dict[str, Node]:
-    """Return the nodes of the cluster that live, by identity."""
-    nodes = cast("list[Node]", ray.nodes())
-    return {node["NodeID"]: node for node in nodes if node["Alive"]}
 
 
 def check_nodes(settings: Sequence[WorkerSettings]) -> None:
