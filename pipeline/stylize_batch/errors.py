@@ -30,6 +30,9 @@ KINDS: dict[Kind, str] = {
 }
 """Every kind of failed row, and what it means: `error` in the results is `Kind: one line`. The list is closed."""
 
+_BREAK = re.compile(r" *[^\S ]\s*")
+"""White space that is more than blanks, which may be those of a name."""
+
 _SECRETS = (
     # user:password@ in front of a host, which is neither host:port/ nor a colon further on
     (re.compile(r"(?<=://)[^/@:\s'\"]*:(?!\d+/)[^@\s'\"]*@"), "***@"),
@@ -50,7 +53,7 @@ _SECRETS = (
 
 def one_line(text: str) -> str:
     """Return a message as one line, with credentials left out."""
-    line = " ".join(text.split())
+    line = _BREAK.sub(" ", text).strip()
     for pattern, replacement in _SECRETS:
         line = pattern.sub(replacement, line)
     return line

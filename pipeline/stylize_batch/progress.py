@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 15.0
 """Time between two lines without a terminal."""
+
+
+def say(line: str) -> None:
+    """Write a line for people; the work goes on when nobody reads it any more (`2>&1 | head`)."""
+    with suppress(BrokenPipeError):
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 class Observer(Protocol):
@@ -93,7 +100,8 @@ class TerminalProgress:
 
     def __init__(self) -> None:
         console = Console(stderr=True)
-        self._bar = _LiveBar(console) if console.is_terminal else None
+        lively = console.is_terminal and not console.is_dumb_terminal
+        self._bar = _LiveBar(console) if lively else None
         self._lines = SparseLines()
 
     def __enter__(self) -> TerminalProgress:
@@ -130,7 +138,7 @@ class TerminalProgress:
     def note(self, line: str) -> None:
         """Write a line above the bar."""
         if self._bar is None:
-            print(printable(line), file=sys.stderr, flush=True)
+            say(line)
         else:
             self._bar.console.print(printable(line), markup=False, highlight=False)
 
@@ -147,7 +155,7 @@ class SparseLines:
         self._name, self._total, self._first = name, total, done
         self._started = self._last = time.monotonic()
         note = f", {done} already done" if done else ""
-        print(f"{name}{'' if total is None else f': {total}'}{note}", file=sys.stderr, flush=True)
+        say(f"{name}{'' if total is None else f': {total}'}{note}")
 
     def advance(self, done: int, failed: int) -> None:
         """Write a line if the last one is long ago or all is done."""
@@ -163,7 +171,7 @@ class SparseLines:
             parts.append(f"{duration(left)} left")
         if failed:
             parts.append(f"{failed} failed")
-        print(", ".join(parts), file=sys.stderr, flush=True)
+        say(", ".join(parts))
 
 
 class TrainingLines:
@@ -189,10 +197,8 @@ class TrainingLines:
             if getattr(step, name) == getattr(step, name)  # NaN where the stage has none
         )
         left = duration((step.iterations - step.iteration) / rate)
-        print(
-            f"{step.stage} {step.iteration}/{step.iterations}, {', '.join(means)}, {rate:.2f} it/s, {left} left",
-            file=sys.stderr,
-            flush=True,
+        say(
+            f"{step.stage} {step.iteration}/{step.iterations}, {', '.join(means)}, {rate:.2f} it/s, {left} left"
         )
         self._last, self._steps = now, []
 

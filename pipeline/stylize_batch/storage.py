@@ -323,22 +323,23 @@ def kind(fs: Any, path: str) -> str | None:
 
 
 def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
-    """List the files below a folder, recursively and sorted, as absolute URIs; a missing folder is an empty one.
+    """List the files below a folder, recursively and sorted, as absolute URIs.
 
     Args:
         folder: URI or path.
         suffixes: keep names that end so, whatever the case.
 
     Raises:
-        UsageError: it cannot be listed.
+        UsageError: there is no such folder, or it cannot be listed.
     """
     fs, path = filesystem(folder)
     try:
         names: list[str] = fs.find(path)
-    except FileNotFoundError:
-        return []
+        missing = not names and kind(fs, path) is None
     except Exception as error:
         raise UsageError(f"cannot list {folder}: {failure(error, folder)}") from None
+    if missing:
+        raise UsageError(f"there is no folder {folder}")
     kept = sorted(name for name in names if name.lower().endswith(suffixes))
     return [str(fs.unstrip_protocol(name)) for name in kept] if is_uri(folder) else kept
 

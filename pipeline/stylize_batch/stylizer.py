@@ -74,6 +74,8 @@ class Stylizer:
                 masks do not fit the styles, one is black all over, or the precision does not do for the picture.
         """
         styles = [style] if isinstance(style, Tensor | Image.Image) else list(style)
+        if not styles:
+            raise UsageError("give at least one style")
         shares = np.full(len(styles), 1.0) if weights is None else np.asarray(weights, np.float64)
         if shares.shape != (len(styles),) or not (
             np.isfinite(shares).all() and (shares >= 0).all() and shares.sum()
@@ -110,6 +112,10 @@ class Stylizer:
             except ValueError as error:
                 raise UsageError(f"the image cannot be used: {error}") from None
             images = self._network.upload(torch.from_numpy(pixels)[None])
+        elif not isinstance(picture, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(
+                f"pictures are PIL images or tensors, not {type(picture).__name__}; open files first"
+            )
         else:
             fits = picture.ndim in (3, 4) and picture.shape[-3] == 3 and len(picture)
             if not fits or not picture.is_floating_point():

@@ -237,7 +237,7 @@ def test_storage_that_fails_ends_the_evaluation_with_its_state_kept(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"contents": "absent"}, "no images in absent"),
+        ({"contents": "absent"}, "there is no folder"),
         ({"models": ("picasso",)}, "unknown model"),
         ({"styles": "nosuch://bucket"}, "nosuch"),
     ],

@@ -98,7 +98,7 @@ def test_a_second_run_is_told_who_works_there_and_changes_nothing(
     done = cli("run", make_manifest(pairs[:1]), "-o", "out", "--in-process")
     assert done.returncode == 2, done.stderr
     assert f"process {process.pid} on {socket.gethostname()}" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".tmp"] == [KEY]
 
 

@@ -253,7 +253,7 @@ def test_no_setting_the_root_keeps_for_good_can_change(
         assert refused(**{name: value}).startswith(f"{name} was ")
     other = tmp_path / "other.safetensors"
     other.write_bytes(changed_model())
-    assert refused(model=str(other)).startswith("the model has changed")
+    assert refused(model=str(other)).startswith("the model was adain-vgg16 and is now ")
     assert refused(make_manifest(pairs[:4])).startswith("the manifest has changed")
     assert before == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()
@@ -342,7 +342,7 @@ def test_a_column_that_may_be_a_misspelling_is_told_of_before_the_work(
     execute(spec, Listening())
     assert "'aplha'" in told[0]
     assert "did you mean 'alpha'" in told[0]
-    assert told[1:] == ["Encoding styles", "Stylizing"]
+    assert told[1:] == ["Checking the manifest", "Starting workers", "Encoding styles", "Stylizing"]
 
 
 def test_overwrite_with_a_bad_manifest_deletes_nothing(

@@ -79,7 +79,7 @@ def test_a_sample_is_bounded_and_the_same_every_time(
 def test_what_planning_refuses_is_refused(make_manifest: MakeManifest, pairs: list[Row]) -> None:
     with pytest.raises(ManifestError, match=r"row 1: alpha is 7"):
         check(str(make_manifest([pairs[0], {**pairs[1], "alpha": 7.0}])), 1, Silent())
-    with pytest.raises(ManifestError, match="rows 0 and 1 are identical"):
+    with pytest.raises(ManifestError, match="rows 0 and 1 ask for the same picture"):
         check(str(make_manifest([pairs[0], pairs[0]])), 1, Silent())
 
 

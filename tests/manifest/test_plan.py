@@ -107,7 +107,7 @@ def test_rows_without_styles_are_planned_beside_their_siblings(
     assert [(row["style"], row["alpha"]) for row in table.to_pylist()] == [(["s"], 0.5), ([], None)]
     assert read_styles(Root(str(tmp_path / "x" / "out"))) == ["s"]
     rows = [{"content": "a", "style": []}, {"content": "a", "style": []}]
-    assert "rows 0 and 1 are identical" in refused(make_manifest(rows), tmp_path / "y")
+    assert "rows 0 and 1 ask for the same picture" in refused(make_manifest(rows), tmp_path / "y")
 
 
 def test_other_columns_are_carried_unchanged(make_manifest: MakeManifest, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_disk_that_cannot_hold_the_buckets_is_told_of_in_one_line(
 
 def test_identical_rows_are_refused(make_manifest: MakeManifest, tmp_path: Path) -> None:
     rows = [GOOD, {"content": "d", "style": ["s"]}, {**GOOD, "alpha": 1.0}]
-    assert ".parquet, rows 0 and 2 are identical" in refused(make_manifest(rows), tmp_path / "x")
+    assert ".parquet, rows 0 and 2 ask for the same picture" in refused(make_manifest(rows), tmp_path / "x")
 
 
 def test_identical_rows_of_two_files_are_named_with_their_files_and_counted(tmp_path: Path) -> None:
@@ -343,7 +343,8 @@ def test_identical_rows_of_two_files_are_named_with_their_files_and_counted(tmp_
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m" / f"{name}.parquet")
     message = refused(tmp_path / "m", tmp_path / "x")
     assert re.search(
-        r"a\.parquet, row (\d), and \S+b\.parquet, row (\d), are identical; remove one; 2 rows", message
+        r"a\.parquet, row (\d), and \S+b\.parquet, row (\d), ask for the same picture; keep one; 2 rows",
+        message,
     )
 
 

@@ -173,6 +173,8 @@ def decode_whole(
                 if size is not None:
                     rgb = rgb.resize(target, Image.Resampling.BILINEAR)
                 rgb = _upright(rgb, image)
+        except RowError:
+            raise
         except Exception as error:
             raise _undecodable(data, error) from None
     width, height = rgb.size
@@ -193,16 +195,16 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _refuse_damaged_jpeg(data: bytes, image: Image.Image, pixels: int, max_pixels: int) -> None:
-    """Raise ValueError for a JPEG with lost data, where libjpeg only warns and fills in gray, and Pillow is silent."""
+    """Raise RowError for a JPEG with lost data, where libjpeg only warns and fills in gray, and Pillow is silent."""
     scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
     if scans * pixels > MAX_SCANS * max_pixels:
-        raise ValueError(f"{scans} scans, of which most hold nothing")
+        raise RowError("Undecodable", f"{scans} scans, of which most hold nothing")
     try:
         # An eighth of each side is enough: all coded data is read whatever the scale.
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
     except ValueError as error:  # also for what this decoder cannot do and Pillow may
         if _LOST_DATA.search(str(error)):
-            raise ValueError(f"damaged: {error}") from None
+            raise RowError("Undecodable", f"damaged: {error}") from None
 
 
 def _check_pixels(width: int, height: int, limit: int) -> None:

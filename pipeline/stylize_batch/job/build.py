@@ -46,7 +46,7 @@ def ensure_manifest(
                     f"{name} was {found.get(name)} when {manifest} was built and is now {value}; choose another --output, "
                     "or start anew with --overwrite"
                 )
-        return []
+        return [f"{manifest} is used as it was built; its sources are not listed again"]
     return build(
         content, style, manifest, pairing, content_root=settings.content_root, observer=observer
     ).notes

@@ -71,7 +71,13 @@ class RunRecord(BaseModel):
         if fingerprint != self.manifest_fingerprint:
             return f"the manifest has changed since {KEY} was written; {advice}"
         if model_digest != self.model_digest:
-            return f"the model has changed since {KEY} was written; {advice}"
+            before = self.settings.get("model")
+            what = (
+                f"model was {before} and is now {spec.model}"
+                if before != spec.model
+                else "model's bytes have changed"
+            )
+            return f"the {what} since {KEY} was written; {advice}"
         now = fixed_settings(spec)
         for name, value in now.items():
             before = self.fixed.get(name)

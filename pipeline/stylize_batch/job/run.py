@@ -38,7 +38,7 @@ from stylize_batch.manifest.plan import (
 )
 from stylize_batch.manifest.schema import misspellings
 from stylize_batch.manifest.shards import largest_first, read_styles
-from stylize_batch.manifest.source import Source, columns_of, fingerprint, locate
+from stylize_batch.manifest.source import Source, columns_of, fingerprint, locate, unread_partitions
 from stylize_batch.model import container
 from stylize_batch.model.architecture import Architecture, style_width
 from stylize_batch.progress import Observer, Silent
@@ -143,7 +143,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     started = time.monotonic()
     source = locate(manifest, root.uri)
     with ExitStack() as held:
-        record = _planned(spec, source, root, container.digest(model), held, tell)
+        record = _planned(spec, source, root, container.digest(model), held, observer, tell)
         try:
             summary = _work(spec, source, root, record, model, lent, observer, started)
             summary.notes = notes
@@ -207,6 +207,7 @@ def _work(
     _check_failures(totals, limit)
     if pending:
         styles = read_styles(root)
+        observer.phase("Starting workers", None, 0, lambda: 0)
         with _engine(spec, len(styles) * 4 * _style_width(model)) as engine:
             devices = spec.devices or [engine.device]
             engine.start([_worker_settings(spec, source, root, record, device) for device in devices], model)
@@ -298,6 +299,7 @@ def _planned(
     root: Root,
     model_digest: str,
     held: ExitStack,
+    observer: Observer,
     tell: Callable[[list[str]], None],
 ) -> RunRecord:
     """Return the root's plan, made now if there is none; from then on `held` holds the root's lease.
@@ -320,10 +322,11 @@ def _planned(
             raise _unwritable(root, error) from None
         return record, change is not None
 
-    tell(misspellings(columns_of(source)))
+    tell([*misspellings(columns_of(source)), *unread_partitions(source)])
     with temporary_folder() as folder:
 
         def check() -> Partition:
+            observer.phase("Checking the manifest", None, 0, lambda: 0)
             return check_and_partition(source, Path(folder), spec.format, spec.limit)
 
         partition = check() if _lacks_plan(*examine()) else None

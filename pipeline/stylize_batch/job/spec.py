@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -239,7 +240,7 @@ def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
         for name in ("content", "style", "build") if "manifest" in settings else ("manifest",):
             of_file.pop(name, None)
     try:
-        return JobSpec.model_validate({**of_file, **settings})
+        return JobSpec.model_validate(_plain({**of_file, **settings}))
     except ValidationError as error:
         first = error.errors()[0]
         setting, *inner = (str(part) for part in first["loc"]) if first["loc"] else ("",)
@@ -263,8 +264,6 @@ def _read_job_file(path: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UsageError(f"the job file {path} must be a list of `setting: value` lines")
     found = _with_underscores(settings)
-    if isinstance(found.get("build"), dict):
-        found["build"] = _with_underscores(found["build"])
     if "no_metrics" in found:
         if not isinstance(found["no_metrics"], bool):
             raise UsageError(
@@ -273,6 +272,17 @@ def _read_job_file(path: str) -> dict[str, Any]:
         found["metrics"] = not found.pop("no_metrics")
     if "json" in found:
         found["as_json"] = found.pop("json")
+    return found
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a file or of Python code as they are checked: paths as text, names with underscores."""
+    found = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in settings.items()
+    }
+    if isinstance(found.get("build"), dict):
+        found["build"] = _with_underscores(found["build"])
     return found
 
 

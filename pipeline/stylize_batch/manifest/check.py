@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from stylize_batch.images.decode import decode
 from stylize_batch.manifest.naming import hashes
 from stylize_batch.manifest.plan import Partition, check_and_partition, temporary_folder
 from stylize_batch.manifest.schema import DECIDING, misspellings, string_lists
-from stylize_batch.manifest.source import columns_of, locate
+from stylize_batch.manifest.source import columns_of, locate, unread_partitions
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.parquet import with_python_times
 from stylize_batch.storage import absolute, read_bytes
@@ -80,7 +81,9 @@ class CheckReport:
         return asdict(self)
 
 
-def check(manifest: str, sample: int | None, observer: Observer) -> CheckReport:
+def check(
+    manifest: str, sample: int | None, observer: Observer, *, size: int | None = None, crop: int | None = None
+) -> CheckReport:
     """Check every row of a manifest, and images of it.
 
     Args:
@@ -88,6 +91,8 @@ def check(manifest: str, sample: int | None, observer: Observer) -> CheckReport:
         sample: contents, styles and masks to decode, each so many; None decodes all. The same manifest has the same
             sample.
         observer: hears of progress.
+        size: contents' shorter side in the run; an image that is too small as it is may be large enough then.
+        crop: in the run.
 
     Raises:
         ManifestError: `run` would refuse the manifest, for the same reason.
@@ -101,7 +106,7 @@ def check(manifest: str, sample: int | None, observer: Observer) -> CheckReport:
         names = columns_of(source)
         report.controls = [name for name in names if name in DECIDING and name not in ("content", "style")]
         report.carried = [name for name in names if name not in DECIDING]
-        report.notes = misspellings(names)
+        report.notes = [*misspellings(names), *unread_partitions(source)]
         contents = _contents(partition)
         total = report.contents + len(styles) + len(masks)
         if sample is not None:
@@ -110,8 +115,9 @@ def check(manifest: str, sample: int | None, observer: Observer) -> CheckReport:
             total = min(report.contents, sample) + len(styles) + len(masks)
         observer.phase("Decoding images", total, 0, lambda: 0)
         failed = 0
-        for images, min_side in ((contents, MIN_SIDE), (styles, 1), (masks, 1)):
-            for error in _decoded(images, source.base, min_side):
+        as_content = partial(decode, size=size, crop=crop, min_side=MIN_SIDE)
+        for images, read in ((contents, as_content), (styles, decode), (masks, decode)):
+            for error in _decoded(images, source.base, read):
                 report.checked += 1
                 if error is not None:
                     failed += 1
@@ -148,8 +154,8 @@ def _survey(partition: Partition) -> tuple[CheckReport, list[str], list[str]]:
         contents=contents,
         styles=len(images["style"]),
         pairs_per_content=(fewest, round(rows / contents, 3), most),
-        splits=dict(values["split"].most_common()),
-        labels=dict(values["label"].most_common()),
+        splits=dict(sorted(values["split"].most_common(), key=lambda each: (-each[1], each[0]))),
+        labels=dict(sorted(values["label"].most_common(), key=lambda each: (-each[1], each[0]))),
     )
     return report, sorted(images["style"]), sorted(images["mask"])
 
@@ -164,7 +170,7 @@ def _sampled(images: Iterable[str], sample: int) -> list[str]:
     return heapq.nsmallest(sample, images, key=lambda image: int(hashes([image])[0]))
 
 
-def _decoded(images: Iterable[str], base: str, min_side: int) -> Iterator[RowError | None]:
+def _decoded(images: Iterable[str], base: str, read: Callable[[bytes], object]) -> Iterator[RowError | None]:
     def attempt(image: str) -> RowError | None:
         try:
             uri = absolute(image, base)
@@ -174,7 +180,7 @@ def _decoded(images: Iterable[str], base: str, min_side: int) -> Iterator[RowErr
         except SystemicError as error:
             raise UsageError(str(error)) from None
         try:
-            decode(data, min_side=min_side)
+            read(data)
         except RowError as error:
             return RowError(error.kind, f"{uri}: {error.message}")
         return None

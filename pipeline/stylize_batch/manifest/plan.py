@@ -97,7 +97,7 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
     """Check every row and spread the rows over buckets in a local folder.
 
     Raises:
-        ManifestError: a row breaks the contract or reaches for what it may not, two rows are identical or two share
+        ManifestError: a row breaks the contract or reaches for what it may not, two rows ask for the same picture or two share
             an output key.
         UsageError: the folder cannot hold the buckets.
     """
@@ -199,9 +199,9 @@ class Partition:
             yield table.take(order).drop_columns([ROW])
 
     def refuse_duplicates(self) -> None:
-        """Raise ManifestError when two rows are identical or two rows would write the same picture."""
+        """Raise ManifestError when two rows ask for the same picture or would write to the same key."""
         for column, hashes, problem in (
-            ("pair_id", self._identities, "are identical; remove one"),
+            ("pair_id", self._identities, "ask for the same picture; keep one"),
             ("output", self._keys, "have the same output key {!r}; give each row its own"),
         ):
             # 64 bits say there may be a pair; only the rows themselves say which.

@@ -103,7 +103,7 @@ def _is_string(kind: pa.DataType) -> bool:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def _is_list(kind: pa.DataType, of: object) -> bool:
@@ -130,7 +130,7 @@ def list_column(column: pa.Array) -> pa.Array:
 
 
 def number_lists(column: pa.Array) -> pa.Array:
-    """Return a column of lists of any integers or floats as list<float32>; what is too large becomes infinite."""
+    """Return a column of lists of integers, floats or decimals as list<float32>; what is too large becomes infinite."""
     return _cast_lists(column, pa.float32())
 
 
@@ -224,7 +224,7 @@ def check_row(
 
 
 def number_column(column: pa.Array) -> pa.Array:
-    """Return a column of any integer or float width as float32."""
+    """Return a column of integers, floats or decimals as float32."""
     return pc.cast(column, pa.float32(), safe=False)
 
 

@@ -147,6 +147,17 @@ def columns_of(source: Source) -> list[str]:
         return file.schema_arrow.names
 
 
+def unread_partitions(source: Source) -> list[str]:
+    """Name the columns that only the names of folders give, as partitioned tables have them (`split=train/`)."""
+    below = (uri[len(source.base) :].split("/")[:-1] for uri in source.files)
+    names = {part.partition("=")[0] for folders in below for part in folders if "=" in part}
+    return [
+        f"'{name}' stands in the names of the manifest's folders alone, and does not reach the results; write it into "
+        "the files as a column"
+        for name in sorted(names - set(columns_of(source)))
+    ]
+
+
 def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
     """Read all rows in order as (file, number of the batch's first row in it, batch).
 
@@ -159,7 +170,9 @@ def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         if first is None:
             first = schema
         elif not schema.equals(first):
-            raise ManifestError(f"{uri} has other columns or types than {source.files[0]}; all must be alike")
+            raise ManifestError(
+                f"{uri} has other columns or types than {source.files[0]}: {_difference(first, schema)}; all must be alike"
+            )
         width = _bytes(file) // max(1, file.metadata.num_rows)
         row = 0
         try:
@@ -211,6 +224,18 @@ def _open(uri: str) -> pq.ParquetFile:
             raise ManifestError(f"{uri} is not a Parquet file{ELSEWHERE}") from None
         raise ManifestError(f"{uri} is not a Parquet file, or a damaged one: {first_line(error)}") from None
     return file
+
+
+def _difference(first: pa.Schema, other: pa.Schema) -> str:
+    """Name the first column that is not alike."""
+    there, here = (
+        {each.name: f"{each.type}{'' if each.nullable else ', never null,'}" for each in schema}
+        for schema in (first, other)
+    )
+    for name in there | here:
+        if there.get(name) != here.get(name):
+            return f"'{name}' is {here.get(name, 'missing')} here and {there.get(name, 'missing')} there"
+    return "they come in another order"
 
 
 def first_line(error: Exception) -> str:

@@ -1,0 +1,204 @@
+"""Who does which task when workers differ, hang, die or never start; a simulated crew, and a clock of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import pytest
+from ray.exceptions import WorkerCrashedError
+
+from stylize_batch.engine import dispatch as dispatching
+from stylize_batch.engine.crew import Crew
+from stylize_batch.engine.dispatch import HANGING_SECONDS, MAX_LOST_STARTS, Dispatch
+from stylize_batch.engine.metrics import DriverMetrics
+from stylize_batch.errors import JobFailedError
+
+Answer = Callable[["Worker", str], float]
+"""The seconds a worker takes for a task; it hangs for ever with infinity, and dies with a negative number."""
+
+
+class Given(NamedTuple):
+    """A task that a worker has."""
+
+    task: str
+    to: Worker
+
+
+class Worker:
+    """A slot of the crew, with everything that Dispatch asks of one."""
+
+    def __init__(self, crew: Workers, node: str, answer: Answer, lost_starts: int = 0) -> None:
+        self._crew, self._answer = crew, answer
+        self.node = self.place = node
+        self.pool = "pool"
+        self.in_flight: deque[tuple[Given, str]] = deque()
+        self._begun = 0.0
+        self.lost_starts = lost_starts
+        self.ready = not lost_starts
+        self.takes_work = self.ready
+        self.leaving = False
+        self.done: list[str] = []
+
+    @property
+    def task(self) -> str | None:
+        return self.in_flight[0][1] if self.in_flight else None
+
+    @property
+    def elapsed(self) -> float:
+        return self._crew.now - self._begun if self.in_flight else 0.0
+
+    @property
+    def ends(self) -> float:
+        """When it will have an answer."""
+        return self._begun + abs(self._answer(self, self.in_flight[0][1])) if self.in_flight else float("inf")
+
+    def result(self) -> str:
+        task = self.in_flight[0][1]
+        if self._answer(self, task) < 0:
+            raise WorkerCrashedError
+        self.done.append(task)
+        return task
+
+    def give(self, task: str) -> None:
+        if not self.in_flight:
+            self._begun = self._crew.now
+        self.in_flight.append((Given(task, self), task))
+
+    def finish(self) -> float:
+        seconds = self.elapsed
+        self.in_flight.popleft()
+        self._begun = self._crew.now
+        return seconds
+
+    def take_back(self) -> str:
+        return self.in_flight.pop()[1]
+
+    def lose(self) -> list[str]:
+        tasks = [task for _, task in self.in_flight]
+        self.in_flight.clear()
+        return tasks
+
+    restart = end = lose
+
+    def hear(self, answered: set[Given]) -> str | None:
+        return "RuntimeError: no environment" if self.lost_starts else None
+
+
+class Workers:
+    """A crew whose clock jumps to the next answer."""
+
+    def __init__(self, answers: Sequence[Answer], nodes: str = "") -> None:
+        self.now = 0.0
+        self.pools: list[Any] = []
+        self.slots = [
+            Worker(self, node, answer)
+            for node, answer in zip(nodes or "a" * len(answers), answers, strict=True)
+        ]
+        self.dropped: dict[str, str] = {}
+
+    def wait(self) -> set[Given]:
+        self.now = min(self.now + 1, *(slot.ends for slot in self.slots), self.now + 1)
+        return {slot.in_flight[0][0] for slot in self.slots if slot.in_flight and slot.ends <= self.now}
+
+    def usable_without(self, node: str) -> bool:
+        return any(slot.takes_work and slot.node != node for slot in self.slots)
+
+    def drop(self, node: str, reason: str) -> list[str]:
+        self.dropped[node] = reason
+        tasks = [task for slot in self.slots if slot.node == node for task in slot.lose()]
+        self.slots = [slot for slot in self.slots if slot.node != node]
+        return tasks
+
+
+class NoMetrics:
+    def queue(self, length: int) -> None: ...
+
+
+def dispatched(crew: Workers, tasks: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Dispatch]:
+    monkeypatch.setattr(dispatching.ray, "get", lambda given: given.to.result())  # pyright: ignore
+    monkeypatch.setattr(dispatching, "living_nodes", lambda: {slot.node: {} for slot in crew.slots})
+    names: list[Any] = [f"task {number}" for number in range(tasks)]
+    work = Dispatch(cast("Crew", crew), names, cast("DriverMetrics", NoMetrics()))
+    return list(work.run()), work
+
+
+def test_every_task_is_done_once_and_the_faster_worker_does_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Workers([lambda *_: 1.0, lambda *_: 3.0])
+    found, _ = dispatched(crew, 40, monkeypatch)
+    assert sorted(found) == sorted(f"task {number}" for number in range(40))
+    assert len(crew.slots[0].done) == pytest.approx(30, abs=1)
+
+
+def test_the_end_waits_for_no_straggler(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "task 7"
+    crew = Workers([lambda worker, task: 500.0 if task == slow and worker is crew.slots[0] else 2.0] * 2)
+    found, _ = dispatched(crew, 12, monkeypatch)
+    assert len(found) == len(set(found)) == 12
+    assert crew.now < 60
+
+
+def test_what_hangs_on_every_worker_of_a_node_is_done_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Workers([lambda worker, _: float("inf") if worker.node == "a" else 2.0] * 3, nodes="aab")
+    found, _ = dispatched(crew, 6, monkeypatch)
+    assert len(found) == len(set(found)) == 6
+    assert crew.now < 60
+
+
+def test_a_task_that_hangs_before_any_is_finished_is_tried_by_another_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crew = Workers([lambda worker, _: float("inf") if worker is crew.slots[0] else 2.0] * 2)
+    found, _ = dispatched(crew, 1, monkeypatch)
+    assert found == ["task 0"]
+    assert HANGING_SECONDS < crew.now < HANGING_SECONDS + 10
+
+
+def test_a_task_that_kills_its_workers_is_put_aside_and_the_others_are_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crew = Workers([lambda _, task: -1.0 if task == "task 3" else 1.0] * 2)
+    found, work = dispatched(crew, 10, monkeypatch)
+    assert sorted(found) == sorted(f"task {number}" for number in range(10) if number != 3)
+    assert [str(task) for task in work.outcast] == ["task 3"]
+
+
+def test_a_node_that_loses_everything_gets_no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Workers([lambda worker, _: -0.5 if worker.node == "a" else 1.0] * 2, nodes="ab")
+    found, work = dispatched(crew, 20, monkeypatch)
+    assert len(found) == len(set(found)) == 20
+    assert set(crew.dropped) == {"a"}
+    assert not work.outcast
+
+
+def test_workers_that_never_start_do_not_end_the_job_while_others_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crew = Workers([lambda *_: 1.0])
+    crew.slots.append(Worker(crew, "", lambda *_: 1.0, lost_starts=MAX_LOST_STARTS))
+    found, _ = dispatched(crew, 5, monkeypatch)
+    assert len(found) == 5
+
+
+def test_where_no_worker_starts_the_job_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Workers([])
+    crew.slots = [Worker(crew, "", lambda *_: 1.0, lost_starts=MAX_LOST_STARTS) for _ in range(2)]
+    with pytest.raises(JobFailedError, match="workers do not start: RuntimeError: no environment"):
+        dispatched(crew, 5, monkeypatch)
+
+
+def test_a_worker_that_is_being_restarted_does_not_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Workers([lambda *_: 1.0])
+    works = crew.slots[0]
+    crew.slots.append(Worker(crew, "", lambda *_: 1.0, lost_starts=MAX_LOST_STARTS))
+    pauses = {3.0, 4.0}
+
+    def wait() -> set[Given]:
+        answered = Workers.wait(crew)
+        works.takes_work = works.ready = crew.now not in pauses
+        return answered
+
+    monkeypatch.setattr(crew, "wait", wait)
+    found, _ = dispatched(crew, 8, monkeypatch)
+    assert len(found) == 8

@@ -1,0 +1,61 @@
+"""The order in which CONTRIBUTING lists the modules is the one in which they import each other."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import stylize_batch
+
+PACKAGE = Path(stylize_batch.__file__).parent
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+
+
+def listed() -> list[str]:
+    """Return the lines of the list."""
+    text = CONTRIBUTING.read_text()
+    return text[text.index("\ncli ") :].partition("```")[0].strip().splitlines()
+
+
+def place(name: str, lines: list[str]) -> int:
+    """Return the line that names a module or package of the top level."""
+    first, beside = re.compile(rf"(\S+  )?{name}(/|\s)"), re.compile(rf"\S.*(· |\(){name}:")
+    for pattern in (first, beside):
+        for number, line in enumerate(lines):
+            if pattern.match(line):
+                return number
+    raise AssertionError(f"CONTRIBUTING has no line for {name}")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the modules and packages of the top level that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stylize_batch"):
+            _, _, below = (node.module or "").partition(".")
+            yield from [below.partition(".")[0]] if below else [alias.name for alias in node.names]
+
+
+def test_imports_run_one_way_down_the_list() -> None:
+    lines = listed()
+    files = [
+        path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__") or path.parent != PACKAGE
+    ]
+    upwards: list[str] = []
+    seen = 0
+    for path in files:
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for other in set(imports(path)) - {own, "__version__"}:
+            seen += 1
+            if place(own, lines) > place(other, lines):
+                upwards.append(f"{path.relative_to(PACKAGE)} imports {other}")
+    assert seen > 100
+    assert not upwards
+
+
+def test_every_module_has_its_place_in_the_list() -> None:
+    lines = listed()
+    names = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    for name in names - {"__init__", "__main__", "__pycache__"}:
+        assert place(name, lines) >= 0, name
