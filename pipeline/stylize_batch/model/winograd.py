@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from stylize_batch.model.tile_transforms import ONE, for_kernel, transforms
 
-BLOCK_TILES = 64
-"""Tiles that a core takes at once: their matrices stay in the cache."""
+BLOCK_TILES, BLOCK_CHANNELS = 64, 128
+"""Tiles that a core takes at once, and more where there are fewer channels: their matrices stay in the cache."""
 
-LEFT_TILES = 16
-"""Tiles that a core takes at once where fewer than half a block are left."""
+LEFT = 4
+"""A core takes so many times fewer tiles at once where fewer than half a block are left."""
 
 MIN_TILES = 16
 """Tiles of a map below which reading the transformed weights, which are more, takes longer than it saves."""
@@ -56,6 +56,7 @@ class Winograd(nn.Module):
         self._scale = scale
         self._floor = np.float32(0 if relu else -np.inf)
         self._side = kernels.shape[-1] + 3
+        self._block = BLOCK_TILES * max(1, BLOCK_CHANNELS // max(kernels.shape[:2]))
         self._kernels = kernels.detach()
         self._bias = None if bias is None else bias.detach()
         self._transforms = transforms(self._side)
@@ -88,7 +89,7 @@ class Winograd(nn.Module):
             scatter(products.numpy()[:count], first, columns, scale, self._floor, lines[sample])
 
         _on_all_cores(convolve, [
-            (sample, first, size) for sample in range(samples) for first, size in _blocks(rows * columns)
+            (sample, first, size) for sample in range(samples) for first, size in _blocks(rows * columns, self._block)
         ])  # fmt: skip
         return made.permute(0, 3, 1, 2)
 
@@ -139,12 +140,12 @@ def _sources(length: int, real: int, *, reflect: bool) -> np.ndarray:
     return at.clip(0, real - 1)  # what lies further out is computed, and thrown away
 
 
-def _blocks(tiles: int) -> list[tuple[int, int]]:
+def _blocks(tiles: int, block: int) -> list[tuple[int, int]]:
     """Return the first tile and the size of each block."""
     found: list[tuple[int, int]] = []
     first = 0
     while first < tiles:
-        size = BLOCK_TILES if tiles - first > BLOCK_TILES / 2 else LEFT_TILES
+        size = block if tiles - first > block / 2 else block // LEFT
         found.append((first, size))
         first += size
     return found
