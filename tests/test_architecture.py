@@ -1,4 +1,4 @@
-"""The order in which CONTRIBUTING lists the modules is the one in which they import each other."""
+"""CONTRIBUTING lists packages and modules line by line: what stands in one imports nothing from a line above."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ def place(name: str, lines: list[str]) -> int:
 def imports(path: Path) -> Iterator[str]:
     """Yield the modules and packages of the top level that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stylize_batch"):
+        if isinstance(node, ast.Import):
+            yield from (
+                each.name.split(".")[1] for each in node.names if each.name.startswith("stylize_batch.")
+            )
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stylize_batch"):
             _, _, below = (node.module or "").partition(".")
             yield from [below.partition(".")[0]] if below else [alias.name for alias in node.names]
 

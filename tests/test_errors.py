@@ -81,3 +81,11 @@ def test_other_text_stays_as_it_is(text: str) -> None:
 
 def test_errors_are_one_line() -> None:
     assert str(SystemicError("a\n  b\tc")) == "a b c"
+
+
+def test_blanks_of_a_name_stay_and_line_breaks_go() -> None:
+    assert one_line("  a  b.jpg \r\n does\tnot   exist\n") == "a  b.jpg does not   exist"
+
+
+def test_a_message_of_a_million_blanks_is_written_at_once() -> None:
+    assert len(one_line("a" + 1_000_000 * " " + "b")) == 1_000_002

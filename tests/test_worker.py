@@ -339,7 +339,7 @@ def test_outputs_that_cannot_be_written_fail_no_row_and_end_the_job(
     for part in (output / "results").iterdir():
         part.unlink()
     (output / "images").touch()  # a file where the folder must be
-    with pytest.raises(JobFailedError, match="cannot write to"):
+    with pytest.raises(JobFailedError, match="cannot use"):
         run(make_manifest(pairs), output)
     assert not list((output / "results").iterdir())
     (output / "images").unlink()

@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from stylize_batch import __version__
-from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError, printable
+from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError, say
 from stylize_batch.heap import keep_freed_memory
 
 
@@ -42,17 +41,17 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            _say(f"error: {error}")
+            say(f"error: {error}")
             status = Exit.USAGE
         except JobFailedError as error:
-            _say(f"error: {error}")
-            _say("nothing finished is lost: repeat the command to go on")
+            say(f"error: {error}")
+            say("nothing finished is lost: repeat the command to go on")
             status = Exit.JOB_FAILED
         except GaveUpError as error:
-            _say(f"gave up: {error}")
+            say(f"gave up: {error}")
             status = Exit.GAVE_UP
         except KeyboardInterrupt:
-            _say("interrupted; nothing finished is lost: repeat the command to go on")
+            say("interrupted; nothing finished is lost: repeat the command to go on")
             status = Exit.INTERRUPTED
         raise typer.Exit(status)
 
@@ -183,35 +182,35 @@ def run(
         print(json.dumps(summary.to_json()))
     made = summary.pairs - summary.skipped
     earlier = f", {summary.skipped} rows left as they were" if summary.skipped else ""
-    _say(f"{summary.ok} of {summary.pairs} pairs stylized in {duration(summary.seconds)}{earlier}")
+    say(f"{summary.ok} of {summary.pairs} pairs stylized in {duration(summary.seconds)}{earlier}")
     if made:
-        _say(f"{summary.images_per_second:.2f} images/s")
+        say(f"{summary.images_per_second:.2f} images/s")
     if where := where_it_went(summary.stages):
-        _say(f"where the workers' time went: {where}")
+        say(f"where the workers' time went: {where}")
     if spec.styles and summary.styles:
-        _say(f"styles: {summary.styles['from_bank']} from the bank, {summary.styles['encoded']} encoded")
+        say(f"styles: {summary.styles['from_bank']} from the bank, {summary.styles['encoded']} encoded")
     if summary.mean_style_loss is not None:
-        _say(
+        say(
             f"mean content loss {summary.mean_content_loss:.3f}, mean style loss {summary.mean_style_loss:.3f}"
         )
     _say_failures(summary.kinds)
     if summary.kinds:
-        _say(
+        say(
             "the `error` column of the results names each, the report shows some; --retry-failed tries them again"
         )
     if spec.content:
-        _say(f"manifest       {spec.resolved_manifest()}")
+        say(f"manifest       {spec.resolved_manifest()}")
     for node, reason in summary.dropped_nodes.items():
-        _say(f"{node} was given no more work: {reason}")
+        say(f"{node} was given no more work: {reason}")
     pictures = {"files": "", "webdataset": "*.tar", "parquet": "*.parquet"}[spec.layout]
-    _say(f"pictures       {summary.output}/images/{pictures}")
+    say(f"pictures       {summary.output}/images/{pictures}")
     for file in summary.annotations:
-        _say(f"annotations    {file}")
-    _say(f"results        {summary.output}/results/")
+        say(f"annotations    {file}")
+    say(f"results        {summary.output}/results/")
     if summary.report_error:
-        _say(f"no report: {summary.report_error}; `stylize-batch report {summary.output}` tries again")
+        say(f"no report: {summary.report_error}; `stylize-batch report {summary.output}` tries again")
     else:
-        _say(f"report         {summary.output}/report.html")
+        say(f"report         {summary.output}/report.html")
     if summary.failed:
         raise typer.Exit(Exit.ROWS_FAILED)
 
@@ -248,9 +247,9 @@ def submit(
     cluster = Cluster(address)
     submitted = cluster.submit(spec, job_id, installed)
     at = f"{cluster.address} (Ray {cluster.ray}, Python {cluster.python})"
-    _say(f"job {submitted.name} {'submitted to' if submitted.new else 'is at work already on'} {at}")
+    say(f"job {submitted.name} {'submitted to' if submitted.new else 'is at work already on'} {at}")
     for verb in ("status", "logs", "stop"):
-        _say(f"  {submitted.command(verb)}")
+        say(f"  {submitted.command(verb)}")
     if no_wait:
         print(submitted.name)
         return
@@ -259,22 +258,22 @@ def submit(
         if spec.as_json and summary_of(line):
             print(line)
         else:
-            _say(line)
+            say(line)
 
     try:
         try:
             status = submitted.follow(hear)
         except KeyboardInterrupt as interrupt:
             if isinstance(interrupt, _Terminated) or not _asks_to_stop():
-                _say(
+                say(
                     f"the job goes on; repeat the command to follow it, or stop it: {submitted.command('stop')}"
                 )
                 raise typer.Exit(Exit.INTERRUPTED) from None
             submitted.stop()
-            _say("stopping the job")
+            say("stopping the job")
             status = submitted.follow(lambda line: None)
     except StoppedError:
-        _say("the job was stopped; nothing finished is lost: repeat the command to go on")
+        say("the job was stopped; nothing finished is lost: repeat the command to go on")
         raise typer.Exit(Exit.INTERRUPTED) from None
     if status:
         raise typer.Exit(status)
@@ -293,17 +292,17 @@ def status(
     if as_json:
         print(json.dumps(found.to_json()))
     by = f", by process {found.pid} on {found.host}" if found.host and found.state != "stopped" else ""
-    _say(f"{found.state}{by}")
+    say(f"{found.state}{by}")
     if found.state == "stopped":
         died = f"process {found.pid} on {found.host} died; " if found.host else ""
-        _say(f"{died}repeat the command to go on")
+        say(f"{died}repeat the command to go on")
     if found.pairs:
         done = found.ok + found.failed
-        _say(
+        say(
             f"{done} of {found.pairs} pairs, {found.finished_shards} of {found.shards} shards ({done / found.pairs:.0%})"
         )
     if found.pairs_per_second and found.seconds_left is not None:
-        _say(f"{found.pairs_per_second:.2f} pairs/s lately, {duration(found.seconds_left)} left")
+        say(f"{found.pairs_per_second:.2f} pairs/s lately, {duration(found.seconds_left)} left")
     _say_failures(found.kinds)
 
 
@@ -338,7 +337,7 @@ def train(
 
     given = {key: value for key, value in (("contents", contents), ("styles", styles)) if value}
     trainer = Trainer(load_recipe(recipe, **given), output, device)
-    _say(
+    say(
         f"{len(trainer.contents)} contents, {len(trainer.styles)} styles, on {trainer.device}; "
         f"iteration {trainer.iteration} of {trainer.iterations}"
     )
@@ -346,12 +345,12 @@ def train(
         finished = trainer.run(TrainingLines(), minutes)
     finally:
         if trainer.skipped:
-            _say(
+            say(
                 f"skipped {len(trainer.skipped)} images that cannot be decoded: {', '.join(trainer.skipped[:3])}, …"
             )
-    _say(f"model {trainer.root.uri_of('model.safetensors')}")
+    say(f"model {trainer.root.uri_of('model.safetensors')}")
     if not finished:
-        _say(f"stopped at iteration {trainer.iteration} of {trainer.iterations}; repeat the command to go on")
+        say(f"stopped at iteration {trainer.iteration} of {trainer.iterations}; repeat the command to go on")
 
 
 @app.command()
@@ -402,8 +401,8 @@ def evaluate(
     )
     evaluation = Evaluation(protocol, output, device)
     for uri, reason in evaluation.skipped.items():
-        _say(f"skipped: {uri}: {reason}")
-    _say(
+        say(f"skipped: {uri}: {reason}")
+    say(
         f"{len(evaluation.contents)} contents × {len(evaluation.styles)} styles at {protocol.size}×{protocol.size}, "
         f"on {evaluation.device}"
         + (f"; {len(evaluation.skipped)} unreadable images skipped" if evaluation.skipped else "")
@@ -412,7 +411,7 @@ def evaluate(
         findings = evaluation.run(progress)
     print(findings.tables)
     for name in ("summary.md", "results.parquet", "sheet.jpg"):
-        _say(evaluation.root.uri_of(name))
+        say(evaluation.root.uri_of(name))
 
 
 @model_app.command("show")
@@ -458,9 +457,9 @@ def model_import(
         output,
         input=input,
         normalise=normalise,
-        skipped=lambda uri: _say(f"skipped, not decodable: {uri}"),
+        skipped=lambda uri: say(f"skipped, not decodable: {uri}"),
     )
-    _say(f"model {made}")
+    say(f"model {made}")
 
 
 @styles_app.command("encode")
@@ -493,9 +492,9 @@ def styles_encode(
     _say_some(made.notes)
     _say_some(made.problems)
     for uri, error in made.failures.items():
-        _say(f"failed: {uri}: {error}")
-    _say(f"{made.styles} styles, {made.encoded} of them encoded now; {len(made.failures)} failed")
-    _say(f"style bank     {made.output}")
+        say(f"failed: {uri}: {error}")
+    say(f"{made.styles} styles, {made.encoded} of them encoded now; {len(made.failures)} failed")
+    say(f"style bank     {made.output}")
     if made.failures or made.problems:
         raise typer.Exit(Exit.ROWS_FAILED)
 
@@ -565,12 +564,12 @@ def manifest_build(
             content, style, output, pairing, content_root=content_root, unpack=unpack, observer=progress
         )
     _say_some(built.notes)
-    _say(f"{built.rows} rows: {built.contents} contents with {built.used} of {built.styles} styles")
+    say(f"{built.rows} rows: {built.contents} contents with {built.used} of {built.styles} styles")
     if built.splits:
-        _say("contents by split: " + ", ".join(f"{split} {count}" for split, count in built.splits.items()))
+        say("contents by split: " + ", ".join(f"{split} {count}" for split, count in built.splits.items()))
     if built.labels:
-        _say(f"labels         {built.labels}")
-    _say(f"manifest       {built.output}")
+        say(f"labels         {built.labels}")
+    say(f"manifest       {built.output}")
     if built.problems:
         _say_some(built.problems)
         raise typer.Exit(Exit.ROWS_FAILED)
@@ -581,8 +580,15 @@ def manifest_check(
     manifest: Annotated[str, typer.Argument(help="Parquet manifest: file, folder or glob; path or URI.")],
     sample: Annotated[int, typer.Option(min=0, help="Contents and styles to decode, each so many.")] = 100,
     every: Annotated[bool, typer.Option("--all", help="Decode all contents and styles.")] = False,
-    size: Annotated[int | None, typer.Option(min=9, help="As the run will have it.")] = None,
-    crop: Annotated[int | None, typer.Option(min=9, help="As the run will have it.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=9, max=16384, help="Contents' shorter side in the run, which decides what is too small."
+        ),
+    ] = None,
+    crop: Annotated[
+        int | None, typer.Option(min=9, max=16384, help="Side of the run's centre crop, likewise.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Check all that a run would refuse, and whether images can be decoded: all of them, or a sample."""
@@ -594,24 +600,24 @@ def manifest_check(
     if as_json:
         print(json.dumps(report.to_json()))
     fewest, mean, most = report.pairs_per_content
-    _say(f"{report.rows} rows: {report.contents} contents, {report.styles} styles")
-    _say(f"pairs per content: {fewest} to {most}, {mean:g} on average")
+    say(f"{report.rows} rows: {report.contents} contents, {report.styles} styles")
+    say(f"pairs per content: {fewest} to {most}, {mean:g} on average")
     for what, names in (
         ("deciding the pictures", report.controls),
         ("only carried to the results", report.carried),
     ):
         if names:
-            _say(f"columns {what}: {', '.join(names)}")
+            say(f"columns {what}: {', '.join(names)}")
     _say_some(report.notes)
     for name, counts in (("splits", report.splits), ("labels", report.labels)):
         if counts:
             shown = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:SHOWN])
-            _say(f"rows by {len(counts)} {name}: {shown}{', …' if len(counts) > SHOWN else ''}")
+            say(f"rows by {len(counts)} {name}: {shown}{', …' if len(counts) > SHOWN else ''}")
     for kind, failures in report.failures.items():
-        _say(f"failed: {failures.count} × {kind}")
+        say(f"failed: {failures.count} × {kind}")
         for example in failures.examples:
-            _say(f"  {example}")
-    _say(f"{report.checked} images decoded, {sum(each.count for each in report.failures.values())} failed")
+            say(f"  {example}")
+    say(f"{report.checked} images decoded, {sum(each.count for each in report.failures.values())} failed")
     if report.failures:
         raise typer.Exit(Exit.ROWS_FAILED)
 
@@ -641,21 +647,16 @@ def _asks_to_stop() -> bool:
         return False
 
 
-def _say(line: str) -> None:
-    with suppress(BrokenPipeError):  # what was done does not depend on who reads of it
-        print(printable(line), file=sys.stderr, flush=True)
-
-
 def _say_failures(kinds: dict[str, int]) -> None:
     for kind, count in kinds.items():
-        _say(f"failed: {count} × {kind} ({KINDS[kind]})" if kind in KINDS else f"failed: {count} × {kind}")
+        say(f"failed: {count} × {kind} ({KINDS[kind]})" if kind in KINDS else f"failed: {count} × {kind}")
 
 
 def _say_some(lines: list[str]) -> None:
     for line in lines[:SHOWN]:
-        _say(line)
+        say(line)
     if len(lines) > SHOWN:
-        _say(f"… and {len(lines) - SHOWN} more such lines")
+        say(f"… and {len(lines) - SHOWN} more such lines")
 
 
 class _Terminated(KeyboardInterrupt):

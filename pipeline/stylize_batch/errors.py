@@ -6,6 +6,8 @@ Every message is one line that names what is wrong, and never carries a credenti
 from __future__ import annotations
 
 import re
+import sys
+from contextlib import suppress
 from typing import Literal
 
 Kind = Literal[
@@ -22,7 +24,7 @@ KINDS: dict[Kind, str] = {
     "TooLarge": "more pixels than the limit, or a longer side than the format holds",
     "TooSmall": "a side is too short, after resizing, for the network or the crop",
     "BadMask": "a mask does not fit, or leaves a region empty",
-    "OutOfMemory": "the picture does not fit into memory, even alone",
+    "OutOfMemory": "the image, or the picture even alone, does not fit into memory",
     "NetworkError": "the network cannot process the picture",
     "NotFinite": "the network's output is not finite",
     "Unencodable": "the picture cannot be encoded in its format",
@@ -30,7 +32,7 @@ KINDS: dict[Kind, str] = {
 }
 """Every kind of failed row, and what it means: `error` in the results is `Kind: one line`. The list is closed."""
 
-_BREAK = re.compile(r" *[^\S ]\s*")
+_BREAK = re.compile(r"(?<! ) *[^\S ]\s*")
 """White space that is more than blanks, which may be those of a name."""
 
 _SECRETS = (
@@ -57,6 +59,12 @@ def one_line(text: str) -> str:
     for pattern, replacement in _SECRETS:
         line = pattern.sub(replacement, line)
     return line
+
+
+def say(line: str) -> None:
+    """Write a line for people; the work goes on when nobody reads it any more (`2>&1 | head`)."""
+    with suppress(BrokenPipeError):
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def printable(text: str, instead: str = "\N{REPLACEMENT CHARACTER}") -> str:
@@ -113,6 +121,11 @@ class RowError(Exception):
         self.message = one_line(message)
         self.transient = transient
         super().__init__(kind, self.message)
+
+    @property
+    def blameless(self) -> bool:
+        """Whether the image itself may be sound: storage did not answer, or there was no memory for it."""
+        return self.transient or self.kind == "OutOfMemory"
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,19 +19,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from stylize_batch.errors import printable
+from stylize_batch.errors import printable, say
 
 if TYPE_CHECKING:
     from stylize_batch.training.log import Step
 
 LINE_SECONDS = 15.0
 """Time between two lines without a terminal."""
-
-
-def say(line: str) -> None:
-    """Write a line for people; the work goes on when nobody reads it any more (`2>&1 | head`)."""
-    with suppress(BrokenPipeError):
-        print(printable(line), file=sys.stderr, flush=True)
 
 
 class Observer(Protocol):

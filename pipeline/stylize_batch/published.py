@@ -109,9 +109,7 @@ def _crops(folder: str, skipped: Callable[[str], None]) -> Generator[Tensor]:
         try:
             pixels = decode(read_bytes(uri), size=CROP, crop=CROP)
         except RowError as error:
-            if (
-                error.transient or error.kind == "OutOfMemory"
-            ):  # another set of images would make another encoder
+            if error.blameless:  # another set of images would make another encoder
                 raise UsageError(str(error)) from None
             skipped(uri)
             continue

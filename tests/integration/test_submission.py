@@ -154,7 +154,7 @@ def test_docs_clusters_can_be_followed_word_for_word(head: Head, tmp_path: Path)
     assert re.search(r"^running, by process \d+ on ", watched)
     assert re.search(r"\nstopped\nprocess \d+ on \S+ died; repeat the command", killed)
     assert "30 of 30 pairs stylized" in continued
-    assert "by earlier runs" in continued
+    assert "rows left as they were" in continued
     assert "\nfinished\n30 of 30 pairs, 6 of 6 shards (100%)" in continued
     assert len(pq.read_table(tmp_path / "rehearsal/job/results")) == 30
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job import lease as module
-from stylize_batch.job.lease import KEY, lease
+from stylize_batch.job.lease import KEY, lease, refuse_others
 from stylize_batch.storage import Root
 from tests.conftest import Cli, MakeManifest, Row, command, read_results
 
@@ -267,3 +267,30 @@ def test_ctrl_c_removes_the_lease(
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130, errors
     assert not (tmp_path / "out" / KEY).exists()
+
+
+def test_a_machine_that_has_another_name_now_still_knows_its_processes(root: Root) -> None:
+    leave(root, host="renamed", pid=2**22 + 1)
+    with lease(root, "ours"):  # at once: the process is gone
+        assert stored(root)["run"] == "ours"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_lease_that_nobody_renews_is_watched_once(root: Root) -> None:
+    leave(root, host="elsewhere", place="elsewhere")
+    refuse_others(root)
+    assert not root.exists(KEY)
+
+
+def test_overwriting_leaves_the_manifest_of_a_run_at_work_alone(
+    hold: Hold, cli: Cli, pictures: Path, tmp_path: Path
+) -> None:
+    arguments = ("run", "--content", pictures / "content", "--style", pictures / "style", "-o", "out")
+    size = ("--size", "48", "--style-size", "48", "--in-process", "--no-metrics")
+    assert cli(*arguments, *size, "--limit", "1").returncode == 0
+    before = (tmp_path / "out.parquet").read_bytes()
+    hold()
+    done = cli(*arguments, *size, "--overwrite", "--job", '{"build": {"seed": 5}}')
+    assert done.returncode == 2
+    assert "another run is working" in done.stderr
+    assert (tmp_path / "out.parquet").read_bytes() == before

@@ -253,7 +253,7 @@ def test_no_setting_the_root_keeps_for_good_can_change(
         assert refused(**{name: value}).startswith(f"{name} was ")
     other = tmp_path / "other.safetensors"
     other.write_bytes(changed_model())
-    assert refused(model=str(other)).startswith("the model was adain-vgg16 and is now ")
+    assert refused(model=str(other)).startswith("model was adain-vgg16 for this output root")
     assert refused(make_manifest(pairs[:4])).startswith("the manifest has changed")
     assert before == {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()

@@ -180,3 +180,21 @@ def test_a_bad_job_file_is_refused(tmp_path: Path, text: str | None, message: st
         job.write_text(text)
     with pytest.raises(UsageError, match=message):
         make_spec({"manifest": "m"}, str(job))
+
+
+def test_python_code_may_give_paths_and_names_as_job_files_have_them(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("size: 64")
+    build = {"styles-per-content": 2, "style_map": tmp_path / "map.json"}
+    spec = make_spec(
+        {
+            "content": tmp_path / "c",
+            "style": tmp_path / "s",
+            "output": tmp_path / "out",
+            "style-size": 32,
+            "build": build,
+        },
+        job,
+    )
+    assert (spec.content, spec.size, spec.style_size) == (str(tmp_path / "c"), 64, 32)
+    assert (spec.build.styles_per_content, spec.build.style_map) == (2, str(tmp_path / "map.json"))

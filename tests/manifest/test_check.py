@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from stylize_batch.errors import UsageError
 from stylize_batch.manifest.check import check
 from stylize_batch.manifest.schema import ManifestError
 from stylize_batch.progress import Silent
@@ -94,3 +96,16 @@ def test_the_command_exits_0_2_or_3(make_manifest: MakeManifest, pairs: list[Row
     report = json.loads(done.stdout)
     assert report["failures"]["NotFound"]["count"] == 1
     assert "failed: 1 × NotFound" in done.stderr
+
+
+def test_small_images_count_by_the_size_they_have_in_the_run(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    small = tmp_path / "small.png"
+    Image.new("RGB", (4, 4)).save(small)
+    manifest = str(make_manifest([{**pairs[0], "content": str(small)}]))
+    assert set(check(manifest, None, Silent()).failures) == {"TooSmall"}
+    assert not check(manifest, None, Silent(), size=32).failures
+    assert set(check(manifest, None, Silent(), crop=32).failures) == {"TooSmall"}
+    with pytest.raises(UsageError, match="--crop 64 is larger than --size 32"):
+        check(manifest, None, Silent(), size=32, crop=64)

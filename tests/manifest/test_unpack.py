@@ -347,3 +347,13 @@ def test_archives_need_a_folder_and_a_damaged_one_exits_3(tmp_path: Path, cli: C
     assert done.returncode == 3, done.stderr
     assert "may be cut off" in done.stderr
     assert pq.read_table(tmp_path / "p.parquet").num_rows == 1
+
+
+def test_archives_that_differ_in_their_ending_alone_keep_their_images_apart(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for name in ("a.tar", "a.tgz", "b.tar"):
+        tar(tmp_path / "shards" / name, [("0.jpg", name.encode())])
+    _, rows = unpacked(tmp_path / "shards", tmp_path)
+    assert [(row["output"], row["data"].decode()) for row in rows] == [
+        ("a.tar/0.jpg", "a.tar"), ("a.tgz/0.jpg", "a.tgz"), ("b/0.jpg", "b.tar"),
+    ]  # fmt: skip

@@ -58,7 +58,7 @@ def join(address: str) -> None:
             f"cannot reach a Ray cluster at {address}: nothing listens there; the head's port is 6379, "
             "or 10001 for ray://, unless it was started with others"
         ) from None
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # OSError, RuntimeError, ValueError, and Ray's and gRPC's own
         raise UsageError(f"cannot reach a Ray cluster at {address}: {_reason(error)}") from None
 
 

@@ -74,7 +74,7 @@ class Protocol:
             try:
                 pixels = decode(read_bytes(uri), size=self.size, crop=self.size)
             except RowError as error:
-                if error.transient:  # another choice of images would be another evaluation
+                if error.blameless:  # another choice of images would be another evaluation
                     raise JobFailedError(str(error)) from None
                 skipped[uri] = str(error)
                 continue

@@ -140,6 +140,7 @@ def refuse_others(root: Root) -> None:
                 f"another run is working on {root.uri}: process {now.pid} on {now.host}; wait until it has finished, "
                 "or end it and repeat the command"
             )
+    root.delete([KEY])  # so that nobody has to watch it again
 
 
 def _read(root: Root) -> Holder | None:

@@ -72,12 +72,9 @@ class RunRecord(BaseModel):
             return f"the manifest has changed since {KEY} was written; {advice}"
         if model_digest != self.model_digest:
             before = self.settings.get("model")
-            what = (
-                f"model was {before} and is now {spec.model}"
-                if before != spec.model
-                else "model's bytes have changed"
-            )
-            return f"the {what} since {KEY} was written; {advice}"
+            if before != spec.model:
+                return f"model was {before} for this output root and is now {spec.model}; {advice}"
+            return f"the model's file has changed since {KEY} was written; {advice}"
         now = fixed_settings(spec)
         for name, value in now.items():
             before = self.fixed.get(name)

@@ -134,7 +134,10 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     if spec.content:
         _examine(root)
         if spec.overwrite:  # the manifest too, which whoever is at work here needs to be resumed
-            refuse_others(root)
+            try:
+                refuse_others(root)
+            except OSError as error:
+                raise _unwritable(root, error) from None
         tell(
             ensure_manifest(
                 manifest, spec.content, spec.style, spec.build, observer, overwrite=spec.overwrite

@@ -224,7 +224,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
+def make_spec(settings: dict[str, Any], job_file: str | os.PathLike[str] | None = None) -> JobSpec:
     """Build a JobSpec from a job file's settings and those given directly, which win.
 
     Args:
@@ -234,7 +234,7 @@ def make_spec(settings: dict[str, Any], job_file: str | None = None) -> JobSpec:
     Raises:
         UsageError: a setting is unknown or out of range, or the file cannot be read.
     """
-    of_file = _read_job_file(job_file) if job_file else {}
+    of_file = _read_job_file(os.fspath(job_file)) if job_file else {}
     # Where the pairs come from is said in one of two ways; the one given directly takes the place of the file's.
     if "manifest" in settings or "content" in settings:
         for name in ("content", "style", "build") if "manifest" in settings else ("manifest",):
@@ -276,13 +276,13 @@ def _read_job_file(path: str) -> dict[str, Any]:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of a file or of Python code as they are checked: paths as text, names with underscores."""
+    """Return settings of a file and of Python code as they are checked: paths are text, and names have underscores."""
     found = {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value
-        for name, value in settings.items()
+        for name, value in _with_underscores(settings).items()
     }
     if isinstance(found.get("build"), dict):
-        found["build"] = _with_underscores(found["build"])
+        found["build"] = _plain(found["build"])
     return found
 
 

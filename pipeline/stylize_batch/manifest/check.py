@@ -96,8 +96,10 @@ def check(
 
     Raises:
         ManifestError: `run` would refuse the manifest, for the same reason.
-        UsageError: storage refuses the credentials.
+        UsageError: storage refuses the credentials, or `crop` is larger than `size`.
     """
+    if size is not None and crop is not None and crop > size:
+        raise UsageError(f"--crop {crop} is larger than --size {size}")
     source = locate(manifest, f"{absolute(manifest)}-stylized")
     observer.phase("Checking rows", None, 0, lambda: 0)
     with temporary_folder() as folder:

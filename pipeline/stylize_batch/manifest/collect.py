@@ -178,8 +178,10 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
     uri = absolute(source)
     fs, path = filesystem(uri)
     base = parent(uri)
-    found = kind(fs, path)
-    if found == "directory":
+    lies = kind(fs, path)
+    if lies == "file" and uri.startswith(("http://", "https://")) and fs.isdir(path):
+        lies = "directory"  # a page of links, which that file system calls a file
+    if lies == "directory":
         base = uri.rstrip("/")
         if unpacked is not None and f"{unpacked.uri.rstrip('/')}/".startswith(f"{base}/"):
             raise UsageError(
@@ -189,7 +191,7 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
         if not names:
             notes: list[str] = []
             return _Source(_tree(fs, path.rstrip("/"), base, notes), 0, notes, [])
-    elif found == "file":
+    elif lies == "file":
         names = [path]
     else:
         names = sorted(fs.glob(path)) if is_glob(path) else []

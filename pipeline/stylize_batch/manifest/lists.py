@@ -1,8 +1,5 @@
 """Lists of images, as sources and as style maps: CSV, JSON lines, JSON, COCO annotations, Parquet."""
 
-# pyarrow makes its compute functions when it is imported.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import json
@@ -114,9 +111,9 @@ def read_map(uri: str) -> Iterator[tuple[str, list[str]]]:
 def _path_column(schema: pa.Schema, role: str, uri: str) -> str:
     for name in (role, *PATH_COLUMNS):
         if name in schema.names:
-            kind = schema.field(name).type
-            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-                raise UsageError(f"{uri}: column '{name}' is {kind}, it must be string")
+            found = schema.field(name).type
+            if pa.types.is_nested(found) or pa.types.is_binary(found):
+                raise UsageError(f"{uri}: column '{name}' is {found}, it must be string")
             return name
     raise UsageError(
         f"{uri} has no column of paths; name it '{role}' or '{PATH_COLUMNS[0]}' "
@@ -274,7 +271,7 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
         "height": pa.array([image.get("height") for image in images], pa.int32()),
         "width": pa.array([image.get("width") for image in images], pa.int32()),
     }
-    for column, key, type in (
+    for column, key, element in (
         ("annotation_ids", "id", pa.int64()),
         ("category_ids", "category_id", pa.int64()),
         ("boxes", "bbox", pa.list_(pa.float64())),
@@ -283,7 +280,7 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     ):
         if key in present:
             values = [[each.get(key) for each in annotations[image["id"]]] for image in images]
-            columns[column] = pa.array(values, pa.list_(type))
+            columns[column] = pa.array(values, pa.list_(element))
     if "category_ids" in columns:
         named = [[names.get(each) for each in ids] for ids in columns["category_ids"].to_pylist()]
         columns["categories"] = pa.array(named, pa.list_(pa.string()))

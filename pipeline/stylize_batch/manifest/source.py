@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stylize_batch.manifest.schema import ManifestError, check_schema
+from stylize_batch.manifest.schema import DECIDING, ManifestError, check_schema
 from stylize_batch.storage import (
     absolute,
     explained,
@@ -148,13 +148,24 @@ def columns_of(source: Source) -> list[str]:
 
 
 def unread_partitions(source: Source) -> list[str]:
-    """Name the columns that only the names of folders give, as partitioned tables have them (`split=train/`)."""
-    below = (uri[len(source.base) :].split("/")[:-1] for uri in source.files)
+    """Name the columns that only the names of folders give, as partitioned tables have them (`split=train/`).
+
+    Raises:
+        ManifestError: one of them would decide the pictures.
+    """
+    base = len(filesystem(source.base)[1].rstrip("/"))
+    below = (filesystem(uri)[1][base:].split("/")[:-1] for uri in source.files)
     names = {part.partition("=")[0] for folders in below for part in folders if "=" in part}
+    names -= set(columns_of(source))
+    for name in sorted(names.intersection(DECIDING)):
+        raise ManifestError(
+            f"'{name}' stands in the names of the manifest's folders alone, where it decides nothing; write it into the files "
+            "as a column"
+        )
     return [
         f"'{name}' stands in the names of the manifest's folders alone, and does not reach the results; write it into "
         "the files as a column"
-        for name in sorted(names - set(columns_of(source)))
+        for name in sorted(names)
     ]
 
 

@@ -342,7 +342,8 @@ def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction)
                     sample = _Sample(f"{folder}/{stem}")
                 if is_image:
                     sample.images.append((member.name, data))
-                    if len(sample.images) >= PUTS or sample.size > MAX_MEMBER:  # frames, not a sample
+                    # More than memory shall hold: numbered frames, most likely, and no sample.
+                    if len(sample.images) >= PUTS or sample.size > MAX_MEMBER:
                         rows += sample.extract(out)
                 else:
                     sample.add_sidecar(member.name, suffix, data, out)

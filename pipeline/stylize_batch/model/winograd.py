@@ -7,6 +7,7 @@ of 64 for a 2×2 one. For that a map is read in tiles that overlap, which are tr
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -168,7 +169,9 @@ def _on_all_cores(work: Callable[[tuple[int, int, int]], None], blocks: list[tup
             _drop(left)  # some are left where one has failed
 
     # Even a single block: kernels are packed for one thread.
-    taken = [_CORES.submit(take) for _ in range(min(cores, len(blocks)))]
+    with _STARTING:
+        threads = _threads()
+    taken = [threads.submit(take) for _ in range(min(cores, len(blocks)))]
     try:
         wait(taken)
     finally:
@@ -185,9 +188,23 @@ def _drop(left: Iterator[object]) -> None:
         pass
 
 
+_STARTING = threading.Lock()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Start a thread for each core, in which torch has one."""
+    own = torch.get_num_threads()
+    count = os.cpu_count() or 1
+    threads = ThreadPoolExecutor(count, "winograd", _use_one_core)
+    together = threading.Barrier(count + 1)
+    for _ in range(count):
+        threads.submit(together.wait)
+    together.wait()
+    torch.set_num_threads(own)  # new threads take the number that was set last, in whatever thread
+    return threads
+
+
 def _use_one_core() -> None:
-    torch.get_num_threads()  # a thread that has not settled its number takes the last one set anywhere
+    torch.get_num_threads()  # settles this thread's number, which would else be the last one set
     torch.set_num_threads(1)
-
-
-_CORES = ThreadPoolExecutor(os.cpu_count(), "winograd", _use_one_core)

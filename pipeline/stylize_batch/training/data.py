@@ -107,9 +107,7 @@ class ImagePool:
             try:
                 image = _load(uri, self._side)
             except RowError as error:
-                if (
-                    error.transient or error.kind == "OutOfMemory"
-                ):  # another set of images would make another network
+                if error.blameless:  # another set of images would make another network
                     raise JobFailedError(str(error)) from None
                 self._skip(uri)
                 continue
