@@ -38,6 +38,15 @@ def test_output_has_the_mean_and_deviation_of_the_style(
     assert_close(found.std, expected.std, 1e-3 + slack)
 
 
+@given(seeds, seeds, st.floats(0.1, 3))
+def test_no_gain_is_above_its_bound_and_the_others_stay(content: int, style: int, bound: float) -> None:
+    x, y = statistics(features(content)), statistics(features(style))
+    free, bounded = adain(x, y), adain(x, y, max_gain=bound)
+    assert torch.equal(bounded.scale, free.scale.clamp(max=bound))
+    mapped = bounded.apply(x.mean[:, :, None, None])
+    assert_close(mapped, y.mean[:, :, None, None])
+
+
 @given(seeds, seeds)
 def test_alpha_zero_is_exactly_the_identity(content: int, style: int) -> None:
     x = features(content)

@@ -6,17 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylize_batch.model import checkpoint, container
+from stylize_batch.model import checkpoint
 from stylize_batch.model.adain import adain, statistics
 from stylize_batch.model.architecture import ARCHITECTURES, Architecture, style_width, transfer_channels
 from stylize_batch.model.checkpoint import Checkpoint
+from stylize_batch.model.losses import feature_distance
 from stylize_batch.model.network import LOSS_WIDTH, Network, loss_network
+from tests.model.models import model_of
 from tests.model.test_vgg import picture
 
 
 @pytest.fixture(scope="module")
 def default() -> Checkpoint:
-    return checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    return model_of("vgg16")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,24 @@ def test_reported_losses_follow_their_definitions(
         ((found[-1] - content) ** 2).mean().item(), rel=1e-3
     )
     assert losses.style_loss.item() == pytest.approx(float(style_loss), rel=1e-3)
+
+
+def test_the_gain_of_a_channel_has_the_bound_that_the_model_names(default: Checkpoint) -> None:
+    style = picture(40, 56).flip(1)
+    bounded = default._replace(metadata={**default.metadata, "max_gain": "1.5"})
+    images, losses = stylize(Network(bounded), picture(), style)
+    assert losses is not None
+    with torch.inference_mode():
+        content, wanted = default.encoder.features(picture())[0], default.encoder.features(style)[0]
+        own, other = statistics(content), statistics(wanted)
+        gain = (other.std / own.std).minimum(torch.tensor(1.5))[:, :, None, None]
+        assert (gain == 1.5).any()
+        target = (content - own.mean[:, :, None, None]) * gain + other.mean[:, :, None, None]
+        expected = default.decoder(target).clamp(0, 1)[:, :, : images.shape[2], : images.shape[3]]
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+    assert losses.content_loss.item() == pytest.approx(
+        feature_distance(default.encoder.features(images)[0], target).item(), rel=1e-3
+    )
 
 
 def test_another_encoder_is_measured_on_the_same_loss_network(other: Checkpoint, default: Checkpoint) -> None:

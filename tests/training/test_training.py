@@ -252,6 +252,22 @@ def test_a_compact_network_learns_on_the_same_losses(recipe: Recipe, tmp_path: P
     assert loaded.encoder.architecture == "compact"
 
 
+def test_the_bound_of_a_recipe_is_at_work_in_training_and_kept_in_the_model(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    losses: list[float] = []
+    for name, gain in (("free", None), ("bounded", 1.5)):
+        stage = recipe.stages[1].model_copy(update={"iterations": 1})
+        (step,) = train(recipe.model_copy(update={"stages": [stage], "max_gain": gain}), tmp_path / name)
+        losses.append(step.content_loss)
+    assert losses[0] != losses[1]
+    free, bounded = (
+        checkpoint.loads((tmp_path / name / "model.safetensors").read_bytes()) for name in ("free", "bounded")
+    )
+    assert "max_gain" not in free.metadata
+    assert bounded.metadata["max_gain"] == "1.5"
+
+
 def test_losses_are_drawn_as_a_picture(recipe: Recipe, tmp_path: Path) -> None:
     train(recipe, tmp_path)
     with Image.open(tmp_path / "training.png") as image:
@@ -396,8 +412,10 @@ def test_more_images_than_memory_holds_are_decoded_again(
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no training images"):
+    with pytest.raises(UsageError, match="there is no folder"):
         ImagePool(str(tmp_path / "absent"), "__")
+    with pytest.raises(UsageError, match="no training images"):
+        ImagePool(str(tmp_path), "__")
     with pytest.raises(UsageError, match="--contents and --styles"):
         ImagePool("", "__")
 

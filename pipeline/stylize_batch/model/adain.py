@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -112,7 +113,9 @@ class AffineMap(NamedTuple):
         return torch.addcmul(self.shift, features.float(), self.scale).to(features.dtype)
 
 
-def adain(content: Statistics, style: Statistics, alpha: Tensor | float = 1.0) -> AffineMap:
+def adain(
+    content: Statistics, style: Statistics, alpha: Tensor | float = 1.0, max_gain: float = math.inf
+) -> AffineMap:
     """Return AdaIN with the content-style trade-off as one affine map of the content features.
 
     AdaIN(x, y) = σ(y)·(x − μ(x))/σ(x) + μ(y) (Eq. 8), and t = (1−α)·x + α·AdaIN(x, y) (Eq. 14), so
@@ -122,9 +125,11 @@ def adain(content: Statistics, style: Statistics, alpha: Tensor | float = 1.0) -
         content: statistics of the content features, [N, C] (or [1, C]).
         style: statistics of the style features, [N, C] (or [1, C]).
         alpha: one number in 0..1, or one per sample, [N].
+        max_gain: a greater σ(y)/σ(x) counts as this one. The paper has no bound; without one, a channel that all but
+            a place or two of the content leave silent becomes a spike there, and a blot in the picture.
     """
     a = torch.as_tensor(alpha, dtype=torch.float32, device=style.mean.device).reshape(-1, 1)
-    ratio = style.std / content.std
+    ratio = (style.std / content.std).clamp(max=max_gain)
     scale, shift = a * ratio + (1 - a), a * (style.mean - content.mean * ratio)
     return AffineMap(scale[:, :, None, None], shift[:, :, None, None])
 

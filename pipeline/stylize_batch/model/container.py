@@ -108,8 +108,19 @@ def check_encoder(data: bytes) -> dict[str, str]:
         )
     if metadata.get("variance", UNBIASED) != UNBIASED:
         raise UsageError(f"the model's variance {metadata['variance']!r} is unknown to this version")
+    try:
+        sound = max_gain(metadata) > 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UsageError(f"the model's max_gain {metadata['max_gain']!r} is no number above 0")
     _check_part(header, "encoder", encoder_convolutions(architecture))
     return metadata
+
+
+def max_gain(metadata: dict[str, str]) -> float:
+    """Return the bound of σ(style)/σ(content) that a model's AdaIN has (`model.adain`); the paper's has none."""
+    return float(metadata.get("max_gain", "inf"))
 
 
 def describe(data: bytes) -> dict[str, Any]:

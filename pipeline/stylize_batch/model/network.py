@@ -120,6 +120,7 @@ class Network:
         architecture = model.encoder.architecture
         self._transfer_channels = () if own else transfer_channels(architecture)
         self._transfer_strides = transfer_strides(architecture)
+        self._max_gain = container.max_gain(model.metadata)
         self._corrections = (int(unbiased),) * len(self._transfer_strides)
         self._decoder_halo = decoder_halo(architecture)
         self._timed = timed
@@ -258,7 +259,7 @@ class Network:
         wanted_taps = [unpack(vector[:, :LOSS_WIDTH], CHANNELS) for vector in vectors]
         transfers = [
             [
-                adain(own, style, alpha)
+                adain(own, style, alpha, self._max_gain)
                 for own, style in zip(statistics, self._wanted(vector, content), strict=True)
             ]
             for vector, statistics in zip(vectors, found, strict=True)

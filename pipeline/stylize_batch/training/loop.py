@@ -78,6 +78,7 @@ class Trainer:
             phi,
             (network or _new_network)(recipe, phi),
             quick_targets=self.device.type == "cpu" and not self._autocast,
+            max_gain=recipe.max_gain or math.inf,
         )
         self.objective = objective.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._weights = {
@@ -287,6 +288,7 @@ class Trainer:
             "encoder_licence": self.recipe.encoder_licence,
             "recipe": self.recipe.model_dump_json(exclude={"contents", "styles", "encoder", "start"}),
             "iterations": str(self.iteration),
+            **({"max_gain": f"{self.recipe.max_gain:g}"} if self.recipe.max_gain else {}),
             **means,
         }
         network = self.objective.transfer
@@ -377,7 +379,8 @@ def _new_network(recipe: Recipe, phi: Encoder) -> Transfer:
             )
         encoder.load_state_dict(start.encoder.state_dict())
         decoder.load_state_dict(start.decoder.state_dict())
-    return Transfer(encoder if isinstance(encoder, CompactEncoder) else phi, decoder)
+    gain = recipe.max_gain or math.inf
+    return Transfer(encoder if isinstance(encoder, CompactEncoder) else phi, decoder, gain)
 
 
 @contextmanager

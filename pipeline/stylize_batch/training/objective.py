@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -24,16 +25,22 @@ class Transfer(nn.Module):
     An ablation replaces it: whatever module has an encoder, a decoder and this call can be trained.
     """
 
-    def __init__(self, encoder: AnyEncoder, decoder: AnyDecoder | nn.Module) -> None:
+    def __init__(
+        self, encoder: AnyEncoder, decoder: AnyDecoder | nn.Module, max_gain: float = math.inf
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.max_gain = max_gain
 
     def forward(self, contents: Features, styles: Features) -> Tensor:
         """Return pictures [N, 3, H, W] around 0..1 for features as `encoder.features` returns them."""
         pairs = zip(contents, styles, strict=True)
         return self.decoder(
-            *(adain(statistics(found), statistics(wanted)).apply(found) for found, wanted in pairs)
+            *(
+                adain(statistics(found), statistics(wanted), max_gain=self.max_gain).apply(found)
+                for found, wanted in pairs
+            )
         )
 
 
@@ -48,10 +55,13 @@ class StyleTransfer(NamedTuple):
 class Objective(nn.Module):
     """The losses of a network on the loss network φ, which is the network's own encoder in a VGG model."""
 
-    def __init__(self, phi: Encoder, transfer: Transfer, quick_targets: bool = False) -> None:
+    def __init__(
+        self, phi: Encoder, transfer: Transfer, quick_targets: bool = False, max_gain: float = math.inf
+    ) -> None:
         super().__init__()
         self.phi = phi
         self.transfer = transfer
+        self.max_gain = max_gain
         # Targets need no gradient, so φ may compute them with convolutions rewritten for inference.
         self._phi_of_targets = deepcopy(phi)
         if quick_targets:
@@ -68,7 +78,8 @@ class Objective(nn.Module):
             content = self._phi_of_targets(contents).float()
             taps = self._phi_of_targets.taps(styles)
             targets: list[Statistics] = [statistics(tap) for tap in taps]
-            target = adain(statistics(content), targets[-1]).apply(content)
+            gains = adain(statistics(content), targets[-1], max_gain=self.max_gain)
+            target = gains.apply(content)
         if self.transfer.encoder is self.phi:
             images = self.transfer((content,), (taps[-1],))
         else:

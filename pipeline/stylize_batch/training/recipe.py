@@ -59,6 +59,9 @@ class Recipe(BaseModel):
     )
     max_scale: float = Field(1.0, gt=0, le=1, description="and at most this share")
     stages: list[Stage] = Field(min_length=1)
+    max_gain: float | None = Field(
+        None, gt=0, description="bound of σ(style)/σ(content) in the model's AdaIN; the paper has none"
+    )
     average: float = Field(
         0.999,
         ge=0,
