@@ -78,8 +78,8 @@ class Objective(nn.Module):
             content = self._phi_of_targets(contents).float()
             taps = self._phi_of_targets.taps(styles)
             targets: list[Statistics] = [statistics(tap) for tap in taps]
-            gains = adain(statistics(content), targets[-1], max_gain=self.max_gain)
-            target = gains.apply(content)
+            transfer = adain(statistics(content), targets[-1], max_gain=self.max_gain)
+            target = transfer.apply(content)
         if self.transfer.encoder is self.phi:
             images = self.transfer((content,), (taps[-1],))
         else:
