@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from stylize_batch.manifest import source as reading
 from stylize_batch.manifest.schema import ManifestError
-from stylize_batch.manifest.source import fingerprint, locate, read_batches, size_of, unread_partitions
+from stylize_batch.manifest.source import (
+    columns_of,
+    fingerprint,
+    locate,
+    read_batches,
+    size_of,
+    unread_partitions,
+)
 from tests.manifest.test_plan import planned, refused
 
 ROWS = pa.table({"content": [f"c{row}" for row in range(100)], "style": ["s"] * 100})
@@ -118,7 +125,8 @@ def test_columns_that_only_folders_name_are_told_of(tmp_path: Path) -> None:
         pq.write_table(
             pa.table({"content": [split], "style": ["s"]}), tmp_path / f"pairs/split={split}/a.parquet"
         )
-    (note,) = unread_partitions(locate(str(tmp_path / "pairs"), str(tmp_path / "out")))
+    source = locate(str(tmp_path / "pairs"), str(tmp_path / "out"))
+    (note,) = unread_partitions(source, columns_of(source))
     assert "'split' stands in the names" in note
 
 

@@ -325,7 +325,8 @@ def _planned(
             raise _unwritable(root, error) from None
         return record, change is not None
 
-    tell([*misspellings(columns_of(source)), *unread_partitions(source)])
+    columns = columns_of(source)
+    tell([*misspellings(columns), *unread_partitions(source, columns)])
     with temporary_folder() as folder:
 
         def check() -> Partition:

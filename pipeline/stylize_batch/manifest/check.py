@@ -108,7 +108,7 @@ def check(
         names = columns_of(source)
         report.controls = [name for name in names if name in DECIDING and name not in ("content", "style")]
         report.carried = [name for name in names if name not in DECIDING]
-        report.notes = [*misspellings(names), *unread_partitions(source)]
+        report.notes = [*misspellings(names), *unread_partitions(source, names)]
         contents = _contents(partition)
         total = report.contents + len(styles) + len(masks)
         if sample is not None:
@@ -156,10 +156,15 @@ def _survey(partition: Partition) -> tuple[CheckReport, list[str], list[str]]:
         contents=contents,
         styles=len(images["style"]),
         pairs_per_content=(fewest, round(rows / contents, 3), most),
-        splits=dict(sorted(values["split"].most_common(), key=lambda each: (-each[1], each[0]))),
-        labels=dict(sorted(values["label"].most_common(), key=lambda each: (-each[1], each[0]))),
+        splits=_most_first(values["split"]),
+        labels=_most_first(values["label"]),
     )
     return report, sorted(images["style"]), sorted(images["mask"])
+
+
+def _most_first(counts: Counter[str]) -> dict[str, int]:
+    """Order values by their count, and by name where it is the same."""
+    return dict(sorted(counts.items(), key=lambda each: (-each[1], each[0])))
 
 
 def _contents(partition: Partition) -> Iterator[str]:

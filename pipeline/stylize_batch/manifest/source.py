@@ -147,8 +147,12 @@ def columns_of(source: Source) -> list[str]:
         return file.schema_arrow.names
 
 
-def unread_partitions(source: Source) -> list[str]:
+def unread_partitions(source: Source, columns: list[str]) -> list[str]:
     """Name the columns that only the names of folders give, as partitioned tables have them (`split=train/`).
+
+    Args:
+        source: the manifest.
+        columns: `columns_of` it.
 
     Raises:
         ManifestError: one of them would decide the pictures.
@@ -156,7 +160,7 @@ def unread_partitions(source: Source) -> list[str]:
     base = len(filesystem(source.base)[1].rstrip("/"))
     below = (filesystem(uri)[1][base:].split("/")[:-1] for uri in source.files)
     names = {part.partition("=")[0] for folders in below for part in folders if "=" in part}
-    names -= set(columns_of(source))
+    names -= set(columns)
     for name in sorted(names.intersection(DECIDING)):
         raise ManifestError(
             f"'{name}' stands in the names of the manifest's folders alone, where it decides nothing; write it into the files "

@@ -12,7 +12,7 @@ from stylize_batch.model.adain import Moments, Statistics, merged, moments, stat
 
 
 class Losses(NamedTuple):
-    """Losses per image on φ, float32 [N] of the picture clamped to 0..1, before the codec."""
+    """Losses per image on φ, float32 [N], of the picture clamped to 0..1, before the codec."""
 
     content_loss: Tensor
     style_loss: Tensor
