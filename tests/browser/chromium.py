@@ -6,13 +6,14 @@ import base64
 import json
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -46,6 +47,10 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a script in the page and return what it returns."""
         return self.driver.execute_script(script, *arguments)  # pyright: ignore[reportUnknownVariableType]
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the page does after the event itself: TimeoutException if it doesn't within ten seconds."""
+        WebDriverWait(self.driver, 10, poll_frequency=0.02).until(lambda _: condition())
 
     def messages(self) -> list[str]:
         """Return what was written to the console since the last call: errors and violated policies among it."""

@@ -91,7 +91,7 @@ def test_filters_narrow_the_grid_together_and_clear_at_once(browser: Browser, pa
     choose(browser, "[data-column=label]", f"={HOSTILE[0]}")
     assert shown(browser) == "1 of 48 pairs"
     browser.driver.find_element(By.CSS_SELECTOR, "#filters [type=reset]").click()
-    assert shown(browser) == "48 pairs"
+    browser.wait(lambda: shown(browser) == "48 pairs")
     choose(browser, "[data-column=split]", "=train")
     assert shown(browser) == "10 of 48 pairs"
     browser.driver.find_element(By.NAME, "text").send_keys("macaw no-such-word")
@@ -132,8 +132,10 @@ def test_a_pair_opens_and_closes_by_keyboard_and_focus_returns(browser: Browser,
     keys.send_keys(Keys.ENTER).perform()
     assert viewer(browser).is_displayed()
     assert "Style loss" in viewer(browser).text
-    assert browser.run(
-        "return [...document.querySelectorAll('#viewer img')].every((each) => each.naturalWidth > 0)"
+    browser.wait(
+        lambda: browser.run(
+            "return [...document.querySelectorAll('#viewer img')].every((each) => each.naturalWidth > 0)"
+        )
     )
     before = viewer(browser).text
     keys.send_keys(Keys.ARROW_RIGHT).perform()
@@ -141,7 +143,7 @@ def test_a_pair_opens_and_closes_by_keyboard_and_focus_returns(browser: Browser,
     keys.send_keys(Keys.ARROW_LEFT).perform()
     assert viewer(browser).text == before
     keys.send_keys(Keys.ESCAPE).perform()
-    assert not viewer(browser).is_displayed()
+    browser.wait(lambda: not viewer(browser).is_displayed())
     assert browser.driver.switch_to.active_element == first
     second.click()
     browser.driver.find_element(By.ID, "close").click()
@@ -186,7 +188,7 @@ def test_pictures_load_when_they_come_near_and_all_of_them_for_print(browser: Br
     browser.open(page)
     count = "return document.querySelectorAll('img[data-image][src]').length"
     total = browser.run("return document.querySelectorAll('img[data-image]').length")
-    assert 0 < browser.run(count) < total
+    browser.wait(lambda: 0 < browser.run(count) < total)
     browser.run("dispatchEvent(new Event('beforeprint'))")
     assert browser.run(count) == total
 
