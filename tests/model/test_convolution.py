@@ -17,6 +17,7 @@ from stylize_batch.model.convolution import (
     has_fast_groups,
     quicken,
 )
+from stylize_batch.model.to_rgb import ToRgb
 from stylize_batch.model.winograd import Winograd
 from tests.model.models import picture
 
@@ -61,7 +62,7 @@ def test_rounding_of_the_quickened_network_stays_far_below_a_step_of_a_pixel() -
 
 @needs_groups
 @pytest.mark.parametrize(("dtype", "winograd"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_winograd_is_for_wide_layers_in_float32(dtype: torch.dtype, winograd: bool) -> None:
+def test_what_is_compiled_is_for_float32(dtype: torch.dtype, winograd: bool) -> None:
     model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
     encoder, decoder = copy.deepcopy(model.encoder).to(dtype), copy.deepcopy(model.decoder).to(dtype)
     quicken(encoder)
@@ -70,3 +71,4 @@ def test_winograd_is_for_wide_layers_in_float32(dtype: torch.dtype, winograd: bo
     assert [type(each) for each in decoder.children()].count(Winograd) == (7 if winograd else 0)
     assert [type(each) for each in decoder.children()].count(SubPixelConv2d) == (0 if winograd else 3)
     assert isinstance(encoder.conv1_1, ReflectedConv2d)
+    assert isinstance(decoder.conv1_1, ToRgb if winograd else ReflectedConv2d)

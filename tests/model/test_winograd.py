@@ -29,17 +29,23 @@ sides = st.integers(2, 37)
 
 
 def pair(
-    kind: type[ReflectedConv2d], channels: int = 3, *, bias: bool = True, relu: bool = False
+    kind: type[ReflectedConv2d],
+    channels: int = 3,
+    *,
+    bias: bool = True,
+    relu: bool = False,
+    pool: bool = False,
 ) -> tuple[ReflectedConv2d, Winograd]:
     """Return a convolution as trained, and the same by Winograd's way."""
     torch.manual_seed(channels)
     conv = kind(channels, 5, relu=relu).requires_grad_(False)
+    conv.pool = pool
     if not bias:
         conv.bias = None
     if isinstance(conv, EnlargingConv2d):
         plain = SubPixelConv2d(conv)
         return conv, Winograd(plain, plain.weight, plain.bias, scale=2, relu=relu)
-    return conv, Winograd(conv, conv.weight, conv.bias, relu=relu)
+    return conv, Winograd(conv, conv.weight, conv.bias, relu=relu, pool=pool)
 
 
 def check_rounding(made: torch.Tensor, expected: torch.Tensor) -> None:
@@ -60,6 +66,15 @@ def test_winograds_way_is_the_convolution(
 ) -> None:
     conv, quick = pair(kind, bias=bias, relu=relu)
     features = torch.randn(samples, 3, height, width)
+    check_rounding(quick(features), conv(features))
+
+
+@given(sides, sides, st.booleans())
+def test_pooling_keeps_the_highest_of_four_and_of_fewer_at_an_odd_border(
+    height: int, width: int, relu: bool
+) -> None:
+    conv, quick = pair(ReflectedConv2d, relu=relu, pool=True)
+    features = torch.randn(2, 3, height, width)
     check_rounding(quick(features), conv(features))
 
 

@@ -18,19 +18,16 @@ from stylize_batch.model.architecture import (
     compact_decoder,
     compact_encoder,
 )
+from stylize_batch.model.convolution import ReflectedConv2d
 
 
 class _Network(nn.Module):
     architecture: Architecture = "compact"
 
-    def __init__(self, plan: Sequence[Convolution], strided: Sequence[str] = ()) -> None:
+    def __init__(self, plan: Sequence[Convolution]) -> None:
         super().__init__()
         for conv in plan:
-            stride, margin = 2 if conv.name in strided else 1, conv.kernel // 2
-            layer = nn.Conv2d(
-                conv.channels_in, conv.channels_out, conv.kernel, stride, margin, padding_mode="reflect"
-            )
-            self.add_module(conv.name, layer)
+            self.add_module(conv.name, _layer(conv))
 
     def convolve(self, name: str, x: Tensor) -> Tensor:
         """Convolve with reflection padding: the output has ⌈size / stride⌉."""
@@ -38,7 +35,18 @@ class _Network(nn.Module):
 
     def residual(self, name: str, x: Tensor) -> Tensor:
         """Add what two convolutions make of the input."""
-        return x + self.convolve(f"{name}_2", self.convolve(f"{name}_1", x).relu_())
+        return x + self.convolve(f"{name}_2", self.convolve(f"{name}_1", x))
+
+
+def _layer(conv: Convolution) -> nn.Module:
+    down = conv.name.startswith("to_") and conv.kernel > 1
+    return ReflectedConv2d(
+        conv.channels_in,
+        conv.channels_out,
+        conv.kernel,
+        stride=2 if down else 1,
+        relu=down or conv.name.startswith("smooth_") or conv.name.endswith("_1"),
+    )
 
 
 class CompactEncoder(_Network):
@@ -48,13 +56,13 @@ class CompactEncoder(_Network):
     """
 
     def __init__(self) -> None:
-        super().__init__(compact_encoder(), strided=("to_half", "to_quarter", "to_eighth"))
+        super().__init__(compact_encoder())
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return what AdaIN works on: [N, 32, ⌈H/2⌉, ⌈W/2⌉], [N, 64, ⌈H/4⌉, ⌈W/4⌉] and [N, 96, ⌈H/8⌉, ⌈W/8⌉]."""
-        half = self.convolve("to_half", images - 0.5).relu_()
-        quarter = self.convolve("to_quarter", half).relu_()
-        eighth = self.convolve("to_eighth", quarter).relu_()
+        half = self.convolve("to_half", images - 0.5)
+        quarter = self.convolve("to_quarter", half)
+        eighth = self.convolve("to_eighth", quarter)
         return half, quarter, self.residual("block", eighth)
 
 
@@ -73,10 +81,13 @@ class CompactDecoder(_Network):
         for index in range(1, COMPACT_DECODER_BLOCKS + 1):
             x = self.residual(f"block{index}", x)
         x = _enlarge(self.convolve("to_quarter", x), quarter)
-        x = x + self.convolve("smooth_quarter", F.relu(x)).relu_()
+        x = x + self.convolve("smooth_quarter", F.relu(x))
         x = _enlarge(self.convolve("to_half", x), half)
-        x = x + self.convolve("smooth_half", F.relu(x)).relu_()
-        return F.pixel_shuffle(self.convolve("pixels", x), 2) + 0.5
+        x = x + self.convolve("smooth_half", F.relu(x))
+        # Of each place the four pixels by row, column and channel: with channels last, pairs of pixels are copied.
+        places = self.convolve("pixels", x).permute(0, 2, 3, 1).unflatten(3, (2, 2, 3))
+        pixels = places.transpose(2, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+        return pixels + 0.5
 
 
 def _enlarge(coarse: Tensor, fine: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ how many multiplications there are:
   small map, one for each place of a pixel in its cell, give the same sums with four instead of nine (`SubPixelConv2d`).
 - Winograd's F(4×4, r×r) takes 2.25 per place instead of 9 for a 3×3 kernel, and 1.6 instead of 4 for a 2×2 one
   (`winograd`).
+- For the three channels of a picture the nine products of a place are made side by side (`to_rgb`).
 """
 
 from __future__ import annotations
@@ -20,20 +21,37 @@ WINOGRAD_CHANNELS = 32
 
 
 class ReflectedConv2d(nn.Conv2d):
-    """A 3×3 convolution that keeps the size: [N, C, h, w] → [N, K, h, w], the border reflected; then ReLU, or not."""
+    """A convolution with the border reflected, [N, C, h, w] → [N, K, ⌈h / stride⌉, ⌈w / stride⌉]; then ReLU and pooling to
+    half the size, or not.
+    """
 
-    def __init__(self, channels_in: int, channels_out: int, *, relu: bool = False) -> None:
-        super().__init__(channels_in, channels_out, 3, padding=1, padding_mode="reflect")
-        self.relu = relu
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        relu: bool = False,
+        pool: bool = False,
+    ) -> None:
+        super().__init__(
+            channels_in, channels_out, kernel, stride, padding=kernel // 2, padding_mode="reflect"
+        )
+        self.relu, self.pool = relu, pool
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
         found = super().forward(input)
-        return found.relu_() if self.relu else found
+        found = found.relu_() if self.relu else found
+        return F.max_pool2d(found, 2, 2, ceil_mode=True) if self.pool else found
 
 
 class EnlargingConv2d(ReflectedConv2d):
     """Nearest ×2 up-sampling and a 3×3 convolution: [N, C, h, w] → [N, K, 2h, 2w], the border reflected."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, relu: bool = False) -> None:
+        super().__init__(channels_in, channels_out, relu=relu)
 
     def forward(self, input: Tensor) -> Tensor:
         """Enlarge and convolve."""
@@ -78,37 +96,28 @@ class SubPixelConv2d(nn.Module):
 def quicken(network: nn.Module) -> None:
     """Rewrite a network's convolutions for inference, in place; it computes the same, but for rounding.
 
-    Winograd's way is for float32 on a CPU: GPU libraries have their own, and smaller types would lose digits.
+    What is compiled is for float32 on a CPU: GPU libraries have their own ways, and smaller types would lose digits.
     """
     for name, conv in list(network.named_children()):
-        if isinstance(conv, EnlargingConv2d):
-            quick = SubPixelConv2d(conv)
-            network.add_module(
-                name, _winograd(quick, 2, conv.relu) if _suits_winograd(quick.weight) else quick
-            )
-        elif (
-            isinstance(conv, nn.Conv2d)
-            and (conv.kernel_size, conv.stride, conv.padding_mode) == ((3, 3), (1, 1), "reflect")
-            and _suits_winograd(conv.weight)
-        ):
-            relu = isinstance(conv, ReflectedConv2d) and conv.relu
-            network.add_module(name, _winograd(conv, 1, relu))
+        if isinstance(conv, ReflectedConv2d):
+            plain = SubPixelConv2d(conv) if isinstance(conv, EnlargingConv2d) else conv
+            compiles = conv.weight.device.type == "cpu" and conv.weight.dtype == torch.float32
+            network.add_module(name, _compiled(conv, plain) if compiles and has_fast_groups() else plain)
 
 
-def _winograd(plain: nn.Conv2d | SubPixelConv2d, scale: int, relu: bool) -> nn.Module:
+def _compiled(conv: ReflectedConv2d, plain: ReflectedConv2d | SubPixelConv2d) -> nn.Module:
     # Not above: where a GPU trains, Numba need not be installed.
+    from stylize_batch.model.to_rgb import ToRgb
     from stylize_batch.model.winograd import Winograd
 
-    return Winograd(plain, plain.weight, plain.bias, scale=scale, relu=relu)
-
-
-def _suits_winograd(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and min(weight.shape[:2]) >= WINOGRAD_CHANNELS
-        and has_fast_groups()
-    )
+    if (conv.kernel_size, conv.stride) != ((3, 3), (1, 1)):
+        return plain
+    if min(conv.weight.shape[:2]) >= WINOGRAD_CHANNELS:
+        scale = 1 if plain is conv else 2
+        return Winograd(plain, plain.weight, plain.bias, scale=scale, relu=conv.relu, pool=conv.pool)
+    if conv.out_channels == 3 and not (conv.relu or conv.pool):
+        return ToRgb(conv.weight, conv.bias)
+    return plain
 
 
 def has_fast_groups() -> bool:

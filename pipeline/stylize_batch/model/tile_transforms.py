@@ -15,12 +15,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-_HOW: dict[str, Any] = {
-    "fastmath": {"contract", "nsz"},
-    "error_model": "numpy",
-    "nogil": True,
-}
-_inline: Callable[..., Any] = numba.njit(inline="always", **_HOW)  # pyright: ignore
+from stylize_batch.model.compiled import compiled, inlined
 
 # Python's numbers would make the sums double.
 _TWO, _THREE, _FOUR, _FIVE, _EIGHT = (np.float32(number) for number in (2, 3, 4, 5, 8))
@@ -46,41 +41,32 @@ def for_kernel(taps: int) -> np.ndarray:
 class Transforms(NamedTuple):
     """The way to tiles, and back to a map.
 
+    Of a tile's numbers [side, side, C] the first index is the column's.
+
     Attributes:
         gather: (map [h, w, C], rows, columns, first, across, tiles) writes the transformed tiles from number `first` on, of
             which there are `across` side by side; `rows` and `columns` say where each row and column of the tiles is
             in the map.
-        scatter: (products [T, side, side, s² K], first, across, s, floor, map [s h, s w · K]) writes to the map what
-            the products transform to, 4 × 4 places of a tile, none of them lower than `floor`. Of the s² kernels of
-            a sub-pixel convolution each makes one place of a cell, and sees the map from one place further up or left
-            than the next.
+        scatter: (products [T, side, side, s² K], first, across, s, floor, height, width, map) writes what the products
+            transform to, 4 × 4 places of a tile, none of them lower than `floor`, to a map [height, width, K], or the
+            highest of 2 × 2 places to one of half the size. Of the s² kernels of a sub-pixel convolution each makes one
+            place of a cell, and sees the map from one place further up or left than the next.
     """
 
     gather: Callable[[np.ndarray, np.ndarray, np.ndarray, int, int, np.ndarray], None]
-    scatter: Callable[[np.ndarray, int, int, int, np.float32, np.ndarray], None]
+    scatter: Callable[[np.ndarray, int, int, int, np.float32, int, int, np.ndarray], None]
 
 
 @functools.cache
 def transforms(side: int) -> Transforms:
     """Compile the transforms of tiles of this side, which takes seconds, or load what was compiled before."""
-    number = numba.float32
-    whole = numba.int64
-    indices = whole[::1]
-    tiles = number[:, :, :, ::1]
+    number, whole = numba.float32, numba.int64
+    map, tiles, indices = number[:, :, ::1], number[:, :, :, ::1], whole[::1]
+    gather, scatter = (_gather_6, _scatter_6) if side == 6 else (_gather_5, _scatter_5)
     return Transforms(
-        _compile(
-            _gather_6 if side == 6 else _gather_5, number[:, :, ::1], indices, indices, whole, whole, tiles
-        ),
-        _compile(_scatter_6 if side == 6 else _scatter_5, tiles, whole, whole, whole, number, number[:, ::1]),
+        compiled(gather, map, indices, indices, whole, whole, tiles),
+        compiled(scatter, tiles, whole, whole, whole, number, whole, whole, map),
     )
-
-
-def _compile(function: Callable[..., None], *types: Any) -> Callable[..., None]:
-    signature = numba.void(*types)
-    try:
-        return numba.njit(signature, cache=True, **_HOW)(function)
-    except Exception:  # no place to keep it, or what is kept there is damaged: whatever pickle raises
-        return numba.njit(signature, **_HOW)(function)
 
 
 def _gather_6(map: Any, rows: Any, columns: Any, first: int, across: int, tiles: Any) -> None:
@@ -91,10 +77,12 @@ def _gather_5(map: Any, rows: Any, columns: Any, first: int, across: int, tiles:
     _gather(map, rows, columns, first, across, tiles, False)
 
 
-@_inline
+@inlined
 def _gather(map: Any, rows: Any, columns: Any, first: int, across: int, tiles: Any, six: bool) -> None:
     count, side, channels = tiles.shape[0], 6 if six else 5, map.shape[2]
-    strip = np.empty((6, 4 * count + 2, channels), np.float32)
+    strip = np.empty((4 * count + 2, side, channels), np.float32)
+    # A column of a tile at once: few long loops are faster than many short ones.
+    given, made = strip.reshape(4 * count + 2, side * channels), tiles.reshape(count, side, side * channels)
     done = 0
     while done < count:  # tiles side by side: the columns that two of them share are transformed once
         row, column = 4 * ((first + done) // across), (first + done) % across
@@ -103,74 +91,94 @@ def _gather(map: Any, rows: Any, columns: Any, first: int, across: int, tiles: A
             at = columns[4 * column + place]
             d0, d1, d2 = map[rows[row], at], map[rows[row + 1], at], map[rows[row + 2], at]
             d3, d4, d5 = map[rows[row + 3], at], map[rows[row + 4], at], map[rows[row + 5], at]
+            out = strip[place]
             for c in range(channels):
-                (
-                    strip[0, place, c], strip[1, place, c], strip[2, place, c],
-                    strip[3, place, c], strip[4, place, c], strip[5, place, c],
-                ) = _values(six, d0[c], d1[c], d2[c], d3[c], d4[c], d5[c])  # fmt: skip
+                out[0, c], out[1, c], out[2, c], out[3, c], out[4, c], more = _values(
+                    six, d0[c], d1[c], d2[c], d3[c], d4[c], d5[c]
+                )
+                if six:
+                    out[5, c] = more
         for tile in range(width):
-            for i in range(side):
-                d0, d1, d2 = strip[i, 4 * tile], strip[i, 4 * tile + 1], strip[i, 4 * tile + 2]
-                d3, d4, d5 = strip[i, 4 * tile + 3], strip[i, 4 * tile + 4], strip[i, 4 * tile + 5]
-                out = tiles[done + tile, i]
-                for c in range(channels):
-                    out[0, c], out[1, c], out[2, c], out[3, c], out[4, c], more = _values(
-                        six, d0[c], d1[c], d2[c], d3[c], d4[c], d5[c]
-                    )
-                    if six:
-                        out[5, c] = more
+            d0, d1, d2 = given[4 * tile], given[4 * tile + 1], given[4 * tile + 2]
+            d3, d4, d5 = given[4 * tile + 3], given[4 * tile + 4], given[4 * tile + 5]
+            out = made[done + tile]
+            for k in range(side * channels):
+                out[0, k], out[1, k], out[2, k], out[3, k], out[4, k], more = _values(
+                    six, d0[k], d1[k], d2[k], d3[k], d4[k], d5[k]
+                )
+                if six:
+                    out[5, k] = more
         done += width
 
 
-def _scatter_6(products: Any, first: int, across: int, scale: int, floor: float, map: Any) -> None:
-    _scatter(products, first, across, scale, floor, map, True)
+def _scatter_6(
+    products: Any, first: int, across: int, scale: int, floor: float, height: int, width: int, map: Any
+) -> None:
+    _scatter(products, first, across, scale, floor, height, width, map, True)
 
 
-def _scatter_5(products: Any, first: int, across: int, scale: int, floor: float, map: Any) -> None:
-    _scatter(products, first, across, scale, floor, map, False)
+def _scatter_5(
+    products: Any, first: int, across: int, scale: int, floor: float, height: int, width: int, map: Any
+) -> None:
+    _scatter(products, first, across, scale, floor, height, width, map, False)
 
 
-@_inline
-def _scatter(products: Any, first: int, across: int, scale: int, floor: float, map: Any, six: bool) -> None:
+@inlined
+def _scatter(
+    products: Any, first: int, across: int, scale: int, floor: float, height: int, width: int, map: Any,
+    six: bool,
+) -> None:  # fmt: skip
     side, kernels = 6 if six else 5, products.shape[3]
     last, channels = side - 1, kernels // scale**2
-    height, width = map.shape[0] // scale, map.shape[1] // channels // scale
+    pools = map.shape[0] < height
+    columns = products.reshape(products.shape[0], side, side * kernels)
     half = np.empty((4, side, kernels), np.float32)
-    line = np.empty(4 * scale * channels, np.float32)
-    places = line.reshape(4 * scale, channels)
+    halves = half.reshape(4, side * kernels)
+    cells = np.empty((4, 4, channels), np.float32)
     for tile in range(products.shape[0]):
         row, column = 4 * ((first + tile) // across), 4 * ((first + tile) % across)
-        for j in range(side):
-            for c in range(kernels):
-                half[0, j, c], half[1, j, c], half[2, j, c], half[3, j, c] = _outputs(
-                    six, products[tile, 0, j, c], products[tile, 1, j, c], products[tile, 2, j, c],
-                    products[tile, 3, j, c], products[tile, 4, j, c], products[tile, last, j, c],
-                )  # fmt: skip
-        for i in range(4):
-            for below in range(scale):
-                y = row + i - below
-                if y < 0 or y >= height:
-                    continue
-                for right in range(scale):
-                    kernel = (below * scale + right) * channels
-                    place = scale - 1 - right
-                    for c in range(channels):
-                        (
-                            places[place, c], places[place + scale, c],
-                            places[place + 2 * scale, c], places[place + 3 * scale, c],
-                        ) = _outputs(
-                            six, half[i, 0, kernel + c], half[i, 1, kernel + c], half[i, 2, kernel + c],
-                            half[i, 3, kernel + c], half[i, 4, kernel + c], half[i, last, kernel + c],
-                        )  # fmt: skip
-                start = scale * column - (scale - 1)  # of the line, in the map's row
-                begin, end = max(0, -start), min(4 * scale, scale * width - start)
-                found = line[begin * channels : end * channels]
-                out = map[scale * y + below, (start + begin) * channels : (start + end) * channels]
-                for c in range(len(found)):
-                    out[c] = max(found[c], floor)
+        m = columns[tile]
+        for k in range(side * kernels):
+            halves[0, k], halves[1, k], halves[2, k], halves[3, k] = _outputs(
+                six, m[0, k], m[1, k], m[2, k], m[3, k], m[4, k], m[last, k]
+            )
+        for kernel in range(scale**2):
+            below, right = kernel // scale, kernel % scale
+            top, left = scale * (row - below) + below, scale * (column - right) + right
+            far = 3 * scale
+            inside = top >= 0 and left >= 0 and top + far < height and left + far < width
+            for j in range(4):
+                m = half[j, :, kernel * channels : (kernel + 1) * channels]
+                if inside and not pools:
+                    x = left + j * scale
+                    out0, out1 = map[top, x], map[top + scale, x]
+                    out2, out3 = map[top + 2 * scale, x], map[top + far, x]
+                else:
+                    out0, out1, out2, out3 = cells[0, j], cells[1, j], cells[2, j], cells[3, j]
+                for c in range(channels):
+                    r0, r1, r2, r3 = _outputs(six, m[0, c], m[1, c], m[2, c], m[3, c], m[4, c], m[last, c])
+                    out0[c], out1[c] = max(r0, floor), max(r1, floor)
+                    out2[c], out3[c] = max(r2, floor), max(r3, floor)
+            if pools:
+                for i in range(0, min(4, height - row), 2):
+                    for j in range(0, min(4, width - column), 2):
+                        down, on = min(i + 1, height - row - 1), min(j + 1, width - column - 1)
+                        out = map[(row + i) // 2, (column + j) // 2]
+                        for c in range(channels):
+                            out[c] = max(
+                                max(cells[i, j, c], cells[i, on, c]),
+                                max(cells[down, j, c], cells[down, on, c]),
+                            )
+            elif not inside:
+                for i in range(4):
+                    for j in range(4):
+                        y, x = top + i * scale, left + j * scale
+                        if 0 <= y < height and 0 <= x < width:
+                            for c in range(channels):
+                                map[y, x, c] = cells[i, j, c]
 
 
-@_inline
+@inlined
 def _values(six: bool, d0: Any, d1: Any, d2: Any, d3: Any, d4: Any, d5: Any) -> Any:
     """Bᵀ d: each point's row are the coefficients of ∏ (x − q) over the other points q."""
     if six:
@@ -187,7 +195,7 @@ def _values(six: bool, d0: Any, d1: Any, d2: Any, d3: Any, d4: Any, d5: Any) -> 
     )  # fmt: skip
 
 
-@_inline
+@inlined
 def _outputs(six: bool, m0: Any, m1: Any, m2: Any, m3: Any, m4: Any, m5: Any) -> Any:
     """Aᵀ m: four sums of the products, each weighted by powers of its point; m5 is infinity's."""
     total, difference = m1 + m2, m1 - m2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import itertools
+
 from torch import Tensor, nn
 
 from stylize_batch.model.architecture import VggArchitecture, vgg_encoder
@@ -19,16 +20,18 @@ class Encoder(nn.Module):
     def __init__(self, architecture: VggArchitecture) -> None:
         super().__init__()
         self.architecture: VggArchitecture = architecture
-        for conv in vgg_encoder(architecture):
-            self.add_module(conv.name, ReflectedConv2d(conv.channels_in, conv.channels_out, relu=True))
+        plan = vgg_encoder(architecture)
+        for conv, following in itertools.zip_longest(plan, plan[1:]):
+            pool = following is not None and following.name.endswith("_1")  # the last of its block
+            self.add_module(
+                conv.name, ReflectedConv2d(conv.channels_in, conv.channels_out, relu=True, pool=pool)
+            )
 
     def taps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the activations at `architecture.TAPS`, each [N, C, H', W'] at 1, 1/2, 1/4 and 1/8 of the size."""
         x = images
         found: list[Tensor] = []
         for name, conv in self.named_children():
-            if name.endswith("_1") and found:
-                x = F.max_pool2d(x, 2, 2, ceil_mode=True)
             x = conv(x)
             if name.endswith("_1"):
                 found.append(x)

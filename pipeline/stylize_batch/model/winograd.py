@@ -7,16 +7,14 @@ of 64 for a 2×2 one. For that a map is read in tiles that overlap, which are tr
 
 from __future__ import annotations
 
-import functools
-import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stylize_batch.model.borders import padded
+from stylize_batch.model.cores import on_all_cores
 from stylize_batch.model.tile_transforms import ONE, for_kernel, transforms
 
 BLOCK_TILES, BLOCK_CHANNELS = 64, 128
@@ -32,6 +30,8 @@ MIN_TILES = 16
 class Winograd(nn.Module):
     """A convolution that reads one place beyond each border, in float32: [N, C, h, w] → [N, K, s h, s w].
 
+    ReLU and pooling cost nothing here.
+
     Between the transforms each of a tile's n = (r + 3)² numbers has its own kernel: a 1×1 convolution in n groups, where
     tiles are the places. oneDNN does that at the processor's peak; MKL's products of matrices do not everywhere. It
     wants the kernels in an order that depends on the number of tiles, and to bring them into it takes longer than the
@@ -40,7 +40,14 @@ class Winograd(nn.Module):
     """
 
     def __init__(
-        self, plain: nn.Module, kernels: Tensor, bias: Tensor | None, *, scale: int = 1, relu: bool = False
+        self,
+        plain: nn.Module,
+        kernels: Tensor,
+        bias: Tensor | None,
+        *,
+        scale: int = 1,
+        relu: bool = False,
+        pool: bool = False,
     ) -> None:
         """Transform the kernels.
 
@@ -50,14 +57,16 @@ class Winograd(nn.Module):
             bias: [s² K].
             scale: s: places of the output on the side of a place of the input, each with kernels of its own (a
                 sub-pixel convolution).
-            relu: whether to rectify.
+            relu: whether to rectify the result.
+            pool: whether to keep the highest of 2×2 places, of one or two at an odd border; where s is 1.
         """
         super().__init__()
         self.plain = plain
         self._scale = scale
+        self._pool = pool
         self._floor = np.float32(0 if relu else -np.inf)
         self._side = kernels.shape[-1] + 3
-        self._block = BLOCK_TILES * max(1, BLOCK_CHANNELS // max(kernels.shape[:2]))
+        self._block = BLOCK_TILES * -(-BLOCK_CHANNELS // max(kernels.shape[:2]))
         self._kernels = kernels.detach()
         self._bias = None if bias is None else bias.detach()
         self._transforms = transforms(self._side)
@@ -74,22 +83,23 @@ class Winograd(nn.Module):
             return self.plain(input)
         input = input.float()  # autocast may have made it smaller
         given = input.permute(0, 2, 3, 1).contiguous().numpy()
-        made = input.new_empty(samples, scale * height, scale * width, len(self._kernels) // scale**2)
-        lines = made.flatten(2).numpy()
-        from_row, from_column = (_sources(4 * tiles + 2, length, reflect=side == 6) for tiles, length in (
-            (rows, height), (columns, width)
-        ))  # fmt: skip
+        from_row = padded(height, 4 * rows + 2, reflect=side == 6)
+        from_column = padded(width, 4 * columns + 2, reflect=side == 6)
+        height, width = scale * height, scale * width
+        shape = [-(-length // 2) for length in (height, width)] if self._pool else [height, width]
+        made = torch.empty(samples, *shape, len(self._kernels) // scale**2)
+        maps = made.numpy()
         gather, scatter = self._transforms
 
         def convolve(block: tuple[int, int, int]) -> None:
             sample, first, size = block
-            tiles = input.new_empty(size, side, side, channels)  # the last ones may stay empty
+            tiles = torch.empty(size, side, side, channels)  # the last ones may stay empty
             count = min(size, rows * columns - first)
             gather(given[sample], from_row, from_column, first, columns, tiles.numpy()[:count])
             products = self._pack(size).convolve(tiles)
-            scatter(products.numpy()[:count], first, columns, scale, self._floor, lines[sample])
+            scatter(products.numpy()[:count], first, columns, scale, self._floor, height, width, maps[sample])
 
-        _on_all_cores(convolve, [
+        on_all_cores(convolve, [
             (sample, first, size) for sample in range(samples) for first, size in _blocks(rows * columns, self._block)
         ])  # fmt: skip
         return made.permute(0, 3, 1, 2)
@@ -113,7 +123,8 @@ class _Packed:
         self._how = [0, 0], [1, 1], [1, 1], side**2  # padding, strides, dilation, groups
         transform = for_kernel(taps)
         both = torch.from_numpy(np.kron(transform, transform))
-        numbers = torch.einsum("pq,kcq->pkc", both, kernels.double().flatten(2))
+        # As `Transforms` has them: columns first.
+        numbers = torch.einsum("pq,kcq->pkc", both, kernels.double().transpose(2, 3).flatten(2))
         self._biases = None
         if bias is not None:
             biases = kernels.new_zeros(side**2, made)
@@ -127,18 +138,10 @@ class _Packed:
     def convolve(self, tiles: Tensor) -> Tensor:
         """Return [T, side, side, K] for transformed tiles [T, side, side, C]."""
         numbers = tiles.view(1, len(tiles), 1, -1).permute(0, 3, 1, 2)
-        products: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        products: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
             numbers, self._packed, self._biases, *self._how, "none", [], ""
         )
         return products.permute(0, 2, 3, 1).view(len(tiles), self._side, self._side, -1)
-
-
-def _sources(length: int, real: int, *, reflect: bool) -> np.ndarray:
-    """Return which row or column of a map each of its `length` padded ones is; the first lies one before the map."""
-    at = np.arange(-1, length - 1)
-    if reflect:
-        at = np.where(at == real, real - 2, abs(at))
-    return at.clip(0, real - 1)  # what lies further out is computed, and thrown away
 
 
 def _blocks(tiles: int, block: int) -> list[tuple[int, int]]:
@@ -150,61 +153,3 @@ def _blocks(tiles: int, block: int) -> list[tuple[int, int]]:
         found.append((first, size))
         first += size
     return found
-
-
-def _on_all_cores(work: Callable[[tuple[int, int, int]], None], blocks: list[tuple[int, int, int]]) -> None:
-    """Do the work of all blocks on as many cores as torch has in this thread, each block on one."""
-    cores = torch.get_num_threads()
-    if cores == 1:
-        for block in blocks:
-            work(block)
-        return
-    left = iter(blocks)
-
-    def take() -> None:
-        try:
-            for block in left:
-                work(block)
-        finally:
-            _drop(left)  # some are left where one has failed
-
-    # Even a single block: kernels are packed for one thread.
-    with _STARTING:
-        threads = _threads()
-    taken = [threads.submit(take) for _ in range(min(cores, len(blocks)))]
-    try:
-        wait(taken)
-    finally:
-        _drop(left)  # some are left when this is interrupted
-    torch.set_num_threads(
-        cores
-    )  # for this and all new threads, which otherwise get what was last set anywhere
-    for each in taken:
-        each.result()
-
-
-def _drop(left: Iterator[object]) -> None:
-    for _ in left:
-        pass
-
-
-_STARTING = threading.Lock()
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    """Start a thread for each core, in which torch has one."""
-    own = torch.get_num_threads()
-    count = os.cpu_count() or 1
-    threads = ThreadPoolExecutor(count, "winograd", _use_one_core)
-    together = threading.Barrier(count + 1)
-    for _ in range(count):
-        threads.submit(together.wait)
-    together.wait()
-    torch.set_num_threads(own)  # new threads take the number that was set last, in whatever thread
-    return threads
-
-
-def _use_one_core() -> None:
-    torch.get_num_threads()  # settles this thread's number, which would else be the last one set
-    torch.set_num_threads(1)
