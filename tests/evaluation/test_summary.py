@@ -48,6 +48,7 @@ def table(baseline: float = 1.0) -> pa.Table:
             "style_loss": style,
             "content_distance": content,
             "ssim": 0.5,
+            "grid": 3.0,
             "reconstruction_psnr": more.get("psnr"),
             "seconds": 0.25,
         }
@@ -63,7 +64,7 @@ def table(baseline: float = 1.0) -> pa.Table:
 
 def test_tables_say_means_and_ratios() -> None:
     lines = tables(table()).splitlines()
-    assert "| mine\\|yours |  | 6.00 | 2.00 | 0.125 (0.125) | 0.500 | 20.0 dB | 0.25 |" in lines
+    assert "| mine\\|yours |  | 6.00 | 2.00 | 0.125 (0.125) | 0.500 | 3.0 | 20.0 dB | 0.25 |" in lines
     # content distance 6 ÷ 4, style loss 2 ÷ 1, objective (6 + 10·2) ÷ (4 + 10·1)
     assert "| mine\\|yours | 50 iterations | 1.500 | 2.000 | 1.857 |" in lines
 

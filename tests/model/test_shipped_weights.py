@@ -25,6 +25,9 @@ class Promise(NamedTuple):
 
 PROMISES = {container.DEFAULT: Promise(0.45, 14), container.COMPACT: Promise(0.4, 18)}
 
+MAX_GRID = 8
+"""Steps of 1/255; the sample's photographs have up to 6, from their own details."""
+
 
 @pytest.fixture(scope="module")
 def quality(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
@@ -43,6 +46,12 @@ def test_style_loss_is_far_below_the_unstylized_contents(quality: dict[str, Rows
     assert len(quality[model]) == 30
     for pair, row in quality[model].items():
         assert row["style_loss"] <= PROMISES[model].style_loss * quality[UNSTYLIZED][pair]["style_loss"], pair
+
+
+@pytest.mark.parametrize("model", container.BUILTIN)
+def test_pictures_have_no_checkerboard(quality: dict[str, Rows], model: str) -> None:
+    for pair, row in quality[model].items():
+        assert row["grid"] < MAX_GRID, pair
 
 
 @pytest.mark.parametrize("model", container.BUILTIN)

@@ -316,6 +316,12 @@ def test_identity_pairs_teach_the_photograph_itself(recipe: Recipe, tmp_path: Pa
     assert with_identity.loss > expected + 0.1
 
 
+def test_a_grid_weight_teaches_to_leave_no_grid(recipe: Recipe, tmp_path: Path) -> None:
+    stage = recipe.stages[1].model_copy(update={"iterations": 1, "grid_weight": 1e6})
+    step = train(recipe.model_copy(update={"start": container.DEFAULT, "stages": [stage]}), tmp_path)[0]
+    assert step.loss > (step.content_loss + stage.style_weight * step.style_loss) * 1.001
+
+
 def test_reconstruction_learns(recipe: Recipe, tmp_path: Path) -> None:
     stage = recipe.stages[0].model_copy(update={"iterations": 40})
     steps = train(recipe.model_copy(update={"stages": [stage]}), tmp_path)

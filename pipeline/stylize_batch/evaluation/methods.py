@@ -12,6 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from stylize_batch.evaluation.baseline import RECIPE, optimise
 from stylize_batch.model.adain import Statistics, statistics
+from stylize_batch.model.grid import grid_energy
 from stylize_batch.model.losses import feature_distance, style_loss
 from stylize_batch.model.network import Network
 from stylize_batch.model.vgg import Encoder
@@ -39,11 +40,15 @@ class Style(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of one picture, clamped to 0..1: the losses on φ, and structural similarity to the content."""
+    """Of one picture, clamped to 0..1: the losses on φ, structural similarity to the content, and its grid.
+
+    The grid is the root of `grid_energy`, in steps of 1/255.
+    """
 
     style_loss: float
     content_distance: float
     ssim: float
+    grid: float
 
 
 @torch.no_grad()
@@ -68,6 +73,7 @@ def measure(phi: Encoder, picture: Tensor, content: Content, style: Style) -> Sc
         style_loss(taps, style.targets).item(),
         feature_distance(taps[-1], content.features).item(),
         similarity.item(),
+        255 * grid_energy(picture).sqrt().item(),
     )
 
 

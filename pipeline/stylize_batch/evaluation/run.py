@@ -50,7 +50,7 @@ MARKS = (10, 25, 50, 100, 200, 500)
 
 MAX_SHEET_PAIRS = 8
 
-VERSION = 1
+VERSION = 2
 """Of the parts: raise it when the same unit would now be measured otherwise."""
 
 SHEET = "sheet.jpg"
@@ -61,6 +61,7 @@ _PART = pa.schema(
         "style_loss": pa.float32(),
         "content_distance": pa.float32(),
         "ssim": pa.float32(),
+        "grid": pa.float32(),
         "reconstruction_psnr": pa.float32(),
         "seconds": pa.float32(),
         "picture": pa.binary(),
@@ -75,6 +76,7 @@ class _Row(NamedTuple):
     style_loss: float
     content_distance: float
     ssim: float
+    grid: float
     reconstruction_psnr: float | None
     seconds: float
     picture: bytes

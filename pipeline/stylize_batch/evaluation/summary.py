@@ -53,8 +53,8 @@ def tables(table: pa.Table) -> str:
     """Return the means per method, and the models' ratios to the baseline, as Markdown."""
     groups = grouped(table)
     lines = [
-        "| method | iterations | content distance | style loss | ÷ unstylized (worst) | SSIM | PSNR at α = 0 | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | iterations | content distance | style loss | ÷ unstylized (worst) | SSIM | grid | PSNR at α = 0 | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(_line(_means(method, iterations, groups)) for method, iterations in groups),
     ]
     marks = [iterations for method, iterations in groups if method == GATYS]
@@ -93,9 +93,9 @@ def _means(method: str, iterations: int | None, groups: Groups) -> list[str]:
         f"{_mean(rows, _content_distance):.2f}",
         f"{_mean(rows, _style_loss):.2f}",
     ]
-    ssim = f"{_mean(rows, lambda row: row['ssim']):.3f}"
+    look = [f"{_mean(rows, lambda row: row['ssim']):.3f}", f"{_mean(rows, lambda row: row['grid']):.1f}"]
     if method == UNSTYLIZED:
-        return [*cells, "", ssim, "", ""]
+        return [*cells, "", *look, "", ""]
     ratio = geometric_mean_ratio(rows, unstylized, _style_loss)
     worst = max(_ratios(rows, unstylized, _style_loss), default=math.nan)
     psnr = {content: row["reconstruction_psnr"] for (content, _), row in rows.items()}
@@ -103,7 +103,7 @@ def _means(method: str, iterations: int | None, groups: Groups) -> list[str]:
     return [
         *cells,
         f"{ratio:.3f} ({worst:.3f})",
-        ssim,
+        *look,
         f"{np.mean(known):.1f} dB" if known else "",
         f"{np.median([row['seconds'] for row in rows.values()]):.2f}",
     ]

@@ -24,6 +24,7 @@ from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model import checkpoint
 from stylize_batch.model.compact import CompactEncoder
 from stylize_batch.model.device import usable_device
+from stylize_batch.model.grid import grid_energy
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
 from stylize_batch.training import log, state
@@ -199,6 +200,8 @@ class Trainer:
                 loss = content + stage.style_weight * style
                 if same:
                     loss = loss + stage.identity_weight * F.mse_loss(images[:same].float(), contents[:same])
+                if stage.grid_weight:
+                    loss = loss + stage.grid_weight * grid_energy(images.float())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRADIENT_NORM)

@@ -33,6 +33,9 @@ class Stage(BaseModel):
         0, ge=0, description="pairs per batch whose style is the content itself, compared by pixels too"
     )
     identity_weight: float = Field(100.0, ge=0, description="of the pixel MSE of identity pairs")
+    grid_weight: float = Field(
+        0.0, ge=0, description="of the mean square of what repeats with cells of 2×2 pixels; not in the paper"
+    )
 
 
 class Recipe(BaseModel):
