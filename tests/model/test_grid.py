@@ -17,14 +17,13 @@ COLUMNS = torch.tensor([[1.0, -1.0], [1.0, -1.0]]).repeat(32, 32)
 )
 def test_each_pattern_of_a_cell_counts_with_its_power(pattern: torch.Tensor) -> None:
     images = 0.5 + 0.1 * pattern.expand(2, 3, 64, 64)
-    # One of the three details a cell has, with amplitude 2 · 0.1.
-    assert grid_energy(images).item() == pytest.approx(0.2**2 / 3, rel=1e-4)
+    assert grid_energy(images).item() == pytest.approx(0.1**2, rel=1e-4)
 
 
 def test_details_that_do_not_repeat_hardly_count() -> None:
     noise = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    # The mean of the 64 cells of a window has a 64th of their power.
-    assert grid_energy(noise).item() == pytest.approx(1 / 64, rel=0.15)
+    # Three of a cell's four numbers, and of their power the 64th that the mean of 64 cells has.
+    assert grid_energy(noise).item() == pytest.approx(3 / 4 / 64, rel=0.15)
     assert grid_energy(picture(64, 64)) < 0.05**2
 
 

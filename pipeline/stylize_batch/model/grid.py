@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def grid_energy(images: Tensor) -> Tensor:
-    """Return how much of pictures [N, 3, H, W] repeats with cells of 2×2 pixels, a mean square; H and W ≥ 16.
+    """Return the power of what repeats with cells of 2×2 pixels in pictures [N, 3, H, W], a mean square; H and W ≥ 16.
 
     Convolutions that make several pixels of a place leave such a pattern (Odena et al. 2016), and it lowers the style
     loss. Of each window of 8×8 cells this takes the mean of what its pixels differ by within a cell; a picture's own
@@ -16,5 +16,5 @@ def grid_energy(images: Tensor) -> Tensor:
     """
     whole = images[:, :, : images.shape[2] // 2 * 2, : images.shape[3] // 2 * 2]
     a, b, c, d = (whole[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1))
-    details = torch.cat([a - b + c - d, a + b - c - d, a - b - c + d], 1) / 2
-    return F.avg_pool2d(details, 8).square().mean()
+    details = torch.stack([a - b + c - d, a + b - c - d, a - b - c + d]) / 4
+    return F.avg_pool2d(details.flatten(0, 1), 8).square().mean() * len(details)

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylize_batch.errors import UsageError
@@ -27,6 +26,7 @@ from stylize_batch.model.architecture import (
     vgg_decoder,
     vgg_encoder,
 )
+from stylize_batch.model.convolution import ReflectedConv2d
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
 
@@ -163,19 +163,16 @@ def normalise(encoder: Encoder, crops: Iterable[Tensor]) -> int:
     Returns:
         The number of images.
     """
-    convolutions = [conv for conv in encoder.children() if isinstance(conv, nn.Conv2d)]
+    convolutions = [conv for conv in encoder.children() if isinstance(conv, ReflectedConv2d)]
     sums = {conv: torch.zeros(conv.out_channels, dtype=torch.float64) for conv in convolutions}
     count = 0
-
-    def add(conv: nn.Conv2d, _: object, output: Tensor) -> None:
-        sums[conv] += F.relu(output).mean((2, 3), dtype=torch.float64).sum(0)
-
-    hooks = [conv.register_forward_hook(add) for conv in sums]
     for images in crops:
-        encoder(images)
+        x = images
+        for conv in convolutions:
+            activation = nn.Conv2d.forward(conv, x).relu_()  # before the pool that the layer may end with
+            sums[conv] += activation.mean((2, 3), dtype=torch.float64).sum(0)
+            x = conv(x)
         count += len(images)
-    for hook in hooks:
-        hook.remove()
     before = torch.ones(3, dtype=torch.float64)
     for conv, total in sums.items():
         mean = total / count

@@ -260,9 +260,17 @@ class Network:
         transfers = [
             [
                 adain(own, style, alpha, self._max_gain)
-                for own, style in zip(statistics, self._wanted(vector, content), strict=True)
+                for own, style in zip(
+                    statistics[: len(self._transfer_strides)], self._wanted(vector), strict=True
+                )
             ]
             for vector, statistics in zip(vectors, found, strict=True)
+        ]
+        # Eq. 12's t has no bound, whatever the model's AdaIN has: losses compare models.
+        aims = [
+            adain(statistics[-1], taps[-1], alpha)
+            for taps, statistics in zip(wanted_taps, found, strict=True)
+            if content.metrics
         ]
         meter = LossMeter(regions.count)
         picture = None
@@ -273,10 +281,10 @@ class Network:
             targets = [
                 over_regions(each, regions.weights(needed, stride, features)).apply(features)
                 for each, features, stride in zip(
-                    zip(*transfers, strict=True), maps, self._map_strides(content), strict=True
+                    zip(*transfers, strict=True), maps, self._transfer_strides, strict=False
                 )
             ]
-            decoded = self._decoder(*targets[: len(self._transfer_strides)])
+            decoded = self._decoder(*targets)
             images = shown.crop(decoded, needed).clamp(0, 1)
             piece = finish(tile.crop(images, shown))
             if len(content.tiles) == 1:
@@ -292,25 +300,24 @@ class Network:
             if content.metrics:
                 with self._timed("metrics"):
                     taps = self._phi.taps(images)
+                    aim = over_regions(aims, regions.weights(needed, STRIDE, maps[-1])).apply(maps[-1])
                     meter.add(
                         [
                             tile.crop(tap, shown, stride)
                             for tap, stride in zip(taps, TAP_STRIDES, strict=True)
                         ],
                         [regions.weights(tile, stride, images) for stride in TAP_STRIDES],
-                        tile.crop(targets[-1], needed, STRIDE),
+                        tile.crop(aim, needed, STRIDE),
                         tile.crop(maps[-1], needed, STRIDE),
                     )
         assert picture is not None
         return picture, meter.losses(wanted_taps) if content.metrics else None
 
-    def _wanted(self, vector: Tensor, content: ContentFeatures) -> list[Statistics]:
-        """Return the style's μ and σ for each of the contents' maps."""
-        taps = unpack(vector[:, :LOSS_WIDTH], CHANNELS)
+    def _wanted(self, vector: Tensor) -> list[Statistics]:
+        """Return the style's μ and σ for each of the maps AdaIN works on."""
         if self._encoder is self._phi:
-            return taps[-1:]
-        transfer = unpack(vector[:, LOSS_WIDTH:], self._transfer_channels)
-        return [*transfer, taps[-1]] if content.metrics else transfer
+            return unpack(vector[:, :LOSS_WIDTH], CHANNELS)[-1:]
+        return unpack(vector[:, LOSS_WIDTH:], self._transfer_channels)
 
 
 def unpack(styles: Tensor, channels: Sequence[int]) -> list[Statistics]:
