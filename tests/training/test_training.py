@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -144,6 +145,20 @@ def test_the_learning_rate_may_change_under_way(recipe: Recipe, tmp_path: Path) 
     assert train(recipe.model_copy(update={"stages": stages}), tmp_path)[-1].learning_rate < 1e-4
 
 
+def test_where_the_gpu_has_too_little_memory_the_advice_can_be_followed(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(recipe, str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.optimizer, "step", Mock(side_effect=torch.OutOfMemoryError))
+        with pytest.raises(JobFailedError, match="lower the stage's batch or crop"):
+            trainer.run(lambda step: None)
+    assert not state_files(tmp_path)
+    train(recipe, tmp_path, stop_after=4)
+    stages = [stage.model_copy(update={"batch": 1, "crop": 16}) for stage in recipe.stages]
+    assert train(recipe.model_copy(update={"stages": stages}), tmp_path)[-1].iteration == 6
+
+
 def test_a_gradient_that_is_not_finite_ends_the_training_and_spoils_nothing(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +169,16 @@ def test_a_gradient_that_is_not_finite_ends_the_training_and_spoils_nothing(
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(JobFailedError, match="learning_rate"):
         trainer.run(lambda step: None)
+    assert state_files(tmp_path) == before
+
+
+def test_an_interruption_among_such_gradients_keeps_the_last_sound_checkpoint(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(recipe, tmp_path, stop_after=2)
+    before = state_files(tmp_path)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
+    train(recipe, tmp_path, stop_after=4)
     assert state_files(tmp_path) == before
 
 
@@ -336,9 +361,27 @@ def test_another_recipe_does_not_continue_a_training(recipe: Recipe, tmp_path: P
         next(other.encoder.parameters()).mul_(2)
     encoder = tmp_path / "encoder.safetensors"
     encoder.write_bytes(checkpoint.dumps(other.encoder, other.decoder, {"name": "other"}))
-    for change in ({"seed": 1}, {"start": container.DEFAULT}, {"encoder": str(encoder)}):
-        with pytest.raises(UsageError, match="another recipe"):
+    stages = [recipe.stages[0], recipe.stages[1].model_copy(update={"style_weight": 3.0})]
+    for change, name in (
+        ({"seed": 1}, "seed"),
+        ({"start": container.DEFAULT}, "start"),
+        ({"encoder": str(encoder)}, "encoder"),
+        ({"stages": stages}, r"stages\.1\.style_weight"),
+        ({"stages": recipe.stages[:1]}, r"stages\.1\.loss"),
+    ):
+        with pytest.raises(UsageError, match=rf"another recipe \(changed: {name}\)"):
             Trainer(recipe.model_copy(update=change), str(tmp_path))
+
+
+def test_a_setting_that_recipes_gain_later_does_not_end_trainings_under_way(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    train(recipe, tmp_path, stop_after=4)
+
+    class Longer(Recipe):
+        sharpness: float = 0.0
+
+    assert Trainer(Longer.model_validate(recipe.model_dump()), str(tmp_path)).iteration == 4
 
 
 def test_draws_are_balanced_over_sources_whatever_their_size(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import signal
@@ -11,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +42,12 @@ SAMPLES = 4
 """Contents and styles of the sample grid."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+FREE = {
+    **dict.fromkeys(("checkpoint_minutes", "sample_every", "contents", "styles", "encoder"), True),
+    "stages": {"__all__": {"iterations", "learning_rate", "decay", "crop", "batch"}},
+}
+"""What of a recipe may change under way: the length, the rate and the batches of stages, and where the images and φ lie."""
 
 
 class Trainer:
@@ -155,7 +161,9 @@ class Trainer:
                         raise KeyboardInterrupt
         finally:
             batches.close()
-            if self._bad_steps < MAX_BAD_STEPS:  # such a step is not applied: the weights are sound
+            at_end = self.iteration == self.iterations and self._bad_steps < MAX_BAD_STEPS
+            # Among such steps the weights may be beyond repair, and before the first there is nothing to keep.
+            if self.iteration and (not self._bad_steps or at_end):
                 self.save()
         return self.iteration == self.iterations
 
@@ -297,9 +305,7 @@ class Trainer:
         network = self.objective.transfer
         with self.averaged():
             model = checkpoint.dumps(network.encoder, network.decoder, metadata)
-        position = Position(
-            self.iteration, self._updates, self.seconds, _fingerprint(self.recipe, self.objective.phi)
-        )
+        position = Position(self.iteration, self._updates, self.seconds, self._fixed())
         buffers = dict(self.objective.transfer.named_buffers())
         parts = {
             "weights": self._weights,
@@ -330,14 +336,27 @@ class Trainer:
         finally:
             self.root.clear_temporaries()
 
+    def _fixed(self) -> dict[str, Any]:
+        """Return by name what may not change under way: settings that are not left at their defaults, and φ."""
+        settings = self.recipe.model_dump(exclude=FREE, exclude_defaults=True)
+        for number, stage in enumerate(settings.pop("stages")):
+            settings |= {f"stages.{number}.{name}": value for name, value in stage.items()}
+        phi = hashlib.blake2b(digest_size=16)
+        for weight in self.objective.phi.state_dict().values():
+            phi.update(weight.cpu().numpy().tobytes())
+        return {**settings, "encoder": phi.hexdigest()}
+
     def _resume(self) -> None:
         found = state.load(self.root)
         if found is None:
             return
         position, parts = found
-        if position.recipe != _fingerprint(self.recipe, self.objective.phi):
+        before, now = position.fixed, self._fixed()
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if changed:
             raise UsageError(
-                f"{self.root.uri} was trained with another recipe; choose another --output or restore the recipe"
+                f"{self.root.uri} was trained with another recipe (changed: {', '.join(changed)}); change it back or "
+                "choose another --output"
             )
         self._set_weights(parts["weights"])
         for name, buffer in self.objective.transfer.named_buffers():
@@ -400,20 +419,6 @@ def _held_signals() -> Generator[Callable[[], bool]]:
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
-
-
-def _fingerprint(recipe: Recipe, phi: Encoder) -> str:
-    """Digest of what may not change under way; the length and the rate of stages may, and where the
-    images and φ lie."""
-    free = {"checkpoint_minutes", "sample_every", "contents", "styles", "encoder"}
-    settings = recipe.model_dump(exclude=free)
-    for stage in settings["stages"]:
-        for name in ("iterations", "learning_rate", "decay"):
-            del stage[name]
-    found = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
-    for weight in phi.state_dict().values():
-        found.update(weight.cpu().numpy().tobytes())
-    return found.hexdigest()
 
 
 def _computes_bf16(device: torch.device) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 from torch import Tensor
@@ -32,13 +32,13 @@ class Position(NamedTuple):
         iteration: iterations done.
         updates: of them, those that changed the weights.
         seconds: spent on them.
-        recipe: fingerprint of the recipe.
+        fixed: what may not change from then on, by name.
     """
 
     iteration: int
     updates: int
     seconds: float
-    recipe: str
+    fixed: dict[str, Any]
 
 
 def save(root: Root, position: Position, parts: Parts) -> None:
