@@ -246,6 +246,13 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_an_output_that_cannot_be_read_is_not_taken_for_a_damaged_checkpoint(
+    recipe: Recipe, no_credentials: None
+) -> None:
+    with pytest.raises(UsageError, match=r"^cannot read s3://bucket/run: .*credentials"):
+        Trainer(recipe, "s3://bucket/run")
+
+
 def test_training_starts_from_a_models_weights(recipe: Recipe, tmp_path: Path) -> None:
     stage = recipe.stages[1].model_copy(update={"learning_rate": 1e-9, "iterations": 1})
     started = recipe.model_copy(update={"start": container.DEFAULT, "stages": [stage]})

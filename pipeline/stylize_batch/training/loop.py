@@ -106,6 +106,8 @@ class Trainer:
             raise UsageError(
                 f"the checkpoint in {self.root.uri} cannot be read ({error}); copy it again or start another --output"
             ) from None
+        except OSError as error:
+            raise UsageError(f"cannot read {self.root.uri}: {error}") from None
         side = max(MAX_STORED_SIDE, *(stage.crop for stage in recipe.stages))
         self.contents, self.styles = (
             ImagePool(folder, recipe.group_separator, recipe.holdout, side)

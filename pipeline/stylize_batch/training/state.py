@@ -16,7 +16,7 @@ INDEX = "state.json"
 PREFIX = "state-"
 
 DAMAGED = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError,
+    FileNotFoundError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, safetensors.SafetensorError,
 )  # fmt: skip
 """What reading a checkpoint, and the log beside it, raises if they are not what was written."""
 
@@ -59,7 +59,8 @@ def load(root: Root) -> tuple[Position, Parts] | None:
     """Read the current checkpoint, if there is one.
 
     Raises:
-        Exception: one of `DAMAGED`: it is incomplete, or storage does not answer.
+        Exception: one of `DAMAGED`: it is incomplete.
+        OSError: storage refused or did not answer.
     """
     if not root.exists(INDEX):
         return None
