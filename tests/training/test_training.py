@@ -55,6 +55,17 @@ def recipe(pictures: Path) -> Recipe:
     )
 
 
+@pytest.fixture
+def other_encoder(tmp_path: Path) -> Path:
+    """A model with another VGG-16 than the shipped one."""
+    model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    with torch.no_grad():
+        next(model.encoder.parameters()).mul_(2)
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(checkpoint.dumps(model.encoder, model.decoder, {"name": "other"}))
+    return path
+
+
 def train(recipe: Recipe, output: Path, stop_after: int | None = None) -> list[Step]:
     steps: list[Step] = []
 
@@ -263,6 +274,25 @@ def test_training_starts_from_a_models_weights(recipe: Recipe, tmp_path: Path) -
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
 
 
+def test_a_start_model_of_other_features_is_refused(
+    recipe: Recipe, other_encoder: Path, tmp_path: Path
+) -> None:
+    change = {"start": str(other_encoder)}
+    with pytest.raises(UsageError, match=r"is not that of .*; write `encoder: .*other\.safetensors`"):
+        Trainer(recipe.model_copy(update=change), str(tmp_path / "out"))
+    change["encoder"] = str(other_encoder)
+    Trainer(recipe.model_copy(update=change), str(tmp_path / "out"))
+
+
+def test_the_start_model_is_not_needed_to_continue(recipe: Recipe, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(container.builtin_bytes(container.DEFAULT))
+    started = recipe.model_copy(update={"start": str(start)})
+    train(started, tmp_path / "out", stop_after=4)
+    start.unlink()
+    assert train(started, tmp_path / "out")[-1].iteration == 6
+
+
 def test_the_model_is_the_running_mean_of_the_weights(recipe: Recipe, tmp_path: Path) -> None:
     stage = recipe.stages[0].model_copy(update={"iterations": 2})
     trainer = Trainer(recipe.model_copy(update={"average": 0.15, "stages": [stage]}), str(tmp_path))
@@ -361,18 +391,15 @@ def test_reconstruction_learns(recipe: Recipe, tmp_path: Path) -> None:
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
 
-def test_another_recipe_does_not_continue_a_training(recipe: Recipe, tmp_path: Path) -> None:
+def test_another_recipe_does_not_continue_a_training(
+    recipe: Recipe, other_encoder: Path, tmp_path: Path
+) -> None:
     train(recipe, tmp_path)
-    other = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
-    with torch.no_grad():
-        next(other.encoder.parameters()).mul_(2)
-    encoder = tmp_path / "encoder.safetensors"
-    encoder.write_bytes(checkpoint.dumps(other.encoder, other.decoder, {"name": "other"}))
     stages = [recipe.stages[0], recipe.stages[1].model_copy(update={"style_weight": 3.0})]
     for change, name in (
         ({"seed": 1}, "seed"),
         ({"start": container.DEFAULT}, "start"),
-        ({"encoder": str(encoder)}, "encoder"),
+        ({"encoder": str(other_encoder)}, "encoder"),
         ({"stages": stages}, r"stages\.1\.style_weight"),
         ({"stages": recipe.stages[:1]}, r"stages\.1\.loss"),
     ):

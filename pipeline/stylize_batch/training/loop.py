@@ -101,13 +101,15 @@ class Trainer:
         self.seconds = 0.0
         self._rows: list[Step] = []
         try:
-            self._resume()
+            resumed = self._resume()
         except state.DAMAGED as error:
             raise UsageError(
                 f"the checkpoint in {self.root.uri} cannot be read ({error}); copy it again or start another --output"
             ) from None
         except OSError as error:
             raise UsageError(f"cannot read {self.root.uri}: {error}") from None
+        if recipe.start and not resumed:
+            self._start()
         side = max(MAX_STORED_SIDE, *(stage.crop for stage in recipe.stages))
         self.contents, self.styles = (
             ImagePool(folder, recipe.group_separator, recipe.holdout, side)
@@ -343,15 +345,36 @@ class Trainer:
         settings = self.recipe.model_dump(exclude=FREE, exclude_defaults=True)
         for number, stage in enumerate(settings.pop("stages")):
             settings |= {f"stages.{number}.{name}": value for name, value in stage.items()}
-        phi = hashlib.blake2b(digest_size=16)
-        for weight in self.objective.phi.state_dict().values():
-            phi.update(weight.cpu().numpy().tobytes())
-        return {**settings, "encoder": phi.hexdigest()}
+        return {**settings, "encoder": _digest(self.objective.phi)}
 
-    def _resume(self) -> None:
+    def _start(self) -> None:
+        """Take over the weights of the model the recipe starts from.
+
+        Raises:
+            UsageError: it cannot be read, or is another network.
+        """
+        name, transfer = self.recipe.start, self.objective.transfer
+        start = checkpoint.loads(read_model(name))
+        if start.encoder.architecture != self.recipe.architecture:
+            raise UsageError(
+                f"{name} is a {start.encoder.architecture}, training a {self.recipe.architecture} cannot start from it"
+            )
+        if transfer.encoder is not self.objective.phi:
+            transfer.encoder.load_state_dict(start.encoder.state_dict())
+        elif _digest(start.encoder) != _digest(self.objective.phi):
+            # A decoder belongs to the features it was trained on.
+            raise UsageError(
+                f"the encoder of {self.recipe.encoder} is not that of {name}; write `encoder: {name}` into the recipe"
+            )
+        transfer.decoder.load_state_dict(start.decoder.state_dict())
+        for key, weight in self._weights.items():
+            self._average[key].copy_(weight.detach())
+
+    def _resume(self) -> bool:
+        """Continue from the output's checkpoint; returns whether there is one."""
         found = state.load(self.root)
         if found is None:
-            return
+            return False
         position, parts = found
         before, now = position.fixed, self._fixed()
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -375,6 +398,7 @@ class Trainer:
             # Rows after the checkpoint are drawn again.
             rows = log.load(self.root.read(LOG))
             self._rows = [row for row in rows if row.iteration <= self.iteration]
+        return True
 
 
 def _plot(rows: list[Step], points: int = 400) -> bytes:
@@ -393,16 +417,8 @@ def _plot(rows: list[Step], points: int = 400) -> bytes:
 
 
 def _new_network(recipe: Recipe, phi: Encoder) -> Transfer:
-    """Make the architecture's network, with the weights of the model the recipe starts from."""
+    """Make the architecture's network, with random weights."""
     encoder, decoder = checkpoint.build(recipe.architecture)
-    if recipe.start:
-        start = checkpoint.loads(read_model(recipe.start))
-        if start.encoder.architecture != recipe.architecture:
-            raise UsageError(
-                f"{recipe.start} is a {start.encoder.architecture}, training a {recipe.architecture} cannot start from it"
-            )
-        encoder.load_state_dict(start.encoder.state_dict())
-        decoder.load_state_dict(start.decoder.state_dict())
     gain = recipe.max_gain or math.inf
     return Transfer(encoder if isinstance(encoder, CompactEncoder) else phi, decoder, gain)
 
@@ -421,6 +437,14 @@ def _held_signals() -> Generator[Callable[[], bool]]:
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+def _digest(network: torch.nn.Module) -> str:
+    """Return what identifies a network's weights, in order."""
+    found = hashlib.blake2b(digest_size=16)
+    for weight in network.state_dict().values():
+        found.update(weight.cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _computes_bf16(device: torch.device) -> bool:
