@@ -339,6 +339,14 @@ def test_losses_are_drawn_as_a_picture(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_a_trained_model_is_a_model(recipe: Recipe, tmp_path: Path) -> None:
     train(recipe, tmp_path)
+def test_a_recipe_in_fp32_is_not_trained_in_tf32(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    Trainer(recipe, str(tmp_path))
+    assert not torch.backends.cudnn.allow_tf32
+
+
     loaded = checkpoint.loads((tmp_path / "model.safetensors").read_bytes())
     assert loaded.metadata["name"] == "tiny"
     assert loaded.metadata["iterations"] == "6"

@@ -46,6 +46,11 @@ def usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def keep_float32() -> None:
+    """Have GPUs compute float32 in float32: otherwise cuDNN rounds what convolutions take to 10 bits (TF32)."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def batch_pixels(free: int, dtype: torch.dtype) -> int:
     """Return how many pixels to take at once on a GPU with so many bytes of memory to use.
 

@@ -23,7 +23,7 @@ from stylize_batch.model.architecture import (
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.color import ColorMap
 from stylize_batch.model.convolution import quicken
-from stylize_batch.model.device import to_device, wait_for
+from stylize_batch.model.device import keep_float32, to_device, wait_for
 from stylize_batch.model.losses import Losses, LossMeter
 from stylize_batch.model.regions import Regions
 from stylize_batch.model.tiling import PASS_PIXELS, STRIDE, Box, tiles
@@ -107,9 +107,8 @@ class Network:
         """
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
-        if self.device.type == "cuda" and precision == "fp32":
-            # Otherwise cuDNN rounds float32 convolutions to 10 bits (TF32).
-            torch.backends.cudnn.allow_tf32 = False
+        if precision == "fp32":
+            keep_float32()
         phi = loss_network(model)
         unbiased = model.metadata.get("variance") == container.UNBIASED
         # Losses always take the biased variance, so a style needs both statistics where AdaIN takes the other.

@@ -23,7 +23,7 @@ from stylize_batch.images.plot import line_plot
 from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model import checkpoint
 from stylize_batch.model.compact import CompactEncoder
-from stylize_batch.model.device import usable_device
+from stylize_batch.model.device import keep_float32, usable_device
 from stylize_batch.model.grid import grid_energy
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
@@ -78,6 +78,8 @@ class Trainer:
         self.recipe = recipe
         self.device = usable_device(device)
         self.root = Root(output)
+        if recipe.precision == "fp32":
+            keep_float32()
         self._autocast = recipe.precision == "bf16" and _computes_bf16(self.device)
         phi = _load_encoder(recipe)
         torch.manual_seed(recipe.seed)
