@@ -539,6 +539,11 @@ def test_a_wrong_recipe_is_refused_in_one_line(
     path.write_text(yaml.safe_dump({**recipe.model_dump(), **change}))
     with pytest.raises(UsageError, match=message) as caught:
         load_recipe(str(path))
+        (
+            {"stages": [{"loss": "style", "iterations": 1, "batch": 4, "identity_pairs": 5}]},
+            r"stages\.0\.identity_pairs: 5 is more than the batch, 4$",
+        ),
+        ({"stages": [{"loss": "style", "iterations": 1, "learning_rate": float("inf")}]}, "learning_rate"),
     assert "\n" not in str(caught.value)
 
 

@@ -20,7 +20,7 @@ class Stage(BaseModel):
     so they keep teaching the decoder what a photograph looks like, which α < 1 shows.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     loss: Literal["reconstruction", "style"]
     iterations: int = Field(gt=0)
@@ -37,11 +37,18 @@ class Stage(BaseModel):
         0.0, ge=0, description="of the mean square of what repeats with cells of 2×2 pixels; not in the paper"
     )
 
+    @field_validator("identity_pairs")
+    @classmethod
+    def _not_above_batch(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("batch", value):
+            raise ValueError(f"{value} is more than the batch, {info.data['batch']}")
+        return value
+
 
 class Recipe(BaseModel):
     """All settings of a training run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     architecture: Architecture
