@@ -8,13 +8,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
+import torch
 from PIL import Image
 
 from stylize_batch.errors import JobFailedError, UsageError
+from stylize_batch.evaluation import run
 from stylize_batch.evaluation.protocol import Protocol
 from stylize_batch.evaluation.run import Evaluation
 from stylize_batch.model import checkpoint, container
@@ -116,6 +119,16 @@ def test_models_stay_as_they_were_loaded_whatever_device_phi_is_put_on(
     assert all(weight.is_contiguous() for weight in weights), (
         "`to` works in place, on the layout as on the device"
     )
+
+
+@pytest.mark.parametrize("stage", ["encode_style", "Model", "encode_content"])
+def test_too_little_memory_ends_in_one_line_wherever_it_is_found_out(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    evaluation = Evaluation(protocol, str(tmp_path / "out"))
+    monkeypatch.setattr(run, stage, Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(JobFailedError, match=f"too little memory for --size {SIZE}"):
+        evaluation.run(Silent())
 
 
 def test_changed_images_are_compared_anew(protocol: Protocol, pictures: Path, tmp_path: Path) -> None:

@@ -156,6 +156,15 @@ def test_the_learning_rate_may_change_under_way(recipe: Recipe, tmp_path: Path) 
     assert train(recipe.model_copy(update={"stages": stages}), tmp_path)[-1].learning_rate < 1e-4
 
 
+def test_too_little_memory_for_the_samples_ends_in_one_line_too(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(recipe, str(tmp_path))
+    monkeypatch.setattr(trainer.objective, "stylize", Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(JobFailedError, match="too little memory"):
+        trainer.run(lambda step: None)
+
+
 def test_where_the_gpu_has_too_little_memory_the_advice_can_be_followed(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +339,14 @@ def test_the_bound_of_a_recipe_is_at_work_in_training_and_kept_in_the_model(
     assert bounded.metadata["max_gain"] == "1.5"
 
 
+def test_a_recipe_in_fp32_is_not_trained_in_tf32(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    Trainer(recipe, str(tmp_path))
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_losses_are_drawn_as_a_picture(recipe: Recipe, tmp_path: Path) -> None:
     train(recipe, tmp_path)
     with Image.open(tmp_path / "training.png") as image:
@@ -339,14 +356,6 @@ def test_losses_are_drawn_as_a_picture(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_a_trained_model_is_a_model(recipe: Recipe, tmp_path: Path) -> None:
     train(recipe, tmp_path)
-def test_a_recipe_in_fp32_is_not_trained_in_tf32(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    Trainer(recipe, str(tmp_path))
-    assert not torch.backends.cudnn.allow_tf32
-
-
     loaded = checkpoint.loads((tmp_path / "model.safetensors").read_bytes())
     assert loaded.metadata["name"] == "tiny"
     assert loaded.metadata["iterations"] == "6"
@@ -530,6 +539,11 @@ def test_what_cannot_be_listed_or_shown_is_refused_before_training(
         ({"seed": -1}, "seed"),
         ({"min_scale": 0.6, "max_scale": 0.5}, r"max_scale: 0\.5 is less than min_scale, 0\.6$"),
         ({"stages": [{"loss": "style", "iterations": 1, "crop": 36}]}, "crop"),
+        (
+            {"stages": [{"loss": "style", "iterations": 1, "batch": 4, "identity_pairs": 5}]},
+            r"stages\.0\.identity_pairs: 5 is more than the batch, 4$",
+        ),
+        ({"stages": [{"loss": "style", "iterations": 1, "learning_rate": float("inf")}]}, "learning_rate"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(
@@ -539,11 +553,6 @@ def test_a_wrong_recipe_is_refused_in_one_line(
     path.write_text(yaml.safe_dump({**recipe.model_dump(), **change}))
     with pytest.raises(UsageError, match=message) as caught:
         load_recipe(str(path))
-        (
-            {"stages": [{"loss": "style", "iterations": 1, "batch": 4, "identity_pairs": 5}]},
-            r"stages\.0\.identity_pairs: 5 is more than the batch, 4$",
-        ),
-        ({"stages": [{"loss": "style", "iterations": 1, "learning_rate": float("inf")}]}, "learning_rate"),
     assert "\n" not in str(caught.value)
 
 

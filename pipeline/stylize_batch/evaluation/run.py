@@ -148,12 +148,12 @@ class Evaluation:
         """Make what is missing, and write table, summary, plots and contact sheet.
 
         Raises:
-            JobFailedError: storage failed.
+            JobFailedError: storage failed, or the GPU has too little memory.
         """
-        styles = [encode_style(self._phi, *self._upload(image)) for image in self._styles]
-        models = [Model(name, *network, styles) for name, network in self._networks.items()]
         iterations = self.protocol.iterations
         try:
+            styles = [encode_style(self._phi, *self._upload(image)) for image in self._styles]
+            models = [Model(name, *network, styles) for name, network in self._networks.items()]
             units = self._units([Unstylized(), *models], styles)
             slow = self._units([Gatys(self._phi, iterations)] if iterations else [], styles)
             parts = self._read_parts(units + slow)

@@ -141,12 +141,7 @@ class Trainer:
         try:
             with _held_signals() as interrupted:
                 while self.iteration < self.iterations:
-                    try:
-                        step = self._step(*batches.take(self.iteration))
-                    except torch.OutOfMemoryError:
-                        raise JobFailedError(
-                            "the GPU has too little memory; lower the stage's batch or crop"
-                        ) from None
+                    step = self._step(*batches.take(self.iteration))
                     now = time.monotonic()
                     self.seconds = before + now - started
                     self._rows.append(step._replace(seconds=self.seconds))
@@ -165,6 +160,8 @@ class Trainer:
                         break
                     if interrupted():
                         raise KeyboardInterrupt
+        except torch.OutOfMemoryError:
+            raise JobFailedError("the GPU has too little memory; lower the stage's batch or crop") from None
         finally:
             batches.close()
             at_end = self.iteration == self.iterations and self._bad_steps < MAX_BAD_STEPS
