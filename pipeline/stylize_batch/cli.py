@@ -6,7 +6,9 @@ import inspect
 import json
 import signal
 import sys
+import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
@@ -331,23 +333,31 @@ def train(
 ) -> None:
     """Train a decoder. Running the same command again continues from the last checkpoint."""
     keep_freed_memory()
+    from stylize_batch.job.lease import lease
     from stylize_batch.progress import TrainingLines
+    from stylize_batch.storage import Root
     from stylize_batch.training.loop import Trainer
     from stylize_batch.training.recipe import load_recipe
 
     given = {key: value for key, value in (("contents", contents), ("styles", styles)) if value}
-    trainer = Trainer(load_recipe(recipe, **given), output, device)
-    say(
-        f"{len(trainer.contents)} contents, {len(trainer.styles)} styles, on {trainer.device}; "
-        f"iteration {trainer.iteration} of {trainer.iterations}"
-    )
-    try:
-        finished = trainer.run(TrainingLines(), minutes)
-    finally:
-        if trainer.skipped:
-            say(
-                f"skipped {len(trainer.skipped)} images that cannot be decoded: {', '.join(trainer.skipped[:3])}, …"
-            )
+    settings = load_recipe(recipe, **given)
+    with ExitStack() as held:
+        try:
+            held.enter_context(lease(Root(output), uuid.uuid4().hex))
+        except OSError as error:
+            raise UsageError(f"cannot use {output}: {error}") from None
+        trainer = Trainer(settings, output, device)
+        say(
+            f"{len(trainer.contents)} contents, {len(trainer.styles)} styles, on {trainer.device}; "
+            f"iteration {trainer.iteration} of {trainer.iterations}"
+        )
+        try:
+            finished = trainer.run(TrainingLines(), minutes)
+        finally:
+            if trainer.skipped:
+                say(
+                    f"skipped {len(trainer.skipped)} images that cannot be decoded: {', '.join(trainer.skipped[:3])}, …"
+                )
     say(f"model {trainer.root.uri_of('model.safetensors')}")
     if not finished:
         say(f"stopped at iteration {trainer.iteration} of {trainer.iterations}; repeat the command to go on")

@@ -23,10 +23,13 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+from stylize_batch import cli
 from stylize_batch.errors import JobFailedError, UsageError
+from stylize_batch.job import lease
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
+from stylize_batch.storage import Root
 from stylize_batch.training import data, loop
 from stylize_batch.training.data import ImagePool
 from stylize_batch.training.log import Step
@@ -235,6 +238,30 @@ def test_a_checkpoint_half_written_is_as_if_it_were_not(
         trainer.run(lambda step: None, minutes=0)
     resumed = train(recipe, tmp_path / "split")
     assert [step.loss for step in resumed] == [step.loss for step in whole[2:]]
+
+
+def test_a_second_training_on_one_output_is_refused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each save removes the files of every other checkpoint."""
+    for name in ("RENEW_SECONDS", "POLL_SECONDS"):
+        monkeypatch.setattr(lease, name, 0.05)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump()))
+    output = tmp_path / "out"
+    with (
+        lease.lease(Root(str(output)), "first"),
+        pytest.raises(UsageError, match="another run is working on"),
+    ):
+        cli.train(str(path), str(output))
+    assert list(output.glob("*.json")) == []
+
+
+def test_an_output_that_cannot_be_written_is_refused_in_one_line(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump()))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UsageError, match=r"cannot use .*out"):
+        cli.train(str(tmp_path / "recipe.yaml"), str(tmp_path / "out"))
 
 
 def test_only_the_last_checkpoint_is_kept(recipe: Recipe, tmp_path: Path) -> None:
