@@ -447,7 +447,7 @@ def test_another_recipe_does_not_continue_a_training(
         ({"stages": stages}, r"stages\.1\.style_weight"),
         ({"stages": recipe.stages[:1]}, r"stages\.1\.loss"),
     ):
-        with pytest.raises(UsageError, match=rf"another recipe \(changed: {name}\)"):
+        with pytest.raises(UsageError, match=rf"another recipe .*\(changed: {name}\)"):
             Trainer(recipe.model_copy(update=change), str(tmp_path))
 
 
@@ -467,6 +467,20 @@ def test_draws_are_balanced_over_sources_whatever_their_size(tmp_path: Path) -> 
     for name, count in (("big", 30), ("small", 1)):
         for index in range(count):
             Image.new("RGB", (40, 40), colours[name]).save(tmp_path / f"{name}__{index}.png")
+@pytest.mark.parametrize("kind", ["content", "style"])
+def test_other_images_do_not_continue_a_training_but_the_same_may_lie_elsewhere(
+    recipe: Recipe, pictures: Path, tmp_path: Path, kind: str
+) -> None:
+    train(recipe, tmp_path / "out", stop_after=2)
+    moved = tmp_path / "moved"
+    shutil.copytree(pictures / kind, moved)
+    elsewhere = recipe.model_copy(update={f"{kind}s": f"{moved}/"})
+    assert Trainer(elsewhere, str(tmp_path / "out")).iteration == 2
+    shutil.copy(next(moved.iterdir()), moved / "one-more.jpg")
+    with pytest.raises(UsageError, match=rf"other images \(changed: {kind}s\)"):
+        Trainer(elsewhere, str(tmp_path / "out"))
+
+
     pool = ImagePool(str(tmp_path), "__")
     crops = pool.crops(np.random.default_rng(0), 200, 16, (0.5, 1.0))
     counts = Counter("red" if crop[0, 0, 0] > 128 else "blue" for crop in crops)

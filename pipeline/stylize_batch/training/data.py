@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from stylize_batch.errors import JobFailedError, RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, Array, decode, sides_of
-from stylize_batch.storage import list_files, read_bytes
+from stylize_batch.storage import absolute, list_files, read_bytes
 
 MAX_STORED_SIDE = 512
 """Shorter side images are reduced to before crops are taken (the paper's 512), unless crops are larger."""
@@ -53,7 +54,12 @@ class ImagePool:
         self._side = side
         self.skipped: list[str] = []
         """Images that could not be decoded when they were drawn."""
-        for uri in list_files(folder, SUFFIXES):
+        uris = list_files(folder, SUFFIXES)
+        root = absolute(folder).rstrip("/") + "/"
+        names = "\n".join(uri.removeprefix(root) for uri in uris)
+        self.digest = hashlib.blake2b(names.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        """Of the names below the folder: draws are the same only from the same list."""
+        for uri in uris:
             name = uri.rsplit("/", 1)[-1]
             if name in holdout:
                 try:

@@ -102,6 +102,11 @@ class Trainer:
         self.iteration = self._updates = self._bad_steps = 0
         self.seconds = 0.0
         self._rows: list[Step] = []
+        side = max(MAX_STORED_SIDE, *(stage.crop for stage in recipe.stages))
+        self.contents, self.styles = (
+            ImagePool(folder, recipe.group_separator, recipe.holdout, side)
+            for folder in (recipe.contents, recipe.styles)
+        )
         try:
             resumed = self._resume()
         except state.DAMAGED as error:
@@ -112,11 +117,6 @@ class Trainer:
             raise UsageError(f"cannot read {self.root.uri}: {error}") from None
         if recipe.start and not resumed:
             self._start()
-        side = max(MAX_STORED_SIDE, *(stage.crop for stage in recipe.stages))
-        self.contents, self.styles = (
-            ImagePool(folder, recipe.group_separator, recipe.holdout, side)
-            for folder in (recipe.contents, recipe.styles)
-        )
         try:
             self.root.put("recipe.json", recipe.model_dump_json(indent=2).encode())
         except OSError as error:
@@ -340,11 +340,16 @@ class Trainer:
             self.root.clear_temporaries()
 
     def _fixed(self) -> dict[str, Any]:
-        """Return by name what may not change under way: settings that are not left at their defaults, and φ."""
+        """Return by name what may not change under way: settings that are not left at their defaults, φ and the images."""
         settings = self.recipe.model_dump(exclude=FREE, exclude_defaults=True)
         for number, stage in enumerate(settings.pop("stages")):
             settings |= {f"stages.{number}.{name}": value for name, value in stage.items()}
-        return {**settings, "encoder": _digest(self.objective.phi)}
+        return {
+            **settings,
+            "encoder": _digest(self.objective.phi),
+            "contents": self.contents.digest,
+            "styles": self.styles.digest,
+        }
 
     def _start(self) -> None:
         """Take over the weights of the model the recipe starts from.
@@ -379,8 +384,8 @@ class Trainer:
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if changed:
             raise UsageError(
-                f"{self.root.uri} was trained with another recipe (changed: {', '.join(changed)}); change it back or "
-                "choose another --output"
+                f"{self.root.uri} was trained with another recipe or other images (changed: {', '.join(changed)}); "
+                "change that back or choose another --output"
             )
         self._set_weights(parts["weights"])
         for name, buffer in self.objective.transfer.named_buffers():
