@@ -389,6 +389,22 @@ def test_a_trained_model_is_a_model(recipe: Recipe, tmp_path: Path) -> None:
     assert float(loaded.metadata["training_style_loss"]) > 0
 
 
+def test_a_trained_model_says_which_encoder_and_which_model_it_stands_on(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    shipped = container.builtin_bytes(container.DEFAULT)
+    encoder = tmp_path / "encoder.safetensors"
+    said = {"encoder_source": "vgg.pth", "encoder_licence": "CC BY"}
+    encoder.write_bytes(checkpoint.dumps(checkpoint.load_encoder(shipped), None, said))
+    started = recipe.model_copy(update={"encoder": str(encoder), "start": container.DEFAULT})
+    train(started, tmp_path / "out", stop_after=2)
+    train(started, tmp_path / "out")
+    found = container.describe((tmp_path / "out" / "model.safetensors").read_bytes())
+    assert {key: found[key] for key in said} == said
+    assert found["encoder_digest"] == container.digest(encoder.read_bytes())
+    assert found["start_digest"] == container.digest(shipped)
+
+
 def test_sample_grids_are_pictures(recipe: Recipe, tmp_path: Path) -> None:
     train(recipe, tmp_path)
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
@@ -451,6 +467,20 @@ def test_another_recipe_does_not_continue_a_training(
             Trainer(recipe.model_copy(update=change), str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["content", "style"])
+def test_other_images_do_not_continue_a_training_but_the_same_may_lie_elsewhere(
+    recipe: Recipe, pictures: Path, tmp_path: Path, kind: str
+) -> None:
+    train(recipe, tmp_path / "out", stop_after=2)
+    moved = tmp_path / "moved"
+    shutil.copytree(pictures / kind, moved)
+    elsewhere = recipe.model_copy(update={f"{kind}s": f"{moved}/"})
+    assert Trainer(elsewhere, str(tmp_path / "out")).iteration == 2
+    shutil.copy(next(moved.iterdir()), moved / "one-more.jpg")
+    with pytest.raises(UsageError, match=rf"other images \(changed: {kind}s\)"):
+        Trainer(elsewhere, str(tmp_path / "out"))
+
+
 def test_a_setting_that_recipes_gain_later_does_not_end_trainings_under_way(
     recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -467,20 +497,6 @@ def test_draws_are_balanced_over_sources_whatever_their_size(tmp_path: Path) -> 
     for name, count in (("big", 30), ("small", 1)):
         for index in range(count):
             Image.new("RGB", (40, 40), colours[name]).save(tmp_path / f"{name}__{index}.png")
-@pytest.mark.parametrize("kind", ["content", "style"])
-def test_other_images_do_not_continue_a_training_but_the_same_may_lie_elsewhere(
-    recipe: Recipe, pictures: Path, tmp_path: Path, kind: str
-) -> None:
-    train(recipe, tmp_path / "out", stop_after=2)
-    moved = tmp_path / "moved"
-    shutil.copytree(pictures / kind, moved)
-    elsewhere = recipe.model_copy(update={f"{kind}s": f"{moved}/"})
-    assert Trainer(elsewhere, str(tmp_path / "out")).iteration == 2
-    shutil.copy(next(moved.iterdir()), moved / "one-more.jpg")
-    with pytest.raises(UsageError, match=rf"other images \(changed: {kind}s\)"):
-        Trainer(elsewhere, str(tmp_path / "out"))
-
-
     pool = ImagePool(str(tmp_path), "__")
     crops = pool.crops(np.random.default_rng(0), 200, 16, (0.5, 1.0))
     counts = Counter("red" if crop[0, 0, 0] > 128 else "blue" for crop in crops)

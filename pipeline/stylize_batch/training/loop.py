@@ -21,7 +21,7 @@ from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.encode import encode
 from stylize_batch.images.plot import line_plot
 from stylize_batch.images.sheet import contact_sheet
-from stylize_batch.model import checkpoint
+from stylize_batch.model import checkpoint, container
 from stylize_batch.model.compact import CompactEncoder
 from stylize_batch.model.device import keep_float32, usable_device
 from stylize_batch.model.grid import grid_energy
@@ -81,7 +81,7 @@ class Trainer:
         if recipe.precision == "fp32":
             keep_float32()
         self._autocast = recipe.precision == "bf16" and _computes_bf16(self.device)
-        phi = _load_encoder(recipe)
+        phi, self._provenance = _load_encoder(recipe)
         torch.manual_seed(recipe.seed)
         objective = Objective(
             phi,
@@ -298,8 +298,8 @@ class Trainer:
             if recent
         }
         metadata = {
+            **self._provenance,
             "name": self.recipe.name,
-            "encoder_licence": self.recipe.encoder_licence,
             "recipe": self.recipe.model_dump_json(exclude={"contents", "styles", "encoder", "start"}),
             "iterations": str(self.iteration),
             **({"max_gain": f"{self.recipe.max_gain:g}"} if self.recipe.max_gain else {}),
@@ -308,7 +308,8 @@ class Trainer:
         network = self.objective.transfer
         with self.averaged():
             model = checkpoint.dumps(network.encoder, network.decoder, metadata)
-        position = Position(self.iteration, self._updates, self.seconds, self._fixed())
+        start = self._provenance.get("start_digest", "")
+        position = Position(self.iteration, self._updates, self.seconds, start, self._fixed())
         buffers = dict(self.objective.transfer.named_buffers())
         parts = {
             "weights": self._weights,
@@ -371,6 +372,7 @@ class Trainer:
                 f"the encoder of {self.recipe.encoder} is not that of {name}; write `encoder: {name}` into the recipe"
             )
         transfer.decoder.load_state_dict(start.decoder.state_dict())
+        self._provenance["start_digest"] = start.digest
         for key, weight in self._weights.items():
             self._average[key].copy_(weight.detach())
 
@@ -397,7 +399,9 @@ class Trainer:
                     "step": torch.tensor(float(position.updates), device=self.device),
                     **{moment: torch.empty_like(weight).copy_(parts[moment][name]) for moment in MOMENTS},
                 }
-        self.iteration, self._updates, self.seconds, _ = position
+        self.iteration, self._updates, self.seconds = position.iteration, position.updates, position.seconds
+        if position.start:
+            self._provenance["start_digest"] = position.start
         if self.root.exists(LOG):
             # Rows after the checkpoint are drawn again.
             rows = log.load(self.root.read(LOG))
@@ -456,10 +460,16 @@ def _computes_bf16(device: torch.device) -> bool:
     return device.type == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-def _load_encoder(recipe: Recipe) -> Encoder:
-    encoder = checkpoint.load_encoder(read_model(recipe.encoder))
-    if recipe.architecture not in (encoder.architecture, "compact"):
+def _load_encoder(recipe: Recipe) -> tuple[Encoder, dict[str, str]]:
+    """Return φ, and what a model that has it as its encoder says of where it is from."""
+    data = read_model(recipe.encoder)
+    encoder = checkpoint.load_encoder(data)
+    provenance = {"encoder_licence": recipe.encoder_licence} if recipe.encoder_licence else {}
+    if recipe.architecture == "compact":
+        return encoder, provenance
+    if recipe.architecture != encoder.architecture:
         raise UsageError(
             f"the encoder of {recipe.encoder} is a {encoder.architecture}, not a {recipe.architecture}"
         )
-    return encoder
+    said = {key: value for key, value in container.check_encoder(data).items() if key.startswith("encoder_")}
+    return encoder, {"encoder_digest": container.digest(data), **said, **provenance}

@@ -32,12 +32,14 @@ class Position(NamedTuple):
         iteration: iterations done.
         updates: of them, those that changed the weights.
         seconds: spent on them.
+        start: digest of the model it started from, empty if none.
         fixed: what may not change from then on, by name.
     """
 
     iteration: int
     updates: int
     seconds: float
+    start: str
     fixed: dict[str, Any]
 
 
