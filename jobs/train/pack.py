@@ -13,12 +13,11 @@ import io
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, decode, sides_of
 from stylize_batch.images.encode import encode
-from stylize_batch.storage import absolute, list_files, read_bytes
+from stylize_batch.storage import absolute, list_files, read_bytes, replacing
 
 
 def reduce(uri: str, side: int, quality: int) -> bytes | None:
@@ -36,26 +35,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("contents")
     parser.add_argument("styles")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--side", type=int, default=320, help="shorter side, pixels")
+    parser.add_argument("-o", "--output", required=True)
+    parser.add_argument(
+        "--side", type=int, default=320, help="shorter side, pixels; 512 for paper.yaml (default: 320)"
+    )
     parser.add_argument("--quality", type=int, default=85, help="of the JPEGs")
     options = parser.parse_args()
-    with tarfile.open(options.output, "w") as tar, ThreadPoolExecutor() as threads:
-        for kind, folder in (("content", options.contents), ("style", options.styles)):
-            root = absolute(folder).rstrip("/") + "/"
-            files = list_files(root, SUFFIXES)
-            made = threads.map(lambda uri: reduce(uri, options.side, options.quality), files)
-            for uri, data in zip(files, made, strict=True):
-                if data is not None:
-                    # The name as it is: training tells kinds of files by their content.
-                    member = tarfile.TarInfo(f"{kind}/{uri.removeprefix(root)}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-    print(f"{options.output}: {options.output.stat().st_size / 2**20:.1f} MiB")
+    folders = {"content": options.contents, "style": options.styles}
+    roots = {kind: absolute(folder).rstrip("/") + "/" for kind, folder in folders.items()}
+    listed = {kind: list_files(root, SUFFIXES) for kind, root in roots.items()}
+    for kind, files in listed.items():
+        if not files:
+            raise UsageError(f"no images in {roots[kind]}; expected {', '.join(SUFFIXES)} files")
+    with replacing(options.output) as path:
+        with tarfile.open(path, "w") as tar, ThreadPoolExecutor() as threads:
+            for kind, files in listed.items():
+                made = threads.map(lambda uri: reduce(uri, options.side, options.quality), files)
+                for uri, data in zip(files, made, strict=True):
+                    if data is not None:
+                        # The name as it is: training tells kinds of files by their content.
+                        member = tarfile.TarInfo(f"{kind}/{uri.removeprefix(roots[kind])}")
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+        size = path.stat().st_size
+    print(f"{options.output}: {size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (UsageError, SystemicError) as error:
+    except (OSError, UsageError, SystemicError) as error:
         sys.exit(f"error: {error}")
