@@ -347,17 +347,17 @@ def train(
         except OSError as error:
             raise UsageError(f"cannot use {output}: {error}") from None
         trainer = Trainer(settings, output, device)
+        wanted = set(settings.holdout)
+        found = wanted & (trainer.contents.held_out.keys() | trainer.styles.held_out.keys())
         say(
             f"{len(trainer.contents)} contents, {len(trainer.styles)} styles, on {trainer.device}; "
             f"iteration {trainer.iteration} of {trainer.iterations}"
+            + (f"; {len(found)} of {len(wanted)} held-out names found" if found != wanted else "")
         )
         try:
             finished = trainer.run(TrainingLines(), minutes)
         finally:
-            if trainer.skipped:
-                say(
-                    f"skipped {len(trainer.skipped)} images that cannot be decoded: {', '.join(trainer.skipped[:3])}, …"
-                )
+            _say_some([f"skipped, since it cannot be decoded: {uri}" for uri in trainer.skipped])
     say(f"model {trainer.root.uri_of('model.safetensors')}")
     if not finished:
         say(f"stopped at iteration {trainer.iteration} of {trainer.iterations}; repeat the command to go on")

@@ -642,3 +642,28 @@ def test_training_runs_where_ray_and_pyarrow_are_not_installed(recipe: Recipe, t
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model.safetensors").exists()
     assert "reconstruction" in done.stderr or "style 6/6" in done.stderr
+def test_held_out_names_that_match_nothing_are_counted(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = recipe.stages[0].model_copy(update={"iterations": 1})
+    path = tmp_path / "recipe.yaml"
+    for absent in ([], ["absent.jpg"]):
+        change = {"holdout": [*recipe.holdout, *absent], "stages": [stage]}
+        path.write_text(yaml.safe_dump(recipe.model_copy(update=change).model_dump()))
+        cli.train(str(path), str(tmp_path / f"out{len(absent)}"), device="cpu")
+        first = capsys.readouterr().err.splitlines()[0]
+        assert ("2 of 3 held-out names found" in first) is bool(absent)
+
+
+def test_skipped_images_are_all_named_and_nothing_else_is_hinted_at(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = recipe.stages[0].model_copy(update={"iterations": 1})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_copy(update={"stages": [stage]}).model_dump()))
+    monkeypatch.setattr(Trainer, "skipped", ["broken.jpg"])
+    cli.train(str(path), str(tmp_path / "out"), device="cpu")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    assert lines == ["skipped, since it cannot be decoded: broken.jpg"]
+
+
