@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import math
 import os
 import shutil
 import signal
@@ -34,7 +35,7 @@ from stylize_batch.training import data, loop
 from stylize_batch.training.data import ImagePool
 from stylize_batch.training.log import Step
 from stylize_batch.training.loop import Trainer
-from stylize_batch.training.objective import Transfer
+from stylize_batch.training.objective import Objective, Transfer
 from stylize_batch.training.recipe import Recipe, load_recipe
 
 
@@ -67,6 +68,13 @@ def other_encoder(tmp_path: Path) -> Path:
     path = tmp_path / "other.safetensors"
     path.write_bytes(checkpoint.dumps(model.encoder, model.decoder, {"name": "other"}))
     return path
+
+
+class Constant(nn.Module):
+    """A decoder of grey pictures."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.full((len(features), 3, 32, 32), 0.5)
 
 
 def train(recipe: Recipe, output: Path, stop_after: int | None = None) -> list[Step]:
@@ -366,6 +374,17 @@ def test_the_bound_of_a_recipe_is_at_work_in_training_and_kept_in_the_model(
     assert bounded.metadata["max_gain"] == "1.5"
 
 
+def test_the_target_of_the_content_loss_has_the_bound_of_the_network_at_work() -> None:
+    model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    assert isinstance(model.encoder, Encoder)
+    contents, styles = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    losses: list[float] = []
+    for gain in (math.inf, 0.5):
+        objective = Objective(model.encoder, Transfer(model.encoder, Constant(), gain))
+        losses.append(objective.style_transfer(contents, styles).content_loss.item())
+    assert losses[0] != losses[1]
+
+
 def test_a_recipe_in_fp32_is_not_trained_in_tf32(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -626,22 +645,6 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
         load_recipe(str(path))
 
 
-def test_training_runs_where_ray_and_pyarrow_are_not_installed(recipe: Recipe, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe.model_dump()))
-    program = (
-        "import sys\n"
-        "for name in ('ray', 'pyarrow', 's3fs', 'torchvision'):\n    sys.modules[name] = None\n"
-        "from stylize_batch.cli import main\n"
-        f"sys.argv = ['stylize-batch', 'train', {str(path)!r}, '-o', {str(tmp_path / 'run')!r}]\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "model.safetensors").exists()
-    assert "reconstruction" in done.stderr or "style 6/6" in done.stderr
 def test_held_out_names_that_match_nothing_are_counted(
     recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -667,3 +670,19 @@ def test_skipped_images_are_all_named_and_nothing_else_is_hinted_at(
     assert lines == ["skipped, since it cannot be decoded: broken.jpg"]
 
 
+def test_training_runs_where_ray_and_pyarrow_are_not_installed(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump()))
+    program = (
+        "import sys\n"
+        "for name in ('ray', 'pyarrow', 's3fs', 'torchvision'):\n    sys.modules[name] = None\n"
+        "from stylize_batch.cli import main\n"
+        f"sys.argv = ['stylize-batch', 'train', {str(path)!r}, '-o', {str(tmp_path / 'run')!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert "reconstruction" in done.stderr or "style 6/6" in done.stderr

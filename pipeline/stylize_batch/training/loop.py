@@ -87,7 +87,6 @@ class Trainer:
             phi,
             (network or _new_network)(recipe, phi),
             quick_targets=self.device.type == "cpu" and not self._autocast,
-            max_gain=recipe.max_gain or math.inf,
         )
         self.objective = objective.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._weights = {

@@ -55,13 +55,10 @@ class StyleTransfer(NamedTuple):
 class Objective(nn.Module):
     """The losses of a network on the loss network φ, which is the network's own encoder in a VGG model."""
 
-    def __init__(
-        self, phi: Encoder, transfer: Transfer, quick_targets: bool = False, max_gain: float = math.inf
-    ) -> None:
+    def __init__(self, phi: Encoder, transfer: Transfer, quick_targets: bool = False) -> None:
         super().__init__()
         self.phi = phi
         self.transfer = transfer
-        self.max_gain = max_gain
         # Targets need no gradient, so φ may compute them with convolutions rewritten for inference.
         self._phi_of_targets = deepcopy(phi)
         if quick_targets:
@@ -78,7 +75,7 @@ class Objective(nn.Module):
             content = self._phi_of_targets(contents).float()
             taps = self._phi_of_targets.taps(styles)
             targets: list[Statistics] = [statistics(tap) for tap in taps]
-            transfer = adain(statistics(content), targets[-1], max_gain=self.max_gain)
+            transfer = adain(statistics(content), targets[-1], max_gain=self.transfer.max_gain)
             target = transfer.apply(content)
         if self.transfer.encoder is self.phi:
             images = self.transfer((content,), (taps[-1],))
