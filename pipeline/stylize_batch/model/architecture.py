@@ -100,24 +100,51 @@ def _residual_block(name: str, channels: int) -> list[Convolution]:
     return [Convolution(f"{name}_{index}", channels, channels) for index in (1, 2)]
 
 
+class Design(NamedTuple):
+    """What is known of an architecture without making it.
+
+    Attributes:
+        encoder: convolutions of its encoder, in order.
+        decoder: and of its decoder.
+        channels: of each feature map AdaIN works on.
+        strides: image pixels of a cell, a side, of each of them.
+        decoder_halo: pixels around a tile beyond which its decoded picture depends on no features.
+        own_encoder: whether its encoder is trained with the decoder; else it is the loss network φ.
+    """
+
+    encoder: list[Convolution]
+    decoder: list[Convolution]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    decoder_halo: int
+    own_encoder: bool
+
+
+DESIGNS: dict[Architecture, Design] = {
+    "vgg16": Design(vgg_encoder("vgg16"), vgg_decoder("vgg16"), CHANNELS[-1:], TAP_STRIDES[-1:], 32, False),
+    "vgg19": Design(vgg_encoder("vgg19"), vgg_decoder("vgg19"), CHANNELS[-1:], TAP_STRIDES[-1:], 32, False),
+    "compact": Design(compact_encoder(), compact_decoder(), COMPACT_CHANNELS, (2, 4, 8), 72, True),
+}
+
+
 def encoder_convolutions(architecture: Architecture) -> list[Convolution]:
     """List the convolutions of an architecture's encoder."""
-    return compact_encoder() if architecture == "compact" else vgg_encoder(architecture)
+    return DESIGNS[architecture].encoder
 
 
 def decoder_convolutions(architecture: Architecture) -> list[Convolution]:
     """List the convolutions of an architecture's decoder."""
-    return compact_decoder() if architecture == "compact" else vgg_decoder(architecture)
+    return DESIGNS[architecture].decoder
 
 
 def transfer_channels(architecture: Architecture) -> tuple[int, ...]:
     """Return the channels of each feature map AdaIN works on."""
-    return COMPACT_CHANNELS if architecture == "compact" else CHANNELS[-1:]
+    return DESIGNS[architecture].channels
 
 
 def transfer_strides(architecture: Architecture) -> tuple[int, ...]:
     """Return the image pixels of a cell, a side, of each feature map AdaIN works on."""
-    return (2, 4, 8) if architecture == "compact" else (8,)
+    return DESIGNS[architecture].strides
 
 
 def style_width(architecture: Architecture) -> int:
@@ -127,4 +154,4 @@ def style_width(architecture: Architecture) -> int:
 
 def decoder_halo(architecture: Architecture) -> int:
     """Return the pixels around a tile beyond which its decoded picture depends on no features."""
-    return 72 if architecture == "compact" else 32
+    return DESIGNS[architecture].decoder_halo

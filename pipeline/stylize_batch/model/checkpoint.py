@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stylize_batch.errors import UsageError
 from stylize_batch.model import container
-from stylize_batch.model.architecture import Architecture, VggArchitecture
+from stylize_batch.model.architecture import DESIGNS, Architecture, VggArchitecture
 from stylize_batch.model.compact import CompactDecoder, CompactEncoder
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
@@ -75,9 +75,9 @@ def load_encoder(data: bytes) -> Encoder:
     Raises:
         UsageError: it is not a model file of this package, or damaged, or of another architecture.
     """
-    architecture = container.check_encoder(data)["architecture"]
-    if architecture == "compact":
-        raise UsageError("a compact model's encoder knows its own decoder only; name a VGG's")
+    architecture = cast("Architecture", container.check_encoder(data)["architecture"])
+    if DESIGNS[architecture].own_encoder:
+        raise UsageError(f"a {architecture} model's encoder knows its own decoder only; name a VGG's")
     encoder = Encoder(cast("VggArchitecture", architecture))
     encoder.load_state_dict(_part(_tensors(data), "encoder"))
     return encoder.requires_grad_(False).eval()

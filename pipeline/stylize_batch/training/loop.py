@@ -22,7 +22,7 @@ from stylize_batch.images.encode import encode
 from stylize_batch.images.plot import line_plot
 from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.compact import CompactEncoder
+from stylize_batch.model.architecture import DESIGNS
 from stylize_batch.model.device import keep_float32, usable_device
 from stylize_batch.model.grid import grid_energy
 from stylize_batch.model.vgg import Encoder
@@ -427,7 +427,7 @@ def _new_network(recipe: Recipe, phi: Encoder) -> Transfer:
     """Make the architecture's network, with random weights."""
     encoder, decoder = checkpoint.build(recipe.architecture)
     gain = recipe.max_gain or math.inf
-    return Transfer(encoder if isinstance(encoder, CompactEncoder) else phi, decoder, gain)
+    return Transfer(encoder if DESIGNS[recipe.architecture].own_encoder else phi, decoder, gain)
 
 
 @contextmanager
@@ -464,7 +464,7 @@ def _load_encoder(recipe: Recipe) -> tuple[Encoder, dict[str, str]]:
     data = read_model(recipe.encoder)
     encoder = checkpoint.load_encoder(data)
     provenance = {"encoder_licence": recipe.encoder_licence} if recipe.encoder_licence else {}
-    if recipe.architecture == "compact":
+    if DESIGNS[recipe.architecture].own_encoder:
         return encoder, provenance
     if recipe.architecture != encoder.architecture:
         raise UsageError(
