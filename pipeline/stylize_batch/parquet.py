@@ -99,10 +99,12 @@ def holds_nothing(kind: pa.DataType) -> bool:
 
 
 def as_text(values: list[Any]) -> pa.Array:
-    """Make a column of JSON."""
-    return pa.array(
-        [None if value is None else json.dumps(value, default=str) for value in values], pa.string()
-    )
+    """Make a column of text: what is text stays as it is, anything else is written as JSON."""
+    texts = [
+        value if value is None or isinstance(value, str) else json.dumps(value, default=str)
+        for value in values
+    ]
+    return pa.array(texts, pa.string())
 
 
 def loads(data: bytes, columns: list[str] | None = None) -> pa.Table:
