@@ -168,6 +168,19 @@ def test_a_class_of_minus_one_is_a_number_like_the_others(tmp_path: Path) -> Non
     assert [row["label"] for row in rows] == [-1, 3]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_class_does_not_depend_on_the_order_of_the_members_that_name_it(tmp_path: Path, order: int) -> None:
+    sidecars = [
+        [("0.cls", b"3"), ("0.json", b'{"label": "dog"}')],
+        [("1.cls", b"4"), ("1.json", b'{"label": 4}')],
+    ]
+    members = [
+        member for number, each in enumerate(sidecars) for member in [(f"{number}.jpg", b"x"), *each[::order]]
+    ]
+    _, rows = unpacked(tar(tmp_path / "a.tar", members), tmp_path)
+    assert [(row["label"], row["source_label"]) for row in rows] == [(3, "dog"), (4, None)]
+
+
 def test_archives_are_not_unpacked_into_their_own_folder(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     tar(tmp_path / "shards" / "a.tar", [("0.jpg", b"0")])

@@ -368,6 +368,8 @@ class _Sample:
         self.base = base
         self.images: list[tuple[str, bytes]] = []
         self._columns: dict[str, Any] = {}
+        self._fields: dict[str, Any] = {}
+        self._members: dict[str, Any] = {}
         self._sidecars = False
 
     @property
@@ -381,14 +383,21 @@ class _Sample:
         try:
             text = data.decode().strip()
             if suffix == "cls":
-                self._columns["label"] = int(text) if re.fullmatch(r"-?\d+", text) else text
+                self._members["label"] = int(text) if re.fullmatch(r"-?\d+", text) else text
             elif suffix == "txt":
-                self._columns["txt"] = text
+                self._members["txt"] = text
             else:
                 found = json.loads(text)
-                self._columns |= found if isinstance(found, dict) else {"json": found}
+                self._fields |= found if isinstance(found, dict) else {"json": found}
         except ValueError as error:
             out.problem(f"{name} cannot be read ({error}); its image is kept")
+        # A member of its own wins over a field, whichever comes first.
+        differing = {
+            f"source_{field}": self._fields[field]
+            for field, value in self._members.items()
+            if self._fields.get(field) not in (None, value)
+        }
+        self._columns |= differing | self._fields | self._members  # in place: images handed over have it, too
 
     def extract(self, out: _Extraction) -> list[dict[str, Any]]:
         """Hand the images over; returns the columns of each."""
