@@ -324,6 +324,19 @@ def test_fields_without_a_common_type_become_text_and_text_gets_no_quotes(tmp_pa
     assert [row["tag"] for row in rows] == ["1", "one", "[1]"]
 
 
+def test_a_column_whose_type_the_archives_disagree_on_becomes_text(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for name, label in ("a", b"7"), ("b", b"cat"):
+        members = [("0.jpg", b"0"), ("0.cls", label), ("1.jpg", b"1")]
+        tar(tmp_path / "shards" / f"{name}.tar", members)
+    tar(tmp_path / "shards" / "c.tar", [("0.jpg", b"0"), ("0.json", b'{"label": [1]}')])
+    tar(tmp_path / "shards" / "d.tar", [("0.jpg", b"0")])
+    built, rows = unpacked(tmp_path / "shards", tmp_path)
+    assert [row["label"] for row in rows] == ["7", None, "cat", None, "[1]", None]
+    (note,) = built.notes
+    assert note.endswith("column 'label' has different types in the archives, and becomes text")
+
+
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "unpacked").mkdir()
     (tmp_path / "unpacked" / "mine.txt").touch()

@@ -82,10 +82,12 @@ class Unpacked(NamedTuple):
         """Read the indexes: key, URI and the columns of the archives."""
         for index, prefix in zip(self.indexes, self.prefixes, strict=True):
             table = parquet.loads(self.root.read(index))
-            columns = {
-                name: table[name] if name in table.column_names else pa.nulls(len(table))
-                for name in self.schema.names
-            }
+            columns: dict[str, Any] = {}
+            for name, kind in zip(self.schema.names, self.schema.types, strict=True):
+                column = table[name] if name in table.column_names else pa.nulls(len(table))
+                if kind == pa.string() and column.type != kind:
+                    column = parquet.as_text(column.to_pylist())
+                columns[name] = column
             columns[KEY] = pa.array([prefix + key for key in table[KEY].to_pylist()], pa.string())
             columns[URI] = pa.array([self.root.uri_of(key) for key in table[URI].to_pylist()], pa.string())
             yield pa.table(columns).cast(self.schema)
@@ -101,7 +103,7 @@ def unpack(archives: list[str], base: str, root: Root, role: str, observer: Obse
         role: `content` or `style`: a subfolder, so that both can be unpacked to one root.
 
     Raises:
-        UsageError: the root is in use for something else, or the archives' columns have no common type.
+        UsageError: the root is in use for something else, or an archive is damaged.
         JobFailedError: an archive cannot be read; repeating the call goes on.
     """
     try:
@@ -126,12 +128,22 @@ def unpack(archives: list[str], base: str, root: Root, role: str, observer: Obse
         problems += found.problems
         observer.advance(done, 0)
     root.clear_temporaries()
-    try:
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise UsageError(f"the archives of {base} have a column of different types: {error}") from None
+    schema = _common_schema(schemas, base, notes)
     prefixes = _prefixes([uri[len(base) :].lstrip("/") for uri in archives])
     return Unpacked(root, indexes, prefixes if len(archives) > 1 else [""], schema, notes, problems)
+
+
+def _common_schema(schemas: list[pa.Schema], base: str, notes: list[str]) -> pa.Schema:
+    """Return all columns of some schemas; one without a type that suits them all is text, and noted."""
+    fields: list[pa.Field] = []
+    for name in dict.fromkeys(name for schema in schemas for name in schema.names):
+        each = [pa.schema([schema.field(name)]) for schema in schemas if name in schema.names]
+        try:
+            fields += pa.unify_schemas(each, promote_options="permissive")
+        except pa.ArrowException:
+            notes.append(f"{base}: column '{name}' has different types in the archives, and becomes text")
+            fields.append(pa.field(name, pa.string()))
+    return pa.schema(fields)
 
 
 def open_embedded(handle: Any) -> pq.ParquetFile:
