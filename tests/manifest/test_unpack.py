@@ -181,6 +181,26 @@ def test_a_class_does_not_depend_on_the_order_of_the_members_that_name_it(tmp_pa
     assert [(row["label"], row["source_label"]) for row in rows] == [(3, "dog"), (4, None)]
 
 
+def test_labels_of_a_tar_that_reach_no_image_are_counted(tmp_path: Path) -> None:
+    apart = [("0.jpg", b"0"), ("1.jpg", b"1"), ("0.cls", b"3"), ("1.cls", b"4")]
+    other = [
+        ("photo.0.jpg", b"2"),
+        ("photo.0.cls", b"5"),
+        ("2.jpg", b"3"),
+        ("2.caption", b"a dog"),
+        ("README", b""),
+    ]
+    built, rows = unpacked(tar(tmp_path / "a.tar", [*apart, *other]), tmp_path)
+    assert [row["data"] for row in rows] == [b"0", b"1", b"2", b"3"]
+    unused, alone = (note.partition("a.tar: ")[2] for note in built.notes)
+    assert unused.startswith(
+        "3 members are left out, whose names from the first dot on are neither an image's nor .cls, .json or .txt (.cls 1, .caption 1, no"
+    )
+    assert alone.startswith(
+        "2 members are left out, whose sample has no image (.cls 2), such as 0.cls; put the members"
+    )
+
+
 def test_archives_are_not_unpacked_into_their_own_folder(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     tar(tmp_path / "shards" / "a.tar", [("0.jpg", b"0")])

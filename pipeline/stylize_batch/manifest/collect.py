@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,7 @@ from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.manifest.lists import BATCH, LISTS, as_table, read_lists, with_free_names
 from stylize_batch.manifest.naming import key_below
-from stylize_batch.manifest.unpack import KEY, URI, image_column, open_embedded, unpack
+from stylize_batch.manifest.unpack import KEY, URI, LeftOut, image_column, open_embedded, unpack
 from stylize_batch.storage import (
     Root,
     absolute,
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 """Names of a tree's first folders that are taken for splits, where all first folders have one."""
-
-ENDINGS = 5
-"""Endings of names that a note about files left out counts one by one."""
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
@@ -263,8 +259,7 @@ def _lone_archives(fs: Any, folder: str) -> list[str]:
 def _tree(fs: Any, folder: str, uri: str, notes: list[str]) -> Iterator[pa.Table]:
     """Walk a folder, sorted, with one folder's names in memory at a time; what is not named as an image is noted."""
     local = isinstance(fs, LocalFileSystem)
-    left_out: Counter[str] = Counter()
-    example = ""
+    left_out = LeftOut()
 
     def walk(below: str, above: tuple[str, ...]) -> Iterator[str]:
         here = join(folder, below).rstrip("/")
@@ -279,21 +274,17 @@ def _tree(fs: Any, folder: str, uri: str, notes: list[str]) -> Iterator[pa.Table
                 yield from walk(f"{below}{name}/", above)
 
     def images() -> Iterator[tuple[str, str]]:
-        nonlocal example
         for key in walk("", ()):
             if key.lower().endswith(SUFFIXES):
                 yield key, join(uri, key)
             else:
-                left_out[os.path.splitext(key)[1].lower() or "no ending"] += 1  # noqa: PTH122 (a key)
-                example = example or key
+                left_out.add(key)
 
     yield from _items(images())
     if left_out:
-        endings = ", ".join(f"{ending} {count}" for ending, count in left_out.most_common(ENDINGS))
-        more = ", …" if len(left_out) > ENDINGS else ""
         notes.append(
-            f"{uri}: {left_out.total()} files are left out, whose names do not end like an image's ({endings}{more}), such "
-            f"as {example}; a list can name them"
+            f"{uri}: {len(left_out)} files are left out, whose names do not end like an image's {left_out}; a list can name "
+            "them"
         )
 
 

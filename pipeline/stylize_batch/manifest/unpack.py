@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 import tarfile
 import zlib
@@ -54,6 +55,9 @@ PUTS = 64
 
 LOOK_ROWS, LOOK_BYTES = 16, 1 << 22
 """Rows of a column, and bytes of a file at once, that are read to see whether it holds images."""
+
+ENDINGS = 5
+"""Endings of names that a note about files left out counts one by one."""
 
 _META = b"stylize_batch.archive"
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "GIF": ".gif", "BMP": ".bmp"}
@@ -180,6 +184,26 @@ def _begins_with_an_image(file: pq.ParquetFile, column: str) -> bool:
     return False
 
 
+class LeftOut:
+    """Files that are left out, counted by the endings of their names."""
+
+    def __init__(self) -> None:
+        self._endings: Counter[str] = Counter()
+        self._example = ""
+
+    def add(self, name: str) -> None:
+        """Count one."""
+        self._endings[os.path.splitext(name)[1].lower() or "no ending"] += 1  # noqa: PTH122 (a key)
+        self._example = self._example or name
+
+    def __len__(self) -> int:
+        return self._endings.total()
+
+    def __str__(self) -> str:
+        endings = ", ".join(f"{ending} {count}" for ending, count in self._endings.most_common(ENDINGS))
+        return f"({endings}{', …' if len(self._endings) > ENDINGS else ''}), such as {self._example}"
+
+
 class _Finished(NamedTuple):
     schema: pa.Schema
     notes: list[str]
@@ -207,6 +231,16 @@ def _unpack_one(uri: str, root: Root, role: str) -> tuple[str, _Finished]:
             out.problem("no images in it")
         if out.beside:
             out.note(f"{out.beside} images beside others of their sample are left out")
+        if out.unused:
+            out.note(
+                f"{len(out.unused)} members are left out, whose names from the first dot on are neither an image's nor .cls, .json "
+                f"or .txt {out.unused}"
+            )
+        if out.alone:
+            out.note(
+                f"{len(out.alone)} members are left out, whose sample has no image {out.alone}; put the members of a sample "
+                "one after another, under names that are the same up to the first dot"
+            )
         table = pa.table({KEY: pa.array(out.keys, pa.string()), URI: pa.array(out.objects, pa.string())})
         for column in columns.column_names:
             if column not in (KEY, URI):
@@ -239,6 +273,7 @@ class _Extraction:
         self.keys: list[str] = []
         self.objects: list[str] = []
         self.beside = 0
+        self.unused, self.alone = LeftOut(), LeftOut()
         self.notes: list[str] = []
         self.problems: list[str] = []
         self._root, self._folder, self._archive = root, folder, archive
@@ -338,7 +373,10 @@ def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction)
                 stem, _, suffix = name.partition(".")
                 suffix = suffix.lower()
                 is_image = f".{suffix}".endswith(SUFFIXES)
-                if not stem or member.isdir() or not (is_image or suffix in _SIDECARS):
+                if not stem or member.isdir():
+                    continue
+                if not (is_image or suffix in _SIDECARS):
+                    out.unused.add(member.name)
                     continue
                 if not member.isfile():
                     out.problem(f"{member.name} is a link or a device, not a file; left out")
@@ -382,7 +420,8 @@ class _Sample:
         self._columns: dict[str, Any] = {}
         self._fields: dict[str, Any] = {}
         self._members: dict[str, Any] = {}
-        self._sidecars = False
+        self._sidecars: list[str] = []
+        self._has_images = False
 
     @property
     def size(self) -> int:
@@ -391,7 +430,7 @@ class _Sample:
 
     def add_sidecar(self, name: str, suffix: str, data: bytes, out: _Extraction) -> None:
         """Read what a member says of the images beside it."""
-        self._sidecars = True
+        self._sidecars.append(name)
         try:
             text = data.decode().strip()
             if suffix == "cls":
@@ -413,6 +452,10 @@ class _Sample:
 
     def extract(self, out: _Extraction) -> list[dict[str, Any]]:
         """Hand the images over; returns the columns of each."""
+        self._has_images |= bool(self.images)
+        if not self._has_images:
+            for name in self._sidecars:
+                out.alone.add(name)
         chosen = self.images
         if self._sidecars:  # `0001.seg.png` beside `0001.jpg` says something of it, too
             chosen = [each for each in chosen if each[0].rpartition("/")[2].count(".") == 1] or chosen
