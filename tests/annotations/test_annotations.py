@@ -46,6 +46,12 @@ def test_boxes_that_cannot_be_placed_are_known() -> None:
     assert geometry((100, 100), (48, 48), 48, None) is not None
 
 
+CATEGORIES = [
+    {"id": 3, "name": "car", "supercategory": "vehicle"},
+    {"id": 18, "name": "dog", "supercategory": "animal"},
+]
+
+
 def coco_manifest(folder: Path, styles: list[str], styles_per_content: int) -> Path:
     """Two photographs of 120 × 60 pixels and one that is missing, with boxes, as `manifest build` reads them."""
     for index in (1, 2):
@@ -71,7 +77,7 @@ def coco_manifest(folder: Path, styles: list[str], styles_per_content: int) -> P
         }
         for id, (image, box) in boxes.items()
     ]
-    document = {"images": images, "annotations": annotations, "categories": [{"id": 18, "name": "dog"}]}
+    document = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     (folder / "instances.json").write_text(json.dumps(document))
     Image.new("RGB", (9, 9)).save(folder / "3.jpg")
     output = str(folder / "pairs.parquet")
@@ -94,6 +100,7 @@ def test_coco_annotations_load_and_lie_where_the_boxes_are_now(
         with Image.open(tmp_path / "out" / "images" / image["file_name"]) as picture:
             assert picture.size == (image["width"], image["height"]) == (40, 40)
     # Scaled to 80 × 40, 20 pixels cut off on each side: [0, 0, 40, 40], [60, 20, 20, 20] and [20, 0, 40, 40] are left as
+    assert coco.dataset["categories"] == CATEGORIES, "as they were, those without boxes, too"
     expected = [[0, 0, 20, 40], [0, 0, 40, 40]] * styles_per_content
     annotations = coco.loadAnns(coco.getAnnIds(catIds=coco.getCatIds(catNms=["dog"])))
     assert sorted(each["bbox"] for each in annotations) == sorted(expected)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from stylize_batch.annotations import coco, image_folder
 from stylize_batch.results import listed_shards, read_part
 from stylize_batch.storage import Root
 
 
-def write_annotations(root: Root, run: str, size: int | None, crop: int | None) -> list[str]:
+def write_annotations(
+    root: Root, run: str, size: int | None, crop: int | None, categories: list[dict[str, Any]]
+) -> list[str]:
     """Write what the results' columns call for, and return the keys of the files.
 
     COCO's columns become `annotations.json`; others become metadata by which Hugging Face `datasets` loads the tree.
@@ -17,11 +21,12 @@ def write_annotations(root: Root, run: str, size: int | None, crop: int | None) 
         run: its identity.
         size: the run's `--size`.
         crop: its `--crop`.
+        categories: of the COCO annotations that its manifest was built of.
 
     Raises:
         OSError: storage refused or did not answer.
     """
     schema = read_part(root, min(listed_shards(root))).schema
     if coco.describes(schema):
-        return [coco.write(root, run, schema, size, crop)]
+        return [coco.write(root, run, schema, size, crop, categories)]
     return image_folder.write(root, run) if image_folder.describes(schema) else []

@@ -109,7 +109,14 @@ def geometry(
     return Geometry(scaled[0] / width, scaled[1] / height, left, top, *picture)
 
 
-def write(root: Root, run: str, schema: pa.Schema, size: int | None, crop: int | None) -> str:
+def write(
+    root: Root,
+    run: str,
+    schema: pa.Schema,
+    size: int | None,
+    crop: int | None,
+    categories: list[dict[str, Any]],
+) -> str:
     """Write `annotations.json`, and return its key.
 
     In memory are the numbers of images and annotations, 8 bytes each, and a few parts of the results.
@@ -120,9 +127,11 @@ def write(root: Root, run: str, schema: pa.Schema, size: int | None, crop: int |
         schema: of its results.
         size: the run's `--size`.
         crop: its `--crop`.
+        categories: of the annotations, as they stand there; those that no picture has stay, so that what is numbered by
+            them is the same for every run.
     """
     columns = [*_NEEDED, *(name for name in LISTS if name in schema.names)]
-    rewriting = (columns, _own_ids(root, run), size, crop)
+    rewriting = (columns, _own_ids(root, run), size, crop, categories)
     root.put_large(KEY, lambda file: _Rewriting(root, run, *rewriting).write(file))
     return KEY
 
@@ -159,7 +168,14 @@ class _Rewriting:
     """Streams the results into one JSON object."""
 
     def __init__(
-        self, root: Root, run: str, columns: list[str], own_ids: _OwnIds, size: int | None, crop: int | None
+        self,
+        root: Root,
+        run: str,
+        columns: list[str],
+        own_ids: _OwnIds,
+        size: int | None,
+        crop: int | None,
+        categories: list[dict[str, Any]],
     ) -> None:
         self._root = root
         self._run = run
@@ -168,7 +184,7 @@ class _Rewriting:
         self._size, self._crop = size, crop
         self._images = 0
         self._annotations = 0
-        self._categories: dict[int, str] = {}
+        self._categories = {each["id"]: each for each in categories}
         self._left_out: Counter[str] = Counter()
 
     def write(self, file: IO[bytes]) -> None:
@@ -180,8 +196,7 @@ class _Rewriting:
             file.write(b'\n],\n"annotations": [')
             spool.seek(0)
             shutil.copyfileobj(spool, file)
-        categories = [{"id": id, "name": name} for id, name in sorted(self._categories.items())]
-        ends = {"categories": categories, "info": self._info()}
+        ends = {"categories": [each for _, each in sorted(self._categories.items())], "info": self._info()}
         texts = [f"{_dumps(name)}: {_dumps(value)}" for name, value in ends.items()]
         file.write(("\n],\n" + ",\n".join(texts) + "}\n").encode())
 
@@ -229,7 +244,8 @@ class _Rewriting:
         self._annotations += 1
         category = found.get("category_id")
         if category is not None:
-            self._categories[category] = found.get("category") or str(category)
+            named = {"id": category, "name": found.get("category") or str(category)}
+            self._categories.setdefault(category, named)
         annotation: dict[str, Any] = {
             "id": found["id"] if self._own_ids.annotations else self._annotations,
             "image_id": image,

@@ -38,7 +38,14 @@ from stylize_batch.manifest.plan import (
 )
 from stylize_batch.manifest.schema import misspellings
 from stylize_batch.manifest.shards import largest_first, read_styles
-from stylize_batch.manifest.source import Source, columns_of, fingerprint, locate, unread_partitions
+from stylize_batch.manifest.source import (
+    Source,
+    categories_of,
+    columns_of,
+    fingerprint,
+    locate,
+    unread_partitions,
+)
 from stylize_batch.model import container
 from stylize_batch.model.architecture import Architecture, style_width
 from stylize_batch.progress import Observer, Silent
@@ -147,12 +154,13 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     source = locate(manifest, root.uri)
     with ExitStack() as held:
         record = _planned(spec, source, root, container.digest(model), held, observer, tell)
+        categories = categories_of(source)
         try:
             summary = _work(spec, source, root, record, model, lent, observer, started)
             summary.notes = notes
             record.state = "finished"
             if spec.layout == "files":
-                written = write_annotations(root, record.run, spec.size, spec.crop)
+                written = write_annotations(root, record.run, spec.size, spec.crop, categories)
                 summary.annotations = [root.uri_of(key) for key in written]
             else:
                 delete_unnamed(root, record.run)

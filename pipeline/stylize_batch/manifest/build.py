@@ -525,7 +525,7 @@ class _Rows:
         self.groups.update(groups)
         self.pairs += len(rows)
         self.used[styles[~original]] = True
-        return pa.table(columns)
+        return pa.table(columns, metadata=items.schema.metadata)
 
     def _outputs(self, keys: list[str], taken: frozenset[int], rows: Integers, styles: Integers) -> list[str]:
         pictures: list[tuple[str, str]] = []
@@ -553,7 +553,8 @@ def _put(
     """Write a Parquet file row group by row group, and put it in place when it is whole."""
     first = next(tables)
     check_schema(first.schema, output)
-    schema = first.schema.with_metadata({BUILT_WITH: json.dumps(settings).encode()})
+    metadata = {**(first.schema.metadata or {}), BUILT_WITH: json.dumps(settings).encode()}
+    schema = first.schema.with_metadata(metadata)
     try:
         with replacing(output) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for table in chain([first], tables):

@@ -17,7 +17,7 @@ from pyarrow import json as json_lines
 
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.naming import key_below
-from stylize_batch.manifest.schema import RESULT_COLUMNS
+from stylize_batch.manifest.schema import CATEGORIES, RESULT_COLUMNS
 from stylize_batch.manifest.unpack import KEY, URI
 from stylize_batch.parquet import as_columns, as_text, holds_nothing
 from stylize_batch.storage import absolute, failure, filesystem, kind, parent
@@ -71,6 +71,9 @@ def read_lists(uris: list[str], role: str, root: str | None, notes: list[str]) -
                     empty = holds_nothing(values.type)
                     items = items.append_column(column, as_text(values.to_pylist()) if empty else values)
             items = with_free_names(items, uri, role, notes)
+            metadata = table.schema.metadata or {}
+            if CATEGORIES in metadata:
+                items = items.replace_schema_metadata({CATEGORIES: metadata[CATEGORIES]})
             if schema is not None and not items.schema.equals(schema):
                 odd = next((each for each in items.schema if each not in schema), None)
                 named = f" (column '{odd.name}' of type {odd.type})" if odd else ""
@@ -238,13 +241,13 @@ def _json_table(handle: Any, uri: str, notes: list[str], pairs: bool) -> pa.Tabl
 def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     """Return a row per image of COCO annotations, with those of its annotations as lists of equal length.
 
+    The categories are in the metadata: there are some that no image has.
+
     Raises:
         UsageError: an annotation's category is not among those that the file names.
     """
-    names = {
-        category["id"]: category.get("name", str(category["id"]))
-        for category in found.get("categories") or []
-    }
+    categories = [{"name": str(category["id"]), **category} for category in found.get("categories") or []]
+    names = {category["id"]: category["name"] for category in categories}
     annotations: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in found.get("annotations") or []:
         if "iscrowd" in annotation:
@@ -284,4 +287,4 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     if "category_ids" in columns:
         named = [[names.get(each) for each in ids] for ids in columns["category_ids"].to_pylist()]
         columns["categories"] = pa.array(named, pa.list_(pa.string()))
-    return pa.table(columns)
+    return pa.table(columns, metadata={CATEGORIES: json.dumps(categories).encode()})

@@ -30,6 +30,9 @@ SETTINGS = ("content", "style", "alpha", "output")
 DECIDING = ("content", "style", "style_weights", "alpha", "preserve_color", "mask", "output")
 """Manifest columns that decide what is made; the others are only carried to the results."""
 
+CATEGORIES = b"stylize_batch.categories"
+"""Parquet metadata key of the categories of COCO annotations, as a JSON list of what stands there."""
+
 ALIKE = 0.8
 """Share of equal letters above which a carried column's name may be a misspelling of a deciding one's."""
 

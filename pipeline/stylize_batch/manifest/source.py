@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stylize_batch.manifest.schema import DECIDING, ManifestError, check_schema
+from stylize_batch.manifest.schema import CATEGORIES, DECIDING, ManifestError, check_schema
 from stylize_batch.storage import (
     absolute,
     explained,
@@ -145,6 +146,22 @@ def columns_of(source: Source) -> list[str]:
     """
     with _open(source.files[0]) as file:
         return file.schema_arrow.names
+
+
+def categories_of(source: Source) -> list[dict[str, Any]]:
+    """Return the categories of the COCO annotations that a manifest was built of; none for any other manifest.
+
+    Raises:
+        ManifestError: the first file cannot be read, or what it has is no list of categories.
+    """
+    with _open(source.files[0]) as file:
+        found = (file.schema_arrow.metadata or {}).get(CATEGORIES, b"[]")
+    try:
+        return [{**each, "id": int(each["id"])} for each in json.loads(found)]
+    except (ValueError, TypeError, KeyError):
+        raise ManifestError(
+            f"{source.files[0]} has metadata {CATEGORIES.decode()} that are no COCO categories; build it again"
+        ) from None
 
 
 def unread_partitions(source: Source, columns: list[str]) -> list[str]:
