@@ -115,6 +115,24 @@ def test_coco_annotations_load_and_lie_where_the_boxes_are_now(
     assert f"Left out: {styles_per_content} boxes outside the picture." in coco.dataset["info"]["description"]
 
 
+def test_coco_annotations_without_ids_are_numbered(styles: list[str], tmp_path: Path) -> None:
+    coco_manifest(tmp_path, styles, 1)
+    document = json.loads((tmp_path / "instances.json").read_text())
+    for annotation in document["annotations"]:
+        del annotation["id"]
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    build(
+        str(tmp_path / "instances.json"), str(Path(styles[0]).parent), str(tmp_path / "pairs.parquet"), Pairing(),
+        observer=Silent(),
+    )  # fmt: skip
+    summary = run(tmp_path / "pairs.parquet", tmp_path / "out", size=30)
+    coco: Any = COCO(summary.annotations[0])
+    assert sorted(coco.anns) == [1, 2, 3]
+    assert sorted((each["image_id"], each["bbox"]) for each in coco.anns.values()) == [
+        (71, [0, 0, 30, 30]), (71, [45, 15, 15, 15]), (72, [15, 0, 30, 30]),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("split", ["", "train/"])
 def test_an_image_folder_loads_with_its_metadata_and_as_the_class_tree_it_is(
     make_manifest: MakeManifest,

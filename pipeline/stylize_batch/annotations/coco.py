@@ -40,7 +40,8 @@ def describes(schema: pa.Schema) -> bool:
     """Whether results carry COCO's columns, as `manifest build` makes them."""
     present = [name for name in LISTS if name in schema.names]
     return (
-        {"image_id", "annotation_ids", "source_height", "source_width"} <= {*schema.names}
+        bool(present)
+        and {"image_id", "source_height", "source_width"} <= {*schema.names}
         and all(schema.field(name).type == LISTS[name][1] for name in present)
         and all(pa.types.is_integer(schema.field(name).type) for name in ("source_height", "source_width"))
     )
@@ -148,13 +149,16 @@ def _own_ids(root: Root, run: str) -> _OwnIds:
     numbered = True
     for table in read_parts(root, run, ["output", "image_id", "annotation_ids"]):
         table = table.filter(table["output"].is_valid())
-        found = table["annotation_ids"].combine_chunks().flatten()
         ids = table["image_id"]
         if not pa.types.is_integer(ids.type) or ids.null_count:
             return _OwnIds(False, False)
-        numbered &= not found.null_count
         images.append(ids.to_numpy())
-        annotations.append(found.drop_null().to_numpy())
+        if "annotation_ids" in table.column_names:
+            found = table["annotation_ids"].combine_chunks().flatten()
+            numbered &= not found.null_count
+            annotations.append(found.drop_null().to_numpy())
+        else:
+            numbered = False
     alone = _distinct(images)
     return _OwnIds(alone, alone and numbered and _distinct(annotations))
 
@@ -222,7 +226,7 @@ class _Rewriting:
             (row["source_width"], row["source_height"]), (row["width"], row["height"]), self._size, self._crop
         )
         lists = [(LISTS[name][0], row[name] or []) for name in self._columns if name in LISTS]
-        for place in range(len(row["annotation_ids"] or [])):
+        for place in range(len(lists[0][1])):
             found = {field: values[place] for field, values in lists if place < len(values)}
             annotation = self._annotation(found, id, placed)
             if annotation is not None:
@@ -254,7 +258,7 @@ class _Rewriting:
             "area": None if box is None else round(box[2] * box[3], 3),
             "iscrowd": (found.get("iscrowd") or 0) if box is not None else None,
             "caption": found.get("caption"),
-            "source_id": None if self._own_ids.annotations else found["id"],
+            "source_id": None if self._own_ids.annotations else found.get("id"),
         }
         return {field: value for field, value in annotation.items() if value is not None}
 
