@@ -115,6 +115,15 @@ def test_coco_annotations_load_and_lie_where_the_boxes_are_now(
     assert f"Left out: {styles_per_content} boxes outside the picture." in coco.dataset["info"]["description"]
 
 
+@pytest.mark.parametrize("crop", [None, 20])
+def test_annotations_say_what_boxes_of_cropped_pictures_rely_on(
+    styles: list[str], tmp_path: Path, crop: int | None
+) -> None:
+    summary = run(coco_manifest(tmp_path, styles, 1), tmp_path / "out", size=30, crop=crop)
+    description = json.loads(Path(summary.annotations[0]).read_text())["info"]["description"]
+    assert ("those of the upright photograph" in description) == (crop is not None)
+
+
 def test_coco_annotations_without_ids_are_numbered(styles: list[str], tmp_path: Path) -> None:
     coco_manifest(tmp_path, styles, 1)
     document = json.loads((tmp_path / "instances.json").read_text())
