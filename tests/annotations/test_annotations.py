@@ -165,7 +165,8 @@ def test_an_image_folder_loads_with_its_metadata_and_as_the_class_tree_it_is(
     images = tmp_path / "out" / "images"
     folders = ["train/", "val/"] if split else [""]
     assert summary.annotations == [f"{images}/{folder}metadata.parquet" for folder in folders]
-    loaded = datasets.load_dataset("imagefolder", data_dir=str(images), cache_dir=str(tmp_path / "hf"))
+    where: Any = {"data_dir": str(images)} if split else {"data_files": f"{images}/**"}
+    loaded = datasets.load_dataset("imagefolder", **where, cache_dir=str(tmp_path / "hf"))
     assert isinstance(loaded, datasets.DatasetDict)
     assert list(loaded) == (["train", "validation"] if split else ["train"])
     found: list[Any] = [row for part in loaded.values() for row in part]
@@ -176,6 +177,26 @@ def test_an_image_folder_loads_with_its_metadata_and_as_the_class_tree_it_is(
     tree = ImageFolder(images / split)
     assert tree.classes == ["cat", "dog"]
     assert len(tree) == (3 if split else 4)
+
+
+def test_names_that_look_like_splits_make_none_in_an_image_folder(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    keys = ["train/1-test_pattern", "dog/ILSVRC2012_val_00000001", "dog/1-train_at_station", "dog/2"]
+    rows = [
+        {**row, "output": key, "label": key.partition("/")[0]} for row, key in zip(pairs, keys, strict=False)
+    ]
+    summary = run(make_manifest(rows), tmp_path / "out")
+    images = tmp_path / "out" / "images"
+    assert summary.annotations == [f"{images}/metadata.parquet"]
+    loaded = datasets.load_dataset(
+        "imagefolder", data_files=f"{images}/**", split="train", cache_dir=str(tmp_path / "hf")
+    )
+    assert isinstance(loaded, datasets.Dataset)
+    assert sorted(row["label"] for row in loaded.to_list()) == ["dog", "dog", "dog", "train"]
 
 
 def test_pictures_cannot_take_the_name_of_the_metadata(

@@ -1,8 +1,9 @@
-"""Metadata of an image folder, by which `datasets.load_dataset("imagefolder", data_dir="out/images")` knows each picture's
-labels, source and losses.
+"""Metadata of an image folder, by which `datasets.load_dataset("imagefolder", …)` knows each picture's labels, source and
+losses.
 
-`metadata.parquet` lies in `images/`; where the tree begins with splits, in each split's folder, the only place the
-loader looks for it then. Class folders still load as such: it is no picture.
+`metadata.parquet` lies in `images/`, for `data_files="out/images/**"`; where the tree begins with splits, in each split's
+folder, the only place the loader looks for it with `data_dir="out/images"`. Class folders still load as such: it is no
+picture.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ def describes(schema: pa.Schema) -> bool:
 def write(root: Root, run: str) -> list[str]:
     """Write the metadata of all pictures, and return the keys of the files."""
     images = root.uri_of("images") + "/"
+    splits = _has_splits(root, run, images)
     with ExitStack() as held:
         files: dict[str, _Spooled] = {}
         for table in read_parts(root, run):
-            for folder, rows in _by_folder(_described(table, images)):
+            for folder, rows in _by_folder(_described(table, images), splits):
                 if folder not in files:
                     files[folder] = _Spooled(held.enter_context(root.spool()), rows.schema)
                 files[folder].add(rows)
@@ -102,10 +104,21 @@ def _without_references(names: list[str]) -> list[str]:
     return kept
 
 
-def _by_folder(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+def _has_splits(root: Root, run: str, images: str) -> bool:
+    """Whether all pictures lie in folders of splits: a class may be named `train`, too."""
+    return all(
+        output.removeprefix(images).partition("/")[0].lower() in SPLITS
+        for table in read_parts(root, run, ["output"])
+        for output in table["output"].drop_null().to_pylist()
+    )
+
+
+def _by_folder(table: pa.Table, splits: bool) -> Iterator[tuple[str, pa.Table]]:
     """Split rows by the folder of their split, whose name `file_name` then lacks; `` for a tree without splits."""
-    firsts = [name.partition("/") for name in table["file_name"].to_pylist()]
-    folders = [first + slash if slash and first.lower() in SPLITS else "" for first, slash, _ in firsts]
+    if not splits:
+        yield "", table
+        return
+    folders = [name.partition("/")[0] + "/" for name in table["file_name"].to_pylist()]
     for folder in dict.fromkeys(folders):
         rows = table.filter(pa.array([each == folder for each in folders]))
         names = [name.removeprefix(folder) for name in rows["file_name"].to_pylist()]
