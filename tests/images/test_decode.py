@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TimedOut
@@ -95,6 +96,28 @@ def test_icc_profiles_are_converted_to_srgb() -> None:
     swapped = srgb.replace(b"rXYZ", b"____").replace(b"bXYZ", b"rXYZ").replace(b"____", b"bXYZ")
     found = decode(encoded(Image.new("RGB", (8, 8), "red"), icc_profile=swapped))
     assert np.abs(found.astype(int) - (0, 0, 255)).max() <= 2
+
+
+def gray_profile(gamma: float) -> bytes:
+    """A gray ICC profile with its two tags: the white point, D50, and the curve."""
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(gamma * 256), 0)
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, 20, b"kTRC", 176, 16)
+    head = struct.pack(">I4sI12s", 192, b"\0\0\0\0", 0x02100000, b"mntrGRAYXYZ ")
+    return (head + bytes(12) + b"acsp" + bytes(28) + white[8:]).ljust(128, b"\0") + tags + white + curve
+
+
+def test_a_gray_icc_profile_counts_beside_transparency_too() -> None:
+    profile, gray = gray_profile(1.0), Image.new("L", (8, 8), 100)
+    opaque = decode(encoded(gray, icc_profile=profile))
+    assert opaque[0, 0].tolist() == [168, 168, 168]  # linear
+    for data in (
+        encoded(gray.convert("LA"), icc_profile=profile),
+        encoded(gray, icc_profile=profile, transparency=7),
+    ):
+        assert decode(data).tolist() == opaque.tolist()
+    clear = Image.new("LA", (8, 8), (100, 0))
+    assert decode(encoded(clear, icc_profile=profile))[0, 0].tolist() == [255, 255, 255]
 
 
 def test_a_broken_icc_profile_does_not_lose_the_picture() -> None:

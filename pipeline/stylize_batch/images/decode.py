@@ -255,8 +255,9 @@ def _srgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit gray, which Pillow would clip
         return _apply_profile(_eight_bits(image), info)
     if image.has_transparency_data:
-        layer = image if image.mode == "RGBA" else image.convert("RGBA")
-        image = Image.new("RGB", layer.size, "white")
+        mode = "L" if image.mode in ("L", "LA") else "RGB"  # a gray profile fits gray pixels alone
+        layer = image if image.mode == f"{mode}A" else image.convert(f"{mode}A")
+        image = Image.new(mode, layer.size, "white")
         image.paste(layer, mask=layer)
     elif image.mode in ("P", "1"):
         image = image.convert("RGB")
