@@ -131,8 +131,9 @@ def test_sources_manifest_and_output_may_be_on_object_storage(source: dict[str, 
         (("--job", "recipe.yaml"), "build: these settings make a manifest of --content and --style"),
         (("--content", "absent", "--style", "photos"), "there is no content source absent"),
         (("--content", "photos", "--style", "photos", "--job", "unknown.yaml"), "unknown setting 'build.alfa'; known: "),
-        (("--content", "photos", "--style", "photos", "--job", "reversed.yaml"), "--alpha 1..0.5 is reversed"),
+        (("--content", "photos", "--style", "photos", "--job", "reversed.yaml"), "error: build.alpha 1..0.5 is reversed"),
         (("--content", "photos", "--style", "photos", "--job", "many.yaml"), "3 styles per content are asked for"),
+        (("--content", "list.csv", "--style", "photos"), "say where its paths start: build.content-root (`build` is a sec"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_exits_2_with_one_line_and_writes_nothing(
@@ -143,6 +144,7 @@ def test_what_cannot_be_built_exits_2_with_one_line_and_writes_nothing(
         ("many", "{styles-per-content: 3}"),
     ):  # fmt: skip
         (tmp_path / f"{name}.yaml").write_text(f"build: {build}\n")
+    (tmp_path / "list.csv").write_text("path\nabsent.jpg\n")
     before = sorted(tmp_path.rglob("*"))
     done = cli("run", *arguments, "--in-process")
     assert done.returncode == 2, done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.build import Pairing, build, read_settings, settings_of
 from stylize_batch.progress import Observer
@@ -47,6 +49,16 @@ def ensure_manifest(
                     "or start anew with --overwrite"
                 )
         return [f"{manifest} is used as it was built; its sources are not listed again"]
-    return build(
-        content, style, manifest, pairing, content_root=settings.content_root, observer=observer
-    ).notes
+    try:
+        return build(
+            content, style, manifest, pairing, content_root=settings.content_root, observer=observer
+        ).notes
+    except UsageError as error:
+        raise UsageError(_as_settings(str(error))) from None
+
+
+def _as_settings(message: str) -> str:
+    """Return a message with the options of `manifest build` named as they are here."""
+    options = "|".join(name.replace("_", "-") for name in BuildSettings.model_fields)
+    named, count = re.subn(rf"(?<![\w-])--({options})(?![\w-])", r"build.\1", message)
+    return f"{named} (`build` is a section of a job file)" if count else named
