@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from stylize_batch.cli import manifest_build
 from stylize_batch.errors import UsageError
 from stylize_batch.job.build import BuildSettings
-from stylize_batch.job.spec import make_spec
+from stylize_batch.job.spec import JobSpec, make_spec
 
 MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(manifest_build).parameters}
 """The options of `manifest build`."""
@@ -76,6 +77,24 @@ def test_wrong_settings_are_refused_in_one_line_that_names_them(
     with pytest.raises(UsageError, match=message) as caught:
         make_spec(settings)
     assert "\n" not in str(caught.value)
+
+
+def is_number(field: FieldInfo) -> bool:
+    return bool({int, float} & {field.annotation, *get_args(field.annotation)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, field in JobSpec.model_fields.items() if is_number(field)]
+    + [f"build.{name}" for name, field in BuildSettings.model_fields.items() if is_number(field)],
+)
+def test_yes_and_no_are_no_numbers(tmp_path: Path, name: str) -> None:
+    section, _, name = name.rpartition(".")
+    setting = f"{name}: yes"
+    job = tmp_path / "job.yaml"
+    job.write_text(f"content: c\nstyle: s\n{f'build: {{{setting}}}' if section else setting}\n")
+    with pytest.raises(UsageError, match=rf"{name.replace('_', '-')}: .*; give a number|True: give a number"):
+        make_spec({}, job)
 
 
 def test_workers_are_numbered_by_device_in_words_and_as_a_mapping() -> None:

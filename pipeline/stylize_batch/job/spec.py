@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
 from stylize_batch.job.build import BuildSettings
+from stylize_batch.manifest.build import no_truth
 from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.model import container
 from stylize_batch.settings import Device, Layout, Precision
@@ -90,6 +91,21 @@ class JobSpec(BaseModel):
     max_failed: str = "100%"
     limit: int | None = Field(None, ge=1)
     as_json: bool = Field(False, alias="json")
+
+    @field_validator(
+        "size",
+        "crop",
+        "style_size",
+        "quality",
+        "batch_size",
+        "gpus_per_actor",
+        "shard_pairs",
+        "limit",
+        mode="before",
+    )
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return no_truth(value)
 
     @field_validator("batch_size", "actors", mode="before")
     @classmethod

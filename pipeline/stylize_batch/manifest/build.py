@@ -53,6 +53,17 @@ BUILT_WITH = b"stylize_batch.built_with"
 """Parquet metadata key of the sources and settings that a manifest was built with, as JSON."""
 
 
+def no_truth(value: Any) -> Any:
+    """Return a setting that is a number, unless it is a bool, which pydantic takes for 0 or 1.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if isinstance(value, bool):
+        raise ValueError("it is true or false (YAML's yes or no); give a number")
+    return value
+
+
 class Pairing(BaseModel):
     """Which contents there are and which styles each gets, with the names of `manifest build`'s options.
 
@@ -81,6 +92,11 @@ class Pairing(BaseModel):
     preserve_color: bool = False
     keep_originals: bool = False
     sample: int | None = None
+
+    @field_validator("styles_per_content", "seed", "sample", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        return no_truth(value)
 
     @field_validator("alpha", mode="before")
     @classmethod
