@@ -395,6 +395,20 @@ def test_archives_need_a_folder_and_a_damaged_one_exits_3(tmp_path: Path, cli: C
     assert pq.read_table(tmp_path / "p.parquet").num_rows == 1
 
 
+@pytest.mark.parametrize("source", ["shards", "shards/*.tar"])
+def test_an_archive_that_is_added_changes_no_names_of_the_others(tmp_path: Path, source: str) -> None:
+    (tmp_path / "shards").mkdir()
+    tar(tmp_path / "shards" / "s-0.tar", [("dog/0.jpg", b"0")])
+    _, first = unpacked(tmp_path / source, tmp_path)
+    tar(tmp_path / "shards" / "s-1.tar", [("dog/0.jpg", b"1")])
+    _, both = unpacked(tmp_path / source, tmp_path)
+    assert first == both[:1]
+    assert [(row["output"], row["label"]) for row in both] == [
+        ("s-0/dog/0.jpg", "dog"),
+        ("s-1/dog/0.jpg", "dog"),
+    ]
+
+
 def test_archives_that_differ_in_their_ending_alone_keep_their_images_apart(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     for name in ("a.tar", "a.tgz", "b.tar"):

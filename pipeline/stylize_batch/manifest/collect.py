@@ -204,7 +204,7 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
             raise UsageError(
                 f"{source} holds images in archives; extract them first: stylize-batch manifest build … --unpack DIR"
             )
-        found = unpack(uris, base, unpacked, role, observer)
+        found = unpack(uris, None if lies == "file" else base, unpacked, role, observer)
         tables = (with_free_names(table, source, role, found.notes) for table in found.tables())
         depths = {prefix.count("/") for prefix in found.prefixes}
         if len(depths) > 1:

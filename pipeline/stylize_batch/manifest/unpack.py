@@ -97,12 +97,13 @@ class Unpacked(NamedTuple):
             yield pa.table(columns).cast(self.schema)
 
 
-def unpack(archives: list[str], base: str, root: Root, role: str, observer: Observer) -> Unpacked:
+def unpack(archives: list[str], base: str | None, root: Root, role: str, observer: Observer) -> Unpacked:
     """Extract the images of archives, those that earlier calls have not finished.
 
     Args:
         archives: URIs of tar files or of Parquet files with an image column.
-        base: the folder the archives lie in; of several, each one's keys begin with its path below it.
+        base: the folder the archives lie in: each one's keys begin with its path below it, so that one that is added
+            changes no keys of the others. None for a source that is an archive by itself.
         root: empty, or filled by an earlier call.
         role: `content` or `style`: a subfolder, so that both can be unpacked to one root.
 
@@ -133,11 +134,11 @@ def unpack(archives: list[str], base: str, root: Root, role: str, observer: Obse
         observer.advance(done, 0)
     root.clear_temporaries()
     schema = _common_schema(schemas, base, notes)
-    prefixes = _prefixes([uri[len(base) :].lstrip("/") for uri in archives])
-    return Unpacked(root, indexes, prefixes if len(archives) > 1 else [""], schema, notes, problems)
+    prefixes = [""] if base is None else _prefixes([uri[len(base) :].lstrip("/") for uri in archives])
+    return Unpacked(root, indexes, prefixes, schema, notes, problems)
 
 
-def _common_schema(schemas: list[pa.Schema], base: str, notes: list[str]) -> pa.Schema:
+def _common_schema(schemas: list[pa.Schema], base: str | None, notes: list[str]) -> pa.Schema:
     """Return all columns of some schemas; one without a type that suits them all is text, and noted."""
     fields: list[pa.Field] = []
     for name in dict.fromkeys(name for schema in schemas for name in schema.names):
