@@ -599,6 +599,12 @@ def manifest_check(
     crop: Annotated[
         int | None, typer.Option(min=9, max=16384, help="Side of the run's centre crop, likewise.")
     ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="Of the run's pictures: jpeg, png or webp. With its extension, two names may be one."
+        ),
+    ] = "jpeg",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Check all that a run would refuse, and whether images can be decoded: all of them, or a sample."""
@@ -606,7 +612,7 @@ def manifest_check(
     from stylize_batch.progress import TerminalProgress
 
     with TerminalProgress() as progress:
-        report = check(manifest, None if every else sample, progress, size=size, crop=crop)
+        report = check(manifest, None if every else sample, progress, size=size, crop=crop, format=format)
     if as_json:
         print(json.dumps(report.to_json()))
     fewest, mean, most = report.pairs_per_content

@@ -109,3 +109,15 @@ def test_small_images_count_by_the_size_they_have_in_the_run(
     assert set(check(manifest, None, Silent(), crop=32).failures) == {"TooSmall"}
     with pytest.raises(UsageError, match="--crop 64 is larger than --size 32"):
         check(manifest, None, Silent(), size=32, crop=64)
+
+
+def test_names_that_the_runs_format_makes_one_are_refused(
+    make_manifest: MakeManifest, pairs: list[Row], cli: Cli
+) -> None:
+    manifest = make_manifest([{**pairs[0], "output": "a"}, {**pairs[1], "output": "a.png"}])
+    assert check(str(manifest), 0, Silent()).rows == 2
+    done = cli("manifest", "check", manifest, "--format", "png")
+    assert done.returncode == 2
+    assert "same output key" in done.stderr
+    with pytest.raises(UsageError, match="--format gif: give jpeg, png, webp"):
+        check(str(manifest), 0, Silent(), format="gif")

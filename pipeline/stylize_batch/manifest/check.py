@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import decode
+from stylize_batch.images.encode import EXTENSIONS
 from stylize_batch.manifest.naming import hashes
 from stylize_batch.manifest.plan import Partition, check_and_partition, temporary_folder
 from stylize_batch.manifest.schema import DECIDING, misspellings, string_lists
@@ -82,7 +83,13 @@ class CheckReport:
 
 
 def check(
-    manifest: str, sample: int | None, observer: Observer, *, size: int | None = None, crop: int | None = None
+    manifest: str,
+    sample: int | None,
+    observer: Observer,
+    *,
+    size: int | None = None,
+    crop: int | None = None,
+    format: str = "jpeg",
 ) -> CheckReport:
     """Check every row of a manifest, and images of it.
 
@@ -93,17 +100,20 @@ def check(
         observer: hears of progress.
         size: contents' shorter side in the run; an image that is too small as it is may be large enough then.
         crop: in the run.
+        format: of the run's pictures; two names may be one with its extension.
 
     Raises:
         ManifestError: `run` would refuse the manifest, for the same reason.
-        UsageError: storage refuses the credentials, or `crop` is larger than `size`.
+        UsageError: storage refuses the credentials, `crop` is larger than `size`, or there is no such format.
     """
+    if format not in EXTENSIONS:
+        raise UsageError(f"--format {format}: give {', '.join(EXTENSIONS)}")
     if size is not None and crop is not None and crop > size:
         raise UsageError(f"--crop {crop} is larger than --size {size}")
     source = locate(manifest, f"{absolute(manifest)}-stylized")
     observer.phase("Checking rows", None, 0, lambda: 0)
     with temporary_folder() as folder:
-        partition = check_and_partition(source, Path(folder), "jpeg", None)
+        partition = check_and_partition(source, Path(folder), format, None)
         report, styles, masks = _survey(partition)
         names = columns_of(source)
         report.controls = [name for name in names if name in DECIDING and name not in ("content", "style")]
