@@ -512,6 +512,8 @@ def test_wrong_options_are_refused(
         ("list.json", b'{"path": "1.jpg"}', "is neither COCO annotations nor a list"),
         ("list.json", b"{", "Expecting property name"),
         ("list.parquet", b"PAR1", "cannot read"),
+        ("list.csv", b"path,x,x\n1.jpg,1,2\n", "list.csv has the column 'x' 2 times; rename or remove all but one"),
+        ("list.csv", b"path,path\n1.jpg,1.jpg\n", "list.csv has the column 'path' 2 times"),
     ],
 )  # fmt: skip
 def test_unusable_sources_are_refused_in_one_line(
@@ -521,6 +523,27 @@ def test_unusable_sources_are_refused_in_one_line(
     if data is not None:
         (tmp_path / name).write_bytes(data)
     assert message in refused(tmp_path / name, styles, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({"iscrowd": "no"}, "coco.json: 'iscrowd' of annotations must be int8; correct it in the file ("),
+        ({"id": "x1"}, "coco.json: 'id' of annotations must be int64; correct it in the file (Could not convert 'x1'"),
+        ({"category_id": "dog"}, "coco.json: 'id' of categories must be int64; correct it in the file ("),
+    ],
+)  # fmt: skip
+def test_coco_fields_of_other_types_are_refused_by_their_names(
+    tmp_path: Path, styles: Path, annotation: Row, message: str
+) -> None:
+    coco = {
+        "images": [{"id": 1, "file_name": "1.jpg"}],
+        "annotations": [{"image_id": 1, **annotation}],
+        "categories": [{"id": annotation.get("category_id", 1)}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    tree(tmp_path, "1.jpg")
+    assert message in refused(tmp_path / "coco.json", styles, tmp_path)
 
 
 def test_a_manifest_is_no_list_of_styles(make_manifest: MakeManifest, tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -156,6 +157,7 @@ def _raw_tables(
             yield from map(as_table, _csv_reader(handle, uri, text))
         elif suffix == ".parquet":
             with pq.ParquetFile(handle) as file:
+                _refuse_repeated(file.schema_arrow, uri)
                 yield from map(as_table, file.iter_batches(batch_size=BATCH))
         elif suffix == ".json":
             yield from map(as_table, _json_table(handle, uri, notes, pairs).to_batches(max_chunksize=BATCH))
@@ -171,12 +173,20 @@ def _raw_tables(
 
 
 def _csv_reader(handle: Any, uri: str, text: Iterable[str], **options: Any) -> Any:
-    return csv.open_csv(
+    reader = csv.open_csv(
         handle,
         csv.ReadOptions(block_size=LIST_BLOCK),
         csv.ParseOptions(delimiter="\t" if _suffix(uri) == ".tsv" else ",", newlines_in_values=True),
         csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), **options),
     )
+    _refuse_repeated(reader.schema, uri)
+    return reader
+
+
+def _refuse_repeated(schema: pa.Schema, uri: str) -> None:
+    for name, count in Counter(schema.names).items():
+        if count > 1:
+            raise UsageError(f"{uri} has the column '{name}' {count} times; rename or remove all but one")
 
 
 def _text_columns(uri: str) -> set[str]:
@@ -244,14 +254,24 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     The categories are in the metadata: there are some that no image has.
 
     Raises:
-        UsageError: an annotation's category is not among those that the file names.
+        UsageError: an annotation's category is not among those that the file names, or a field has the wrong type.
     """
+
+    def typed(values: list[Any], kind: pa.DataType | None, field: str) -> pa.Array:
+        try:
+            return pa.array(values, kind)
+        except (pa.ArrowException, OverflowError) as error:
+            wanted = kind.value_type if kind is not None and pa.types.is_list(kind) else kind or "of one type"
+            raise UsageError(f"{uri}: {field} must be {wanted}; correct it in the file ({error})") from None
+
     categories = [{"name": str(category["id"]), **category} for category in found.get("categories") or []]
     names = {category["id"]: category["name"] for category in categories}
+    typed([*names], pa.int64(), "'id' of categories")
     annotations: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in found.get("annotations") or []:
         if "iscrowd" in annotation:
-            annotation["iscrowd"] = int(annotation["iscrowd"] or 0)
+            with suppress(ValueError, TypeError):  # `typed` names the field
+                annotation["iscrowd"] = int(annotation["iscrowd"] or 0)
         annotations[annotation["image_id"]].append(annotation)
     if names:
         for annotation in chain.from_iterable(annotations.values()):
@@ -269,10 +289,10 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     present = {key for each in annotations.values() for annotation in each for key in annotation}
     images: list[dict[str, Any]] = found["images"]
     columns: dict[str, pa.Array] = {
-        "file_name": pa.array([image["file_name"] for image in images], pa.string()),
-        "image_id": pa.array([image["id"] for image in images]),
-        "height": pa.array([image.get("height") for image in images], pa.int32()),
-        "width": pa.array([image.get("width") for image in images], pa.int32()),
+        "file_name": typed([image["file_name"] for image in images], pa.string(), "'file_name' of images"),
+        "image_id": typed([image["id"] for image in images], None, "'id' of images"),
+        "height": typed([image.get("height") for image in images], pa.int32(), "'height' of images"),
+        "width": typed([image.get("width") for image in images], pa.int32(), "'width' of images"),
     }
     for column, key, element in (
         ("annotation_ids", "id", pa.int64()),
@@ -283,7 +303,7 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     ):
         if key in present:
             values = [[each.get(key) for each in annotations[image["id"]]] for image in images]
-            columns[column] = pa.array(values, pa.list_(element))
+            columns[column] = typed(values, pa.list_(element), f"'{key}' of annotations")
     if "category_ids" in columns:
         named = [[names.get(each) for each in ids] for ids in columns["category_ids"].to_pylist()]
         columns["categories"] = pa.array(named, pa.list_(pa.string()))
