@@ -30,6 +30,8 @@ from stylize_batch.results import OF_OUTCOME
 from stylize_batch.storage import Root
 from tests.conftest import Cli, MakeManifest, Row, read_results
 
+DOCS = Path(__file__).parents[2] / "docs" / "layouts.md"
+
 CONTAINERS = ["webdataset", "parquet"]
 
 
@@ -99,6 +101,18 @@ def test_webdataset_reads_every_sample_with_its_class_and_what_is_known_of_it(
     assert next(sample["__key__"] for sample in samples if "png" in sample).startswith("train/cat/v1_3_png-")
     with tarfile.open(tmp_path / "out" / "images" / "part-000000.tar") as archive:
         assert {(member.mtime, member.uid, member.uname) for member in archive} == {(0, 0, "")}
+
+
+def test_the_example_of_the_docs_reads_pictures_of_all_formats(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(manifest, tmp_path / "stylized", layout="webdataset")
+    monkeypatch.chdir(tmp_path)
+    example = DOCS.read_text().partition("```python\n")[2].partition("```")[0]
+    seen: list[tuple[Any, Row]] = []
+    exec(example.replace("...", "seen.append((picture, known))"), {"seen": seen})
+    assert sorted(known["label"] for _, known in seen) == list(range(6))
+    assert all(picture.size == (known["width"], known["height"]) for picture, known in seen)
 
 
 def test_datasets_loads_parquet_as_images(
