@@ -128,6 +128,7 @@ def make_pools(
 
 
 def _deal_labels(contents: set[Hashable], styles: Sequence[Hashable]) -> dict[Hashable, Hashable]:
+    """Give each content label a style label; one that is added can change those of the others."""
     names = {str(label): label for label in styles}
     same = {label: names[str(label)] for label in contents if str(label) in names}
     taken = set(same.values())
@@ -145,7 +146,10 @@ def _own_splits(
 def _dealt_splits(
     pool: Integers, styles: Sequence[Group], sizes: Mapping[Hashable, int], least: int
 ) -> dict[Hashable, Integers]:
-    """Cut a pool into slices, one a split: `least` styles each, the rest in proportion to the splits' contents."""
+    """Cut a pool into slices, one a split: `least` styles each, the rest in proportion to the splits' contents.
+
+    So contents that are added, and another `least`, move styles from one split to another.
+    """
     spare = max(0, len(pool) - least * len(sizes))
     ends = [
         least * place + spare * before // sum(sizes.values())
