@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
@@ -140,6 +141,18 @@ def test_coco_annotations_without_ids_are_numbered(styles: list[str], tmp_path: 
     assert sorted((each["image_id"], each["bbox"]) for each in coco.anns.values()) == [
         (71, [0, 0, 30, 30]), (71, [45, 15, 15, 15]), (72, [15, 0, 30, 30]),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("categories", [b"{", b"7", b'[{"name": "dog"}]', b'[{"id": "dog"}]', b"[" * 100_000])
+def test_categories_that_are_none_are_refused_before_anything_is_written(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, categories: bytes
+) -> None:
+    manifest = make_manifest(pairs)
+    table = pq.read_table(manifest).replace_schema_metadata({"stylize_batch.categories": categories})
+    pq.write_table(table, manifest)
+    with pytest.raises(UsageError, match="are no COCO categories; build it again"):
+        run(manifest, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("split", ["", "train/"])

@@ -263,14 +263,12 @@ class _Rewriting:
         return {field: value for field, value in annotation.items() if value is not None}
 
     def _info(self) -> dict[str, Any]:
-        # A square picture does not show whether its photograph was annotated on its side, or at another size.
-        relied = (
-            ""
-            if self._crop is None
-            else (
-                " The pictures are cropped: boxes are right if the annotated width and height are those of the upright photograph."
+        relied = ""
+        if self._crop is not None:  # a square does not show whether its photograph was annotated on its side
+            relied = (
+                " The pictures are cropped: boxes are right if the annotated width and height are those of the upright "
+                "photograph."
             )
-        )
         left_out = "".join(f" Left out: {count} {what}." for what, count in self._left_out.items())
         return {
             "description": "Annotations of stylized pictures. Boxes are scaled and moved as the pictures were, area is that "

@@ -152,9 +152,9 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
         )
     started = time.monotonic()
     source = locate(manifest, root.uri)
+    categories = categories_of(source)
     with ExitStack() as held:
         record = _planned(spec, source, root, container.digest(model), held, observer, tell)
-        categories = categories_of(source)
         try:
             summary = _work(spec, source, root, record, model, lent, observer, started)
             summary.notes = notes

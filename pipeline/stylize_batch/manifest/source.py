@@ -158,7 +158,7 @@ def categories_of(source: Source) -> list[dict[str, Any]]:
         found = (file.schema_arrow.metadata or {}).get(CATEGORIES, b"[]")
     try:
         return [{**each, "id": int(each["id"])} for each in json.loads(found)]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise ManifestError(
             f"{source.files[0]} has metadata {CATEGORIES.decode()} that are no COCO categories; build it again"
         ) from None
