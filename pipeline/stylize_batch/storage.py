@@ -488,7 +488,9 @@ class Root:
         except FileNotFoundError:
             return {}
         infos = found if detail else dict.fromkeys(found)
-        return {name[len(base) :].lstrip("/"): info for name, info in infos.items()}
+        keys = {name[len(base) :].lstrip("/"): info for name, info in infos.items()}
+        # Some stores list a folder as long as it lasts, even when it is empty.
+        return {key: info for key, info in keys.items() if key.startswith(f"{prefix}/")}
 
     def empty(self, but: tuple[str, ...] = ()) -> bool:
         """Whether nothing lies under the root, but for temporaries and the given names."""

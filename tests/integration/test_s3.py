@@ -15,6 +15,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from stylize_batch.model import container
+from stylize_batch.storage import Root
 from tests.conftest import Cli, MakeManifest
 from tests.integration.s3 import BUCKET, READER, UNKNOWN, WRONG_SECRET, Identity, S3Server
 
@@ -103,6 +104,23 @@ def test_tars_on_object_storage_open_as_they_stand_and_the_rest_is_done_when_one
         with fsspec.open(row["output"], s3={"use_listings_cache": False}) as file, Image.open(file) as image:  # pyright: ignore[reportArgumentType]
             image.load()
             assert (image.height, image.width) == (row["height"], row["width"])
+
+
+def test_a_folder_that_outlasts_what_was_in_it_does_not_end_a_run_that_starts_anew(
+    server: S3Server, manifest: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = manifest.removesuffix("/in/pairs.parquet") + "/anew"
+    command = ("run", manifest, "-o", output, "--style-size", 48, "--in-process")
+    for options in ((), ("--overwrite",), ("--overwrite",)):
+        done = cli(*command, *options, env=server.env())
+        assert done.returncode == 3, done.stderr
+    for key, value in server.env().items():
+        monkeypatch.setenv(key, value)
+    root = Root(output)
+    root.delete(root.list("styles"))
+    assert server.client().find(f"{output}/styles") == [f"{output.removeprefix('s3://')}/styles"]
+    assert root.list("styles") == []
+    assert root.sizes("styles") == {}
 
 
 def test_an_identity_that_may_not_write_is_refused_before_work_starts(
