@@ -23,9 +23,11 @@ from PIL import Image
 
 import stylize_batch
 from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, UsageError
+from stylize_batch.job import run as job_run
 from stylize_batch.job.run import execute
 from stylize_batch.job.spec import FIXED, make_spec
 from stylize_batch.job.styles import STYLES_PER_PART
+from stylize_batch.layout.container import unnamed
 from stylize_batch.manifest.plan import TEMPORARY_PREFIX, temporary_folder
 from stylize_batch.manifest.shards import read_shard
 from stylize_batch.model import container
@@ -315,6 +317,24 @@ def test_a_run_that_another_has_begun_anew_over_ends_and_leaves_it_alone(
     with pytest.raises(JobFailedError, match="another run has begun anew"):
         execute(spec, Suspended())
     assert record.read_text() == theirs[0]
+
+
+def test_a_run_suspended_in_its_last_steps_deletes_nothing_of_the_one_that_began_anew(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+
+    def suspended(root: Root, identity: str) -> list[str]:
+        monkeypatch.setattr(job_run, "unnamed", unnamed)
+        (output / "lease.json").unlink()
+        assert run(manifest, output, layout="webdataset", size=64, overwrite=True).ok == 12
+        return unnamed(root, identity)
+
+    monkeypatch.setattr(job_run, "unnamed", suspended)
+    with pytest.raises(JobFailedError, match="another run has begun anew"):
+        run(manifest, output, layout="webdataset")
+    assert json.loads((output / "run.json").read_text())["settings"]["size"] == 64
+    assert len(list((output / "images").glob("*.tar"))) == len(list((output / "results").iterdir()))
 
 
 def test_a_shard_of_another_runs_plan_is_not_worked_on(manifest: Path, tmp_path: Path) -> None:

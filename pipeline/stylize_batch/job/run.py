@@ -28,7 +28,7 @@ from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
 from stylize_batch.job.styles import encode_styles, offers, open_bank
-from stylize_batch.layout.container import delete_unnamed
+from stylize_batch.layout.container import unnamed
 from stylize_batch.manifest.plan import (
     Partition,
     check_and_partition,
@@ -163,11 +163,14 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
                 written = write_annotations(root, record.run, spec.size, spec.crop, categories)
                 summary.annotations = [root.uri_of(key) for key in written]
             else:
-                delete_unnamed(root, record.run)
+                spare = unnamed(root, record.run)
+                _refuse_usurped(root, record)  # or these may be what the other has made
+                root.delete(spare)
             if (
                 summary.skipped < summary.pairs or not record.totals
             ):  # else the run that did the work says more
                 record.totals = asdict(summary)
+            _refuse_usurped(root, record)
             record.save(root)
         except OSError as error:
             raise JobFailedError(f"cannot use {root.uri}: {error.strerror or error}") from None
@@ -239,9 +242,9 @@ def _work(
                 observer.advance(totals.pairs, totals.failed)
                 _check_failures(totals, limit)
             dropped = engine.dropped
-        _refuse_usurped(root, record)
         # What is stored counts: a shard that two workers were at has the results of the last one.
         finished, totals = finished_shards(root, record.run), Totals()
+        _refuse_usurped(root, record)
         for counted in finished.values():
             totals.add(counted)
     if totals.pairs != record.pairs or len(finished) != record.shards:

@@ -113,8 +113,8 @@ def container_name(shard: Shard, pair_ids: list[str]) -> str:
     return f"{name}-{hashlib.blake2b(''.join(pair_ids).encode(), digest_size=8).hexdigest()}"
 
 
-def delete_unnamed(root: Root, run: str) -> None:
-    """Delete the containers that no results of a run name, once all shards have theirs.
+def unnamed(root: Root, run: str) -> list[str]:
+    """Return the keys of the containers that no results of a run name, to be deleted once all shards have theirs.
 
     Whoever reads `images/*.tar` would find their pictures twice.
     """
@@ -122,4 +122,4 @@ def delete_unnamed(root: Root, run: str) -> None:
     for table in read_parts(root, run, ["output"]):
         outputs = {output.rpartition("/")[2] for output in table["output"].to_pylist() if output}
         listed -= {f"images/{name}" for name in outputs}
-    root.delete(sorted(listed))
+    return sorted(listed)
