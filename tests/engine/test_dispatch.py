@@ -7,16 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import pytest
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from stylize_batch.engine import dispatch as dispatching
 from stylize_batch.engine.crew import Crew
 from stylize_batch.engine.dispatch import HANGING_SECONDS, MAX_LOST_STARTS, Dispatch
 from stylize_batch.engine.metrics import DriverMetrics
-from stylize_batch.errors import JobFailedError
+from stylize_batch.errors import JobFailedError, SystemicError
 
 Answer = Callable[["Worker", str], float]
 """The seconds a worker takes for a task; it hangs for ever with infinity, and dies with a negative number."""
+
+
+class TroubleError(RayTaskError):
+    """What Ray raises where storage did not answer a worker."""
+
+    def __init__(self) -> None:
+        self.cause = SystemicError("storage does not answer")
 
 
 class Given(NamedTuple):
@@ -58,6 +65,8 @@ class Worker:
         task = self.in_flight[0][1]
         if self._answer(self, task) < 0:
             raise WorkerCrashedError
+        if self._crew.trouble(self, task):
+            raise TroubleError
         self.done.append(task)
         return task
 
@@ -91,6 +100,7 @@ class Workers:
 
     def __init__(self, answers: Sequence[Answer], nodes: str = "") -> None:
         self.now = 0.0
+        self.trouble: Callable[[Worker, str], bool] = lambda *_: False
         self.pools: list[Any] = []
         self.slots = [
             Worker(self, node, answer)
@@ -203,3 +213,30 @@ def test_a_worker_that_is_being_restarted_does_not_end_the_job(monkeypatch: pyte
     monkeypatch.setattr(crew, "wait", wait)
     found, _ = dispatched(crew, 8, monkeypatch)
     assert len(found) == 8
+
+
+def test_two_bad_nodes_of_eight_get_no_more_work_and_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Workers([lambda worker, _: 0.5 if worker.node in "ab" else 60.0] * 8, nodes="abcdefgh")
+    crew.trouble = lambda worker, _: worker.node in "ab"
+    found, _ = dispatched(crew, 40, monkeypatch)
+    assert len(found) == len(set(found)) == 40
+    assert set(crew.dropped) == {"a", "b"}
+
+
+def test_an_outage_that_one_worker_survives_ends_fifty_no_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    for workers in (1, 50):
+        crew = Workers([lambda *_: 60.0] * workers, nodes="".join(map(chr, range(100, 100 + workers))))
+        crew.trouble = lambda *_, crew=crew: 100 < crew.now < 200
+        found, _ = dispatched(crew, 4 * workers, monkeypatch)
+        assert len(found) == 4 * workers
+
+
+def test_trouble_that_stays_ends_the_job_whatever_the_number_of_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for workers in (1, 8):
+        crew = Workers([lambda *_: 1.0] * workers)
+        crew.trouble = lambda *_: True
+        with pytest.raises(JobFailedError, match="storage does not answer"):
+            dispatched(crew, 40, monkeypatch)
+        assert crew.now <= 3

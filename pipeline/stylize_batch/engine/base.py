@@ -10,7 +10,8 @@ from stylize_batch.settings import Device, ShardReport, WorkerSettings
 from stylize_batch.styles import StyleBank, StyleBatch
 
 MAX_SYSTEMIC = 3
-"""Shards in a row, without one finished in between, that systemic trouble may stop before the job ends."""
+"""Tasks in a row for each worker, without one finished in between, that systemic trouble may stop before the job
+ends."""
 
 
 class StyleRequest(NamedTuple):
@@ -72,12 +73,12 @@ class Patience:
         """Take note of progress."""
         self._count = 0
 
-    def trouble(self, error: SystemicError) -> None:
-        """Take note of trouble.
+    def trouble(self, error: SystemicError, workers: int = 1) -> None:
+        """Take note of trouble that one of so many workers met.
 
         Raises:
             JobFailedError: it was once too often.
         """
         self._count += 1
-        if self._count >= MAX_SYSTEMIC:
+        if self._count >= MAX_SYSTEMIC * max(1, workers):
             raise JobFailedError(str(error))

@@ -233,10 +233,12 @@ class Dispatch:
         cause = error.cause if isinstance(error.cause, SystemicError) else SystemicError(reason_of(error))
         self._put_last(task)
         self._health.lost(slot.node, object())  # each time anew: it says nothing about the task
-        if self._health.sick(slot.node) and self._drop(slot.node, str(cause)):
+        # Where no node is well, it is the storage that is not.
+        others = any(other.takes_work and self._health.well(other.node) for other in self._crew.slots)
+        if self._health.sick(slot.node) and others and self._drop(slot.node, str(cause)):
             self._patience.reset()
         else:
-            self._patience.trouble(cause)
+            self._patience.trouble(cause, sum(slot.ready for slot in self._crew.slots))
 
     def _drop(self, node: str, reason: str) -> bool:
         """Give a node no more work, if there is another one that works; return whether."""

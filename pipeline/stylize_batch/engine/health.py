@@ -26,3 +26,7 @@ class Health:
     def sick(self, node: str) -> bool:
         """Whether a node has lost too much that no other has lost."""
         return sum(nodes == {node} for nodes in self._lost.values()) >= MAX_LOST
+
+    def well(self, node: str) -> bool:
+        """Whether a node has lost nothing that no other has lost."""
+        return {node} not in self._lost.values()
