@@ -24,6 +24,7 @@ from stylize_batch import worker
 from stylize_batch.contents import LOOKAHEAD
 from stylize_batch.errors import HandedBackError, JobFailedError, RowError
 from stylize_batch.images.decode import Array, decode
+from stylize_batch.job import styles as job_styles
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.network import ContentFeatures, Network
 from stylize_batch.model.tiling import PASS_PIXELS
@@ -581,6 +582,35 @@ def test_images_that_storage_never_gives_fail_their_rows_also_when_these_are_tri
     for again in (False, True):
         summary, _ = run(manifest, tmp_path / "out", shard_pairs=100, retry_failed=again)
         assert (summary.ok, summary.kinds) == (4, {"StorageError": 2})
+
+
+def test_a_shard_whose_images_storage_never_gives_fails_its_rows_and_does_not_keep_the_run_from_its_end(
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+    silent: Callable[..., None],
+) -> None:
+    silent(contents[0], contents[2])
+    manifest = make_manifest([{"content": content, "style": styles[:1]} for content in contents])
+    summary, _ = run(manifest, tmp_path / "out", shard_pairs=1)
+    assert (summary.ok, summary.kinds) == (4, {"StorageError": 2})
+
+
+def test_the_last_style_that_storage_never_gives_is_not_taken_for_a_storage_that_does_not_answer(
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+    silent: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(job_styles, "STYLES_PER_PART", 4)
+    paintings = copies(styles[0], 5, tmp_path)
+    silent(paintings[-1])
+    manifest = make_manifest([{"content": contents[0], "style": [style]} for style in paintings])
+    summary, _ = run(manifest, tmp_path / "out")
+    assert (summary.ok, summary.kinds) == (4, {"StorageError": 1})
 
 
 @pytest.fixture

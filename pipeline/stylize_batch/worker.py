@@ -133,7 +133,8 @@ class Silence:
     """Tells storage that does not answer at all, which is no row's fault, from single images that it never gives.
 
     It is silent when every one of a task's attempts failed for want of an answer. A piece of a task tells nothing, and
-    neither do the rows of a shard that are tried again: for the others it did answer.
+    neither do the rows of a shard that are tried again: for the others it did answer. Nor does a task that always
+    fails so while others are finished.
     """
 
     def __init__(self, attempts: int) -> None:
@@ -300,8 +301,13 @@ class Worker:
 
     # Shards
 
-    def run_shard(self, shard: int, bank: StyleBank) -> ShardReport:
+    def run_shard(self, shard: int, bank: StyleBank, *, alone: bool = False) -> ShardReport:
         """Stylize the rows of a shard that are not ok yet, and commit its results part.
+
+        Args:
+            shard: its number.
+            bank: with all styles of the rows.
+            alone: its failure says nothing about the storage as a whole.
 
         Raises:
             SystemicError: outputs cannot be written, or see `Silence`; nothing is committed.
@@ -315,7 +321,7 @@ class Worker:
             whole = Shard(shard, len(plan))
 
             def make(rows: pa.Table) -> pa.Table:
-                return self.stylize(whole, rows, bank, alone=len(rows) < len(plan))
+                return self.stylize(whole, rows, bank, alone=alone or len(rows) < len(plan))
 
             table = complete(plan, earlier, make)
             totals = put_part(self._root, shard, table, self._settings.run)

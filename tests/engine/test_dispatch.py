@@ -240,3 +240,15 @@ def test_trouble_that_stays_ends_the_job_whatever_the_number_of_workers(
         with pytest.raises(JobFailedError, match="storage does not answer"):
             dispatched(crew, 40, monkeypatch)
         assert crew.now <= 3
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_tasks_that_storage_never_answers_for_are_put_aside_and_the_others_are_done(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew = Workers([lambda *_: 1.0] * workers)
+    bad = {f"task {number}" for number in (0, 3, 4, 9, 12)}
+    crew.trouble = lambda _, task: task in bad
+    found, work = dispatched(crew, 20, monkeypatch)
+    assert sorted(found) == sorted({f"task {number}" for number in range(20)} - bad)
+    assert {str(task) for task in work.outcast} == bad

@@ -483,10 +483,10 @@ stylize_batch.run(sys.argv[1], output=sys.argv[2], in_process=True, device="cpu"
     )
     assert killed.returncode == -signal.SIGKILL
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "styles").iterdir()}
-    assert sum(pq.read_metadata(part).num_rows for part in parts) == 2 * STYLES_PER_PART
+    assert sum(pq.read_metadata(part).num_rows for part in parts) == 2 * len(styles) // 3
     assert run(manifest, tmp_path / "out", style_size=9).ok == len(styles)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "styles").iterdir()}
-    assert sum(pq.read_metadata(part).num_rows for part in after) == 2 * STYLES_PER_PART + 1
+    assert sum(pq.read_metadata(part).num_rows for part in after) == len(styles)
     assert parts.items() <= after.items()
 
 

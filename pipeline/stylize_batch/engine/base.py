@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from stylize_batch.styles import StyleBank, StyleBatch
 
 MAX_SYSTEMIC = 3
 """Tasks in a row for each worker, without one finished in between, that systemic trouble may stop before the job
-ends."""
+ends; and times it may stop one task while others are finished."""
 
 
 class StyleRequest(NamedTuple):
@@ -64,21 +65,34 @@ class Engine(Protocol):
 
 
 class Patience:
-    """Counts systemic trouble in a row."""
+    """Counts systemic trouble: in a row, where it is the storage's, and by task, where it may be the task's own."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._in_a_row = 0
+        self._finished = 0
+        self._met: defaultdict[object, list[int]] = defaultdict(list)
 
     def reset(self) -> None:
-        """Take note of progress."""
-        self._count = 0
+        """Take note that what made trouble is gone."""
+        self._in_a_row = 0
 
-    def trouble(self, error: SystemicError, workers: int = 1) -> None:
-        """Take note of trouble that one of so many workers met.
+    def finished(self) -> None:
+        """Take note of a finished task."""
+        self._in_a_row = 0
+        self._finished += 1
+
+    def trouble(self, error: SystemicError, task: object, workers: int = 1) -> bool:
+        """Take note of trouble that one of so many workers met with a task; return whether that is to blame: it meets
+        trouble each time, and others were finished meanwhile.
 
         Raises:
             JobFailedError: it was once too often.
         """
-        self._count += 1
-        if self._count >= MAX_SYSTEMIC * max(1, workers):
+        met = self._met[task]
+        met.append(self._finished)
+        if met[0] < self._finished:  # or several such tasks, the last that are left, would end the job
+            return len(met) >= MAX_SYSTEMIC
+        self._in_a_row += 1
+        if self._in_a_row >= MAX_SYSTEMIC * max(1, workers):
             raise JobFailedError(str(error))
+        return False

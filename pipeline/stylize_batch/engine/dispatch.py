@@ -1,8 +1,8 @@
 """One phase of a run: every task is done by some actor, whatever becomes of actors and nodes.
 
 The driver owns all retries: an actor gets a task only after it has answered a ping, at most two at a time; when it
-dies only the oldest task in flight is blamed, and a task that crashed its worker too often is an outcast, to be
-taken apart.
+dies only the oldest task in flight is blamed. A task that crashed its worker too often is an outcast, to be taken
+apart, and so is one that meets trouble each time while others are finished: an image that storage never gives.
 
 Actors of different speeds share the work by taking a task whenever they have finished one. At the end idle ones take
 over what slower ones have not begun, and do once more what one has been at for too long (the backup tasks of Dean and
@@ -58,7 +58,7 @@ class Dispatch:
     """Hands tasks to actors, and takes back what they lose.
 
     Attributes:
-        outcast: tasks that have crashed too many workers, and the pool of the last.
+        outcast: tasks that have crashed too many workers, or alone meet trouble each time, and the pool of the last.
     """
 
     def __init__(self, crew: Crew, tasks: Sequence[Task], metrics: DriverMetrics) -> None:
@@ -195,7 +195,7 @@ class Dispatch:
                 for other in self._at_work(task):
                     self._requeue([each for each in other.restart() if each is not task])
                 self._health.finished(slot.node)
-                self._patience.reset()
+                self._patience.finished()
                 self._crashes_in_a_row = 0
                 yield result
         if slot.leaving and not slot.in_flight:
@@ -231,14 +231,17 @@ class Dispatch:
 
     def _trouble(self, slot: Slot, task: Task, error: RayTaskError) -> None:
         cause = error.cause if isinstance(error.cause, SystemicError) else SystemicError(reason_of(error))
-        self._put_last(task)
         self._health.lost(slot.node, object())  # each time anew: it says nothing about the task
         # Where no node is well, it is the storage that is not.
         others = any(other.takes_work and self._health.well(other.node) for other in self._crew.slots)
         if self._health.sick(slot.node) and others and self._drop(slot.node, str(cause)):
             self._patience.reset()
         else:
-            self._patience.trouble(cause, sum(slot.ready for slot in self._crew.slots))
+            own = self._patience.trouble(cause, task, sum(slot.ready for slot in self._crew.slots))
+            if own and not self._at_work(task):
+                self.outcast[task] = slot.pool
+                return
+        self._put_last(task)
 
     def _drop(self, node: str, reason: str) -> bool:
         """Give a node no more work, if there is another one that works; return whether."""

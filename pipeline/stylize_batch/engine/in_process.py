@@ -48,12 +48,15 @@ class InProcessEngine:
     def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:
         """Yield the encoded styles of each request."""
         worker = self._started()
-        return _each(requests, lambda request: worker.encode_styles(request.uris, request.versions))
+        return _each(
+            requests,
+            lambda request, alone: worker.encode_styles(request.uris, request.versions, alone=alone),
+        )
 
     def run_shards(self, shards: list[int], bank: StyleBank) -> Iterator[ShardReport]:
         """Stylize and commit the shards, one after the other."""
         worker = self._started()
-        return _each(shards, lambda shard: worker.run_shard(shard, bank))
+        return _each(shards, lambda shard, alone: worker.run_shard(shard, bank, alone=alone))
 
     def rows_in_hand(self) -> int:
         """Return the rows of the shard in hand that are finished."""
@@ -69,18 +72,19 @@ class InProcessEngine:
         return self._worker
 
 
-def _each(tasks: Sequence[_Task], call: Callable[[_Task], _Result]) -> Iterator[_Result]:
+def _each(tasks: Sequence[_Task], call: Callable[[_Task, bool], _Result]) -> Iterator[_Result]:
     patience = Patience()
-    queue = deque(tasks)
+    queue = deque((number, task, False) for number, task in enumerate(tasks))
     while queue:
-        task = queue.popleft()
+        number, task, alone = queue.popleft()
         try:
-            result = call(task)
+            result = call(task, alone)
         except SystemicError as error:
-            patience.trouble(error)
-            queue.append(task)
+            if alone:
+                raise JobFailedError(str(error)) from None
+            queue.append((number, task, patience.trouble(error, number)))
         except DeviceError as error:
             raise JobFailedError(f"the device failed: {error}; repeat the command to go on") from None
         else:
-            patience.reset()
+            patience.finished()
             yield result

@@ -13,7 +13,7 @@ from stylize_batch.storage import Root, absolute
 from stylize_batch.styles import BankFile, StyleVector, bank_key, put_part, read_bank, read_parts
 
 STYLES_PER_PART = 64
-"""Styles encoded by one task and committed in one part."""
+"""Styles encoded by one task and committed in one part, at most."""
 
 
 class EncodedStyles(NamedTuple):
@@ -65,8 +65,10 @@ def encode_styles(
     """
     known = {**offered, **read_parts(root, key)}
     requests: list[StyleRequest] = []
-    for start in range(0, len(uris), STYLES_PER_PART):
-        part = list(uris[start : start + STYLES_PER_PART])
+    # Shared out evenly: of a last style on its own it could not be told whether it or storage is to blame.
+    count = -(-len(uris) // STYLES_PER_PART)
+    for start in range(count):
+        part = list(uris[start::count])
         requests.append(StyleRequest(part, {uri: known[uri].version for uri in part if uri in known}))
     fresh: dict[str, StyleVector] = {}
     failures: dict[str, RowError] = {}
