@@ -40,7 +40,7 @@ from stylize_batch.settings import WorkerSettings
 from tests.conftest import Cli, MakeManifest, command, read_results
 from tests.faults.processes import MARK, processes
 from tests.integration import moody
-from tests.integration.s3 import BUCKET, READER, S3Server, free_ports
+from tests.integration.s3 import BUCKET, GUEST, PRIVATE, READER, S3Server, free_ports
 
 pytestmark = pytest.mark.cluster
 
@@ -529,11 +529,47 @@ def test_a_node_that_may_not_write_to_the_output_is_refused_and_nothing_is_left_
     assert keys - {"lease.json"} == {"run.json", "plan/shard-000000.parquet", "plan/styles.parquet"}
 
 
+def test_a_node_that_may_not_read_what_others_may_is_refused_before_it_fails_their_rows(
+    nodes: Nodes,
+    server: S3Server,
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    cli: Cli,
+    tmp_path: Path,
+) -> None:
+    nodes.add("reader", env=server.env())
+    nodes.add("guest", env=server.env(GUEST))
+    content = f"s3://{PRIVATE}/{tmp_path.name}.jpg"
+    server.client().put_file(contents[0], content)
+    rows = make_manifest([{"content": content, "style": styles[:1]}])
+    done = cli("run", rows, "-o", tmp_path / "out", "--address", nodes.address, env=server.env())
+    assert done.returncode == 2, done.stderr
+    assert re.search(rf"node \S+ cannot read what others can: AccessDenied: .* {content}", done.stderr)
+    assert not (tmp_path / "out" / "results").exists()
+
+
+def test_a_node_that_does_not_answer_gets_no_work_and_the_others_do_it(
+    nodes: Nodes, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stylize_batch.engine.probe.PROBE_SECONDS", 30.0)
+    slow = tmp_path / "slow" / "stylize_batch"
+    slow.mkdir(parents=True)
+    (slow / "__init__.py").write_text("import time\n\ntime.sleep(10_000)\n")
+    silent = nodes.add("silent", env={"PYTHONPATH": str(slow.parent)})
+    nodes.add("sound")
+    summary = run().result(LIMIT_SECONDS)
+    ((node, reason),) = summary.dropped_nodes.items()
+    assert silent[:8] in node
+    assert "does not answer" in reason
+    check_all_made(tmp_path)
+
+
 def test_workers_on_gpus_and_cpus_share_a_run_and_one_that_hangs_does_not_hold_up_its_end(
     nodes: Nodes, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stylize_batch.engine.crew.WorkerActor", StandIn)
-    monkeypatch.setattr("stylize_batch.engine.on_ray.check_nodes", lambda settings: None)
+    monkeypatch.setattr("stylize_batch.engine.on_ray.check_nodes", lambda settings: {})
     nodes.add("gpu", "wait", cpus=0, gpus=1)
     nodes.add("cpu", "wait")
     running = run(actors={"cuda": 2, "cpu": 1}, gpus_per_actor=0.5)

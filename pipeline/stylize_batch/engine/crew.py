@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -24,6 +25,8 @@ from stylize_batch.engine.ray_tasks import Task
 from stylize_batch.settings import WorkerSettings
 
 PING_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class Pool:
@@ -209,13 +212,21 @@ class Crew:
         dropped: nodes that get no more work, as people know them, and why.
     """
 
-    def __init__(self, pools: Sequence[Pool], model: list[Ref]) -> None:
-        """Create all actors at once: those that find no room yet make an autoscaler add nodes."""
+    def __init__(self, pools: Sequence[Pool], model: list[Ref], silent: Mapping[Place, str]) -> None:
+        """Create all actors at once: those that find no room yet make an autoscaler add nodes.
+
+        Args:
+            pools: the kinds of actors.
+            model: a reference to the bytes of the model file.
+            silent: nodes that get no work, and why.
+        """
         self._model = model
         self._avoided: list[str] = []
         self.pools = pools
         self.slots: list[Slot] = []
         self.dropped: dict[str, str] = {}
+        for place, reason in silent.items():
+            self._avoid(place, reason)
         self.fill()
 
     def fill(self) -> None:
@@ -245,14 +256,18 @@ class Crew:
         ended = [slot for slot in self.slots if slot.node == node]
         place = ended[0].place
         assert place
-        self.dropped[str(place)] = reason
-        self._avoided.append(node)
-        for pool in self.pools:
-            pool.avoid(self._avoided)
+        self._avoid(place, reason)
         tasks = [task for slot in ended for task in slot.end()]
         self.slots = [slot for slot in self.slots if slot.node != node]
         self.fill()
         return tasks
+
+    def _avoid(self, place: Place, reason: str) -> None:
+        _log.warning("%s gets no more work: %s", place, reason)
+        self.dropped[str(place)] = reason
+        self._avoided.append(place.node)
+        for pool in self.pools:
+            pool.avoid(self._avoided)
 
     def dismiss(self) -> None:
         """End all actors."""

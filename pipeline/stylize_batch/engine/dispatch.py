@@ -248,7 +248,6 @@ class Dispatch:
         if not self._crew.usable_without(node):
             return False
         self._requeue(self._crew.drop(node, reason))
-        _log.warning("%s gets no more work: %s", list(self._crew.dropped)[-1], reason)
         return True
 
     def _requeue(self, tasks: list[Task]) -> None:

@@ -96,7 +96,7 @@ class RayEngine:
         """Look at the nodes, then create all actors.
 
         Raises:
-            UsageError: a GPU is demanded and the cluster has none, or a node cannot take part.
+            UsageError: a GPU is demanded and the cluster has none, a node cannot take part, or none answers.
         """
         resources = [node["Resources"] for node in living_nodes().values()]
         actors = self._actors
@@ -104,10 +104,9 @@ class RayEngine:
             each.device: actors[each.device] if isinstance(actors, Mapping) else actors for each in settings
         }
         placements = place(resources, wanted, own=self._own, gpus_per_actor=self._gpus_per_actor)
-        if not self._own:
-            check_nodes(settings)
+        silent = {} if self._own else check_nodes(settings)
         self._model.append(ray.put(model))
-        self._crew = Crew([Pool(each, placements[each.device]) for each in settings], self._model)
+        self._crew = Crew([Pool(each, placements[each.device]) for each in settings], self._model, silent)
 
     def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:
         """Yield the encoded styles of each request."""

@@ -1,11 +1,12 @@
-"""What is found out before work starts: that every node that may work has the package and can use the output root."""
+"""What is found out before work starts: that every node that may work has the package, can use the output root and
+reads what others read."""
 
 from __future__ import annotations
 
 import os
 import uuid
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -14,10 +15,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from stylize_batch import __version__
 from stylize_batch.engine.cluster import Node, living_nodes
 from stylize_batch.engine.crew import reason_of
-from stylize_batch.errors import DeviceError, UsageError
-from stylize_batch.manifest.shards import shard_key
+from stylize_batch.engine.ray_actor import Place
+from stylize_batch.errors import DeviceError, RowError, SystemicError, UsageError
+from stylize_batch.manifest.shards import read_shard, shard_key
 from stylize_batch.settings import Device, WorkerSettings
-from stylize_batch.storage import TEMPORARY, Root
+from stylize_batch.storage import TEMPORARY, Root, absolute, fingerprint
 
 PROBE_SECONDS = 120.0
 
@@ -25,8 +27,16 @@ RESOURCES: dict[Device, str] = {"cuda": "GPU", "cpu": "CPU"}
 """What a node must have for actors on a device, by Ray's names; the device that asks more of a node comes first."""
 
 
-def check_nodes(settings: Sequence[WorkerSettings]) -> None:
-    """Have every node that actors may run on read an object under the output root and write it, and use its GPU.
+class Found(NamedTuple):
+    """What a node says: the package's version, and why it cannot read the first content, if so."""
+
+    version: str
+    unreadable: str | None
+
+
+def check_nodes(settings: Sequence[WorkerSettings]) -> dict[Place, str]:
+    """Have every node that actors may run on read an object under the output root and write it, ask for the first
+    content, and use its GPU. Return the nodes that do not answer, and why.
 
     A local root must be the same folder everywhere, so what each node writes is looked for here. On object storage each
     writes the plan's first shard as it is: nothing is changed or left over, and no right is needed that work does not need.
@@ -36,7 +46,7 @@ def check_nodes(settings: Sequence[WorkerSettings]) -> None:
 
     Raises:
         UsageError: a node lacks the package or has another version, does not share a local root, cannot use the root,
-            or has a GPU that torch cannot use.
+            cannot read the content where others can, or has a GPU that torch cannot use; or no node answers.
     """
     by_resource = {RESOURCES[each.device]: each for each in settings}
     run = settings[0].run
@@ -49,27 +59,46 @@ def check_nodes(settings: Sequence[WorkerSettings]) -> None:
     probe: Any = cast("Any", ray.remote)(num_cpus=0, max_retries=0, max_calls=1)(_probe)
     asked: list[tuple[Node, str, Any]] = []
     for node in living_nodes().values():
-        found = [
+        devices = [
             by_resource[name]
             for name in RESOURCES.values()
             if name in by_resource and node["Resources"].get(name)
         ]
-        if not found:
+        if not devices:
             continue
         write = f"{TEMPORARY}/{run}/nonce-{node['NodeID']}" if root.local else read
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked.append((node, write, probe.options(scheduling_strategy=there).remote(found[0], read, write)))
+        asked.append((node, write, probe.options(scheduling_strategy=there).remote(devices[0], read, write)))
+    ray.wait([answer for _, _, answer in asked], num_returns=len(asked), timeout=PROBE_SECONDS)
+    silent: dict[Place, str] = {}
+    found: list[tuple[Node, Found]] = []
     for node, write, answer in asked:
-        problem = _problem(root, answer)
-        if problem is None and root.local and not _holds(root, write, nonce):
-            problem = _not_shared(root)
-        # A node that was lost meanwhile has nothing to say; one that takes its place is found at the end.
-        if problem is not None and node["NodeID"] in living_nodes():
-            raise UsageError(f"node {node['NodeManagerAddress']} {problem}")
+        here = node["NodeManagerAddress"]
+        try:
+            said = _answer(root, answer)
+            if root.local and not _holds(root, write, nonce):
+                raise UsageError(_not_shared(root))
+            found.append((node, said))
+        except RayError as error:
+            silent[Place(here, node["NodeID"])] = f"it does not answer: {reason_of(error)}"
+        except UsageError as error:
+            # A node that was lost meanwhile has nothing to say; one that takes its place is found at the end.
+            if node["NodeID"] in living_nodes():
+                raise UsageError(f"node {here} {error}") from None
+    if silent and not found:
+        raise UsageError("; ".join(f"{place}: {reason}" for place, reason in silent.items()))
+    if any(said.unreadable is None for _, said in found):  # or there is no such content
+        for node, said in found:
+            if said.unreadable is not None:
+                raise UsageError(
+                    f"node {node['NodeManagerAddress']} cannot read what others can: {said.unreadable}; nodes need "
+                    "credentials, permissions and mounts of their own"
+                )
+    return silent
 
 
-def _probe(settings: WorkerSettings, read: str, write: str) -> str:
-    """Copy an object under the root, and look for the device; return the package's version."""
+def _probe(settings: WorkerSettings, read: str, write: str) -> Found:
+    """Copy an object under the root, look for the device and ask for the first content."""
     root = Root(settings.root, settings.run)
     root.put(write, root.read(read))
     if settings.device == "cuda":
@@ -77,25 +106,42 @@ def _probe(settings: WorkerSettings, read: str, write: str) -> str:
         from stylize_batch.model.device import check_device  # brings torch
 
         check_device(settings.device)
-    return __version__
-
-
-def _problem(root: Root, answer: Any) -> str | None:
+    content = read_shard(root, 0, settings.run)["content"][0].as_py()
     try:
-        there = cast("str", ray.get(answer, timeout=PROBE_SECONDS))
+        fingerprint(absolute(content, settings.base))
+    except RowError as error:
+        return Found(__version__, None if error.transient else str(error))
+    except SystemicError as error:
+        return Found(__version__, str(error))
+    return Found(__version__, None)
+
+
+def _answer(root: Root, answer: Any) -> Found:
+    """Return what a node says.
+
+    Raises:
+        UsageError: it cannot take part.
+        RayError: it says nothing.
+    """
+    try:
+        found = cast("Found", ray.get(answer, timeout=0))
     except RayTaskError as error:
         if isinstance(error.cause, FileNotFoundError) and root.local:
-            return _not_shared(root)
+            raise UsageError(_not_shared(root)) from None
         if isinstance(error.cause, DeviceError):
-            return f"has a GPU that cannot be used: {error.cause}"
+            raise UsageError(f"has a GPU that cannot be used: {error.cause}") from None
         if isinstance(error.cause, OSError):
-            return f"cannot use {root.uri}: {error.cause}; nodes need credentials or permissions of their own"
-        return f"cannot run this package, install it there as it is here: {reason_of(error)}"
-    except RayError as error:
-        return f"does not answer: {reason_of(error)}"
-    if there == __version__:
-        return None
-    return f"has stylize-batch {there}, here is {__version__}; install the same on both"
+            raise UsageError(
+                f"cannot use {root.uri}: {error.cause}; nodes need credentials or permissions of their own"
+            ) from None
+        raise UsageError(
+            f"cannot run this package, install it there as it is here: {reason_of(error)}"
+        ) from None
+    if found.version != __version__:
+        raise UsageError(
+            f"has stylize-batch {found.version}, here is {__version__}; install the same on both"
+        )
+    return found
 
 
 def _holds(root: Root, key: str, data: bytes) -> bool:
