@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -155,6 +156,17 @@ def test_what_hangs_on_every_worker_of_a_node_is_done_on_another(monkeypatch: py
     found, _ = dispatched(crew, 6, monkeypatch)
     assert len(found) == len(set(found)) == 6
     assert crew.now < 60
+
+
+def test_what_a_hundred_workers_are_late_with_takes_the_driver_of_a_thousand_no_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = "".join(chr(0x4E00 + worker // 8) for worker in range(1000))
+    crew = Workers([lambda *_: 2.0] * 900 + [lambda *_: float("inf")] * 100, nodes=nodes)
+    began = time.process_time()
+    found, _ = dispatched(crew, 1000, monkeypatch)
+    assert len(set(found)) == 1000
+    assert time.process_time() - began < 10
 
 
 def test_a_task_that_hangs_before_any_is_finished_is_tried_by_another_worker(

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -108,35 +108,28 @@ class Dispatch:
 
     def _share(self) -> None:
         """At the end, give actors that have nothing to do what others would finish later."""
-        for slot in self._crew.slots:
-            if slot.takes_work and not slot.in_flight:
-                task = self._not_begun(slot) or self._straggling(slot)
-                if task is not None:
-                    slot.give(task)
-
-    def _not_begun(self, idle: Slot) -> Task | None:
-        """Take a task from the actor that would be last to finish its second one, if an idle one would be sooner."""
-        holders = [other for other in self._crew.slots if len(other.in_flight) > 1]
-        if holders:
-            last = max(holders, key=self._seconds_left)
-            if self._seconds_left(last) >= (self._pace(idle) or 0):
-                return last.take_back()
-        return None
-
-    def _straggling(self, idle: Slot) -> Task | None:
-        """Return the task that has taken longest, if an idle actor would have finished it long ago.
-
-        Where two are at one and both are late, a third must be on another node: what hangs there may be the node's.
-        """
-        pace = self._pace(idle) or self._mean_pace()
-        late = HANGING_SECONDS if pace is None else max(STRAGGLING * pace, STRAGGLING_SECONDS)
-        slots: list[Slot] = []
-        for slot in self._crew.slots:
-            others = self._at_work(slot.task) if slot.elapsed > late else []
-            elsewhere = len(others) == 1 or idle.node not in {other.node for other in others}
-            if others and elsewhere and all(other.elapsed > late for other in others):
-                slots.append(slot)
-        return max(slots, key=lambda slot: slot.elapsed).task if slots else None
+        idle = [slot for slot in self._crew.slots if slot.takes_work and not slot.in_flight]
+        if not idle:
+            return
+        # Looked up once, not for each idle actor, of which there may be a thousand.
+        busy = sorted((slot for slot in self._crew.slots if slot.in_flight), key=lambda slot: -slot.elapsed)
+        holders = sorted((slot for slot in busy if len(slot.in_flight) > 1), key=self._seconds_left)
+        at_work: defaultdict[Task, list[Slot]] = defaultdict(list)
+        for slot in busy:
+            for _, task in slot.in_flight:
+                at_work[task].append(slot)
+        mean_pace = self._mean_pace()
+        for slot in idle:
+            pace = self._pace(slot)
+            if holders and self._seconds_left(holders[-1]) >= (pace or 0):
+                last = holders.pop()
+                task = last.take_back()
+                at_work[task].remove(last)
+            else:
+                task = _straggling(slot, pace or mean_pace, busy, at_work)
+            if task is not None:
+                slot.give(task)
+                at_work[task].append(slot)
 
     def _mean_pace(self) -> float | None:
         """Return the seconds that actors take for a task on average; None before one is finished."""
@@ -276,3 +269,28 @@ class Dispatch:
                     pool.options,
                 )
                 self._next_notice[pool] = math.inf if ready else now + NOTICE_SECONDS
+
+
+def _straggling(
+    idle: Slot, pace: float | None, busy: Sequence[Slot], at_work: Mapping[Task, Sequence[Slot]]
+) -> Task | None:
+    """Return the task that has taken longest, if an idle actor would have finished it long ago.
+
+    Where two are at one and both are late, a third must be on another node: what hangs there may be the node's.
+
+    Args:
+        idle: the actor.
+        pace: the seconds it takes for a task; None where nobody knows.
+        busy: the actors that have tasks, who has been at one longest first.
+        at_work: the actors that have a task in flight.
+    """
+    late = HANGING_SECONDS if pace is None else max(STRAGGLING * pace, STRAGGLING_SECONDS)
+    for slot in busy:
+        if slot.elapsed <= late:
+            break
+        if slot.task is not None:
+            others = at_work[slot.task]
+            elsewhere = len(others) == 1 or all(idle.node != other.node for other in others)
+            if elsewhere and all(other.elapsed > late for other in others):
+                return slot.task
+    return None
