@@ -89,15 +89,27 @@ def test_damaged_pods_are_told_from_sound_ones(damage: dict[str, Any]) -> None:
         kubernetes_validate.validate(pod_of(damaged), KUBERNETES, strict=True)
 
 
-def test_all_cluster_files_name_one_version_of_ray_and_each_four_values_to_change() -> None:
+def test_all_cluster_files_name_one_version_of_ray_and_say_how_many_values_to_change() -> None:
     named = {
         re.search(r"rayproject/ray:([\d.]+)-", load("cluster.yaml")["docker"]["image"]),
         re.search(r"([\d.]+)", load("jobs/rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"]),
         re.search(r"ARG RAY=([\d.]+)", (REPOSITORY / "Dockerfile").read_text()),
     }
     assert len({match[1] for match in named if match}) == 1
-    for path in ("cluster.yaml", "jobs/rayjob.yaml"):
-        assert len(re.findall(r"# CHANGE", (REPOSITORY / path).read_text())) == 4
+    for path, number in (("cluster.yaml", "five"), ("jobs/rayjob.yaml", "four")):
+        text = (REPOSITORY / path).read_text()
+        assert f"Change the {number} values marked CHANGE" in text
+        assert len(re.findall(r"# CHANGE", text)) == {"four": 4, "five": 5}[number]
+
+
+def test_pods_that_are_ended_have_time_to_hand_back_their_shard_before_they_are_killed() -> None:
+    (workers,) = load("jobs/rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    (container,) = pod["containers"]
+    drain = {each["name"]: each["value"] for each in container["env"]}[
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+    ]
+    assert 30 < float(drain) < pod["terminationGracePeriodSeconds"]
 
 
 def test_the_docker_context_holds_what_is_copied_and_little_else() -> None:

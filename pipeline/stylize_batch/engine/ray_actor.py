@@ -169,8 +169,8 @@ def _node() -> str:
 
 
 def _seconds_to_leave() -> float | None:
-    """Return how long this process may still work if Ray is draining its node, which happens before a spot machine
-    is taken away and when Kubernetes ends a pod; None if it is not."""
+    """Return how long this process may still work if Ray is draining its node, as it does when Kubernetes ends a pod;
+    None if it is not. On AWS Ray does not look out for the notice that a spot machine is about to be taken away."""
     # Nothing public tells; Ray Train asks the same.
     draining = cast("dict[str, int]", cast("Any", ray)._private.state.state.get_draining_nodes())
     deadline = draining.get(_node())
