@@ -25,7 +25,7 @@ def check_device(device: str) -> None:
     """Raise DeviceError where torch cannot use a device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
-            f"torch {torch.__version__} finds no CUDA here; install its CUDA build and the driver, or use --device cpu"
+            f"torch {torch.__version__} finds no CUDA here; install its CUDA build, and a driver that is new enough for it, or use --device cpu"
         )
 
 
