@@ -24,7 +24,7 @@ from stylize_batch.heap import keep_freed_memory
 from stylize_batch.lanes import Lanes
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.checkpoint import Checkpoint
-from stylize_batch.model.convolution import quicken
+from stylize_batch.model.convolution import EnlargingConv2d, quicken
 from stylize_batch.model.device import BATCH_PIXELS, own_streams, to_host
 from stylize_batch.model.network import DTYPES, Network, loss_network
 from stylize_batch.stopwatch import Stopwatch
@@ -178,17 +178,18 @@ def convolutions(network: nn.Module, *given: Tensor) -> list[Conv]:
     """Run a network on the meta device; list the convolutions it did."""
     found: list[Conv] = []
 
-    def note(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, nn.Conv2d)
         kernel, stride = layer.kernel_size[0], layer.stride[0]
-        height, width = output.shape[2:]
+        scale = 2 if isinstance(layer, EnlargingConv2d) else 1
+        height, width = (scale * -(-side // stride) for side in given[0].shape[2:])
         flop = 2 * layer.weight.numel() * height * width
         sides = (stride * (side - 1) + kernel for side in (height, width))
         found.append(Conv((layer.in_channels, layer.out_channels), kernel, stride, *sides, flop))
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(note)
+            layer.register_forward_pre_hook(note)
     features = getattr(network, "features", network)
     features(*given)
     return found
