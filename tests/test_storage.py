@@ -41,6 +41,7 @@ def test_what_is_put_can_be_read_listed_and_deleted(root: Root) -> None:
     assert root.exists("a/b c%20ü.bin")
     assert not root.exists("a")
     assert root.list("a") == ["a/b c%20ü.bin"]
+    assert root.list("") == ["a/b c%20ü.bin", "run.json"]
     assert root.list("absent") == []
     root.delete(["a/b c%20ü.bin"])
     assert root.list("a") == []

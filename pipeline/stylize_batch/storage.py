@@ -473,7 +473,7 @@ class Root:
             return float(self._fs.modified(join(self._path, key)).timestamp())
 
     def list(self, prefix: str) -> list[str]:
-        """List the keys below a prefix (a folder), sorted."""
+        """List the keys below a prefix (a folder; empty: the root), sorted."""
         return sorted(self._find(prefix, detail=False))
 
     def sizes(self, prefix: str) -> dict[str, int]:
@@ -490,7 +490,8 @@ class Root:
         infos = found if detail else dict.fromkeys(found)
         keys = {name[len(base) :].lstrip("/"): info for name, info in infos.items()}
         # Some stores list a folder as long as it lasts, even when it is empty.
-        return {key: info for key, info in keys.items() if key.startswith(f"{prefix}/")}
+        below = prefix and f"{prefix}/"
+        return {key: info for key, info in keys.items() if key and key.startswith(below)}
 
     def empty(self, but: tuple[str, ...] = ()) -> bool:
         """Whether nothing lies under the root, but for temporaries and the given names."""
