@@ -188,6 +188,7 @@ def test_the_ray_that_a_run_starts_refuses_who_has_no_token(
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    process.send_signal(signal.SIGSTOP)  # or the run may end, and Ray with it, before both have asked
     (server,) = [pid for pid, line in processes(marked_env).items() if "gcs_server " in f"{line} "]
     program = """
 import sys
@@ -210,6 +211,7 @@ except Exception as error:
             subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
         )
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     process.communicate(timeout=60)
     refused, allowed = answers
     assert refused.returncode != 0
