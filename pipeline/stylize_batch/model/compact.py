@@ -39,6 +39,7 @@ class _Network(nn.Module):
 
 
 def _layer(conv: Convolution) -> nn.Module:
+    # `to_…` halves the size, or with a 1×1 kernel leads to a finer scale's channels; `…_1` is the first of a block's two.
     down = conv.name.startswith("to_") and conv.kernel > 1
     return ReflectedConv2d(
         conv.channels_in,

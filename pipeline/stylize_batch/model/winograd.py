@@ -30,7 +30,7 @@ MIN_TILES = 16
 class Winograd(nn.Module):
     """A convolution that reads one place beyond each border, in float32: [N, C, h, w] → [N, K, s h, s w].
 
-    ReLU and pooling cost nothing here.
+    ReLU and pooling happen where tiles are written, so that no map is read again for them.
 
     Between the transforms each of a tile's n = (r + 3)² numbers has its own kernel: a 1×1 convolution in n groups, where
     tiles are the places. oneDNN does that at the processor's peak; MKL's products of matrices do not everywhere. It
