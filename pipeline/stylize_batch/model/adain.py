@@ -60,8 +60,13 @@ class _MeanAndVariance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = x.mean((2, 3))
-        variance = (x - mean[:, :, None, None]).square_().mean((2, 3))
+        if x.device.type == "cpu":
+            from stylize_batch.model.channel_moments import mean_and_variance  # Numba, which no GPU needs
+
+            mean, variance = mean_and_variance(x.detach())
+        else:
+            mean = x.mean((2, 3))
+            variance = (x - mean[:, :, None, None]).square_().mean((2, 3))
         ctx.save_for_backward(x, mean)
         return mean, variance
 

@@ -1,0 +1,72 @@
+"""Mean and variance of each channel over space, on a CPU: reads the map once from memory, where torch does five times."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from stylize_batch.model.compiled import compiled
+from stylize_batch.model.cores import on_all_cores
+
+PLACES = 32
+"""Summed at once in float32: few enough to be in cache when their deviations from their mean are summed."""
+
+BLOCK = 128 * PLACES
+"""Places that a core takes at a time."""
+
+
+def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance over space of a float32 map [N, C, h, w], each [N, C]; summed in float64."""
+    places = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2).numpy()
+    samples, count, channels = places.shape
+    firsts = range(0, count, BLOCK)
+    parts = np.zeros((len(firsts), samples, 2, channels))
+    add = _add()
+
+    def take(block: tuple[int, int]) -> None:
+        part, sample = block
+        add(places[sample, firsts[part] : firsts[part] + BLOCK], parts[part, sample])
+
+    on_all_cores(take, [(part, sample) for part in range(len(firsts)) for sample in range(samples)])
+    mean, squares = parts[0, :, 0], parts[0, :, 1]
+    for first, part in zip(firsts[1:], parts[1:], strict=True):
+        more = min(BLOCK, count - first)
+        step = part[:, 0] - mean
+        mean += step * (more / (first + more))
+        squares += part[:, 1] + step**2 * (first * more / (first + more))
+    return torch.from_numpy(mean).float(), torch.from_numpy(squares / count).float()
+
+
+@functools.cache
+def _add() -> Callable[..., None]:
+    return compiled(_add_places, numba.float32[:, ::1], numba.float64[:, ::1])
+
+
+def _add_places(places: Any, moments: Any) -> None:
+    """Find the means of places [P, C] and the sums of their squared deviations, [2, C] (Chan et al. 1979)."""
+    count, channels = places.shape
+    mean, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    for first in range(0, count, PLACES):
+        last = min(first + PLACES, count)
+        mean[:] = 0
+        for place in range(first, last):
+            for channel in range(channels):
+                mean[channel] += places[place, channel]
+        for channel in range(channels):
+            mean[channel] /= last - first
+        squares[:] = 0
+        for place in range(first, last):
+            for channel in range(channels):
+                deviation = places[place, channel] - mean[channel]
+                squares[channel] += deviation * deviation
+        share = (last - first) / last
+        for channel in range(channels):
+            step = mean[channel] - moments[0, channel]
+            moments[0, channel] += share * step
+            moments[1, channel] += squares[channel] + share * first * step * step
