@@ -27,8 +27,8 @@ from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.convolution import EnlargingConv2d, quicken
 from stylize_batch.model.device import BATCH_PIXELS, own_streams, to_host
 from stylize_batch.model.network import DTYPES, Network, loss_network
+from stylize_batch.stage import GPU_LANES
 from stylize_batch.stopwatch import Stopwatch
-from stylize_batch.worker import GPU_LANES
 
 MIXED = ((256, 341), (341, 256), (256, 384), (384, 256), (256, 256))
 """Height and width of what COCO's and the like become with a shorter side of 256."""

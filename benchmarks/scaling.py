@@ -83,7 +83,7 @@ class SleepingActor(WorkerActor):
 
     def ping(self, model: list[Ref]) -> Pulse:
         """Put the sleeping network in the place of the real one before the worker is made."""
-        import stylize_batch.worker
+        import stylize_batch.stage
         from stylize_batch.model.adain import Statistics
         from stylize_batch.model.network import ContentFeatures, Network
 
@@ -107,7 +107,7 @@ class SleepingActor(WorkerActor):
                     print(len(alpha), time.monotonic() - started, file=log)
                 return finish(content.images / 255), None
 
-        stylize_batch.worker.Network = Sleeping
+        stylize_batch.stage.Network = Sleeping
         return super().ping(model)
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import stylize_batch
-from stylize_batch import worker
+from stylize_batch import stage, worker
 from stylize_batch.contents import LOOKAHEAD
 from stylize_batch.errors import HandedBackError, JobFailedError, RowError
 from stylize_batch.images.decode import Array, decode
@@ -28,6 +28,7 @@ from stylize_batch.job import styles as job_styles
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.network import ContentFeatures, Network
 from stylize_batch.model.tiling import PASS_PIXELS
+from stylize_batch.stage import Prepared, StylizeStage
 from stylize_batch.storage import read_bytes
 from stylize_batch.worker import FETCH_THREADS, Worker, peak_memory
 from tests.conftest import SAMPLE, MakeManifest, Row, read_results, worker_settings
@@ -183,7 +184,7 @@ def test_neither_cores_nor_shards_change_a_pixel(
     # Side by side on cores of their own; one after the other; most cores for each picture.
     for count, pass_pixels, shard_pairs in ((4, PASS_PIXELS, 100), (1, PASS_PIXELS, 1), (4, 4000, 3)):
         network = functools.partial(Network, pass_pixels=pass_pixels)
-        monkeypatch.setattr(worker, "Network", network)
+        monkeypatch.setattr(stage, "Network", network)
         output = tmp_path / f"{count}-{pass_pixels}"
         with cores(count):
             _, results = run(manifest, output, format="png", size=40, shard_pairs=shard_pairs)
@@ -201,13 +202,13 @@ def test_the_last_content_of_a_shard_keeps_all_lanes_at_work(
 ) -> None:
     rows = [{"content": content, "style": [style]} for content in contents[:3] for style in styles[:4]]
     units: list[int] = []
-    real = Worker._stylize_unit  # pyright: ignore[reportPrivateUsage]
+    real = StylizeStage._stylize_unit  # pyright: ignore[reportPrivateUsage]
 
-    def counted(self: Worker, bucket: Any, encoded: Any, batches: Any) -> Any:
+    def counted(self: StylizeStage, bucket: Any, encoded: Any, batches: Any) -> Any:
         units.append(len(batches))
         return real(self, bucket, encoded, batches)
 
-    monkeypatch.setattr(Worker, "_stylize_unit", counted)
+    monkeypatch.setattr(StylizeStage, "_stylize_unit", counted)
     with cores(2):
         summary, _ = run(make_manifest(rows), tmp_path / "out", shard_pairs=100)
     assert summary.ok == 12
@@ -223,7 +224,7 @@ def test_batches_make_the_pictures_that_single_pairs_make(
     crop: int | None,
 ) -> None:
     _, singles = run(make_manifest(pairs), tmp_path / "singles", format="png", size=40, crop=crop)
-    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)  # what a GPU does
+    monkeypatch.setattr(StylizeStage, "batch_size", lambda self, shape: 4)  # what a GPU does
     _, batches = run(make_manifest(pairs), tmp_path / "batches", format="png", size=40, crop=crop)
     for one, other in zip(singles, batches, strict=True):
         assert one["pair_id"] == other["pair_id"]
@@ -244,7 +245,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, content, *rest, **options)
 
-    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 4)
+    monkeypatch.setattr(StylizeStage, "batch_size", lambda self, shape: 4)
     monkeypatch.setattr(Network, "stylize", small_memory)
     with cores(1):  # on which batches follow each other
         summary, _ = run(make_manifest(pairs), tmp_path / "out", size=40, crop=40, shard_pairs=100)
@@ -264,13 +265,13 @@ def test_few_style_images_wait_for_a_content_with_many_recoloured_pairs(
         for step in range(1, 21)
     ]
     together: list[int] = []
-    real = Worker._units  # pyright: ignore[reportPrivateUsage]
+    real = StylizeStage.units
 
-    def units(self: Worker, bucket: list[worker.Prepared], parts: int) -> Any:
+    def units(self: StylizeStage, bucket: list[Prepared], parts: int) -> Any:
         together.append(sum(len(each.jobs) for each in bucket))
         return real(self, bucket, parts)
 
-    monkeypatch.setattr(Worker, "_units", units)
+    monkeypatch.setattr(StylizeStage, "units", units)
     summary, _ = run(make_manifest(pairs), tmp_path / "out", size=40, shard_pairs=100)
     assert summary.ok == 20
     assert together == [8, 8, 4]
@@ -423,7 +424,7 @@ def test_batches_make_the_pictures_that_single_pairs_make_with_controls_too(
 ) -> None:
     manifest = make_manifest(controlled_rows(contents[0], styles, tmp_path))
     _, singles = run(manifest, tmp_path / "singles", format="png", shard_pairs=100)
-    monkeypatch.setattr(Worker, "_batch_size", lambda self, shape: 8)  # what a GPU does
+    monkeypatch.setattr(StylizeStage, "batch_size", lambda self, shape: 8)  # what a GPU does
     sizes: list[int] = []
     stylize = Network.stylize
 
@@ -742,7 +743,7 @@ def test_a_picture_too_large_for_one_pass_is_made_in_tiles_with_every_control(
     manifest = make_manifest(rows)
     _, whole = run(manifest, tmp_path / "whole", format="png")
     small = functools.partial(Network, pass_pixels=41 * 336)
-    monkeypatch.setattr(worker, "Network", small)
+    monkeypatch.setattr(stage, "Network", small)
     _, tiled = run(manifest, tmp_path / "tiled", format="png")
     rows_whole, pixels_whole = by_name(whole)
     rows_tiled, pixels_tiled = by_name(tiled)

@@ -10,20 +10,15 @@ from __future__ import annotations
 import functools
 import math
 import resource
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from itertools import groupby
 from pathlib import PurePosixPath
-from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from stylize_batch.contents import (
     Content,
@@ -36,32 +31,21 @@ from stylize_batch.contents import (
     begun_ahead,
     contents_of,
 )
-from stylize_batch.errors import DeviceError, HandedBackError, RowError, SystemicError
-from stylize_batch.heap import keep_freed_memory
+from stylize_batch.errors import HandedBackError, RowError, SystemicError
 from stylize_batch.images.decode import Array, decode
 from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
-from stylize_batch.images.mask import check_regions, stack_regions
+from stylize_batch.images.mask import check_regions
 from stylize_batch.lanes import Lanes
 from stylize_batch.layout.pictures import Pictures, open_pictures
 from stylize_batch.manifest.shards import Shard, read_shard
-from stylize_batch.model import checkpoint
 from stylize_batch.model.architecture import MIN_SIDE
-from stylize_batch.model.color import ColorMap, colors, recoloring
-from stylize_batch.model.device import (
-    answers,
-    batch_pixels,
-    check_device,
-    free_memory,
-    own_streams,
-    to_host,
-    wait_for,
-)
-from stylize_batch.model.network import ContentFeatures, Network
+from stylize_batch.model.color import colors, recoloring
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table, with_outputs
 from stylize_batch.settings import ShardReport, WorkerSettings
+from stylize_batch.stage import UNIT_PAIRS, Job, Picture, Prepared, Retry, StylizeStage, Tried, as_one
 from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
-from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors, blend, named
+from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors, named
 
 WINDOW_BATCHES = 8
 """Contents may wait for others of their size until they have the pixels of so many batches."""
@@ -70,63 +54,8 @@ FETCH_THREADS = 8
 WRITE_THREADS = 4
 MAX_PENDING_WRITES = 32
 
-UNIT_PAIRS = 8
-"""Pairs of a unit of a lane's work, if they are not one batch: their pictures wait in memory for each other."""
-
-GPU_LANES = 2
-"""Lanes that feed a GPU: it works for one while the other waits for its pictures or hands over new ones."""
-
-
-class Job(NamedTuple):
-    """A pair that can be stylized.
-
-    Attributes:
-        vectors: one style vector, blended if there are several styles, or one per mask; none if styles are re-coloured.
-        recolored: the styles that must first be re-coloured and encoded, each with its map.
-    """
-
-    pair: Pair
-    masks: list[Array]
-    vectors: Vectors | None
-    recolored: list[tuple[StyleImage, ColorMap]]
-
-
-Batch = list[tuple[int, Job]]
-"""Jobs that go through the network at once, each with the index of its content."""
-
-
-class Prepared(NamedTuple):
-    """A decoded content and what is to be made of it."""
-
-    image: Array
-    jobs: list[Job]
-
-
-_T = TypeVar("_T")
-
-
-class Picture(NamedTuple):
-    """What the network made, or a content as it is: uint8 RGB [H, W, 3], whether every pixel was a number, and the
-    three losses."""
-
-    pixels: Array
-    sound: bool
-    losses: tuple[float | None, float | None, float | None]
-
-
-Made = tuple[Pair, "Outcome | Picture"]
+Made = tuple[Pair, Outcome | Picture]
 """A pair, and its failure or its picture."""
-
-
-class Retry(NamedTuple):
-    """What failed beside the work of other lanes, which may have held the memory: it is tried again alone."""
-
-    image: Array
-    job: Job
-    error: RowError
-
-
-Tried = tuple[Pair, "Outcome | Picture | Retry"]
 
 
 class Silence:
@@ -152,7 +81,7 @@ class Silence:
 
 
 class Worker:
-    """Holds the network on its device and the threads around it."""
+    """Holds the stylize stage and the threads around it."""
 
     def __init__(
         self,
@@ -170,23 +99,13 @@ class Worker:
         Raises:
             DeviceError: there is no such device for torch.
         """
-        check_device(settings.device)
         self._settings = settings
         self._clock = Stopwatch()
-        network = checkpoint.loads(model)
-        self._network = Network(network, settings.device, settings.precision, timed=self._clock)
-        self._batch_pixels = self._network.pass_pixels
-        if settings.device == "cpu":
-            keep_freed_memory()
-        else:
-            # Half of it, in equal parts.
-            free = free_memory(self._network.device, settings.gpu_share) // (2 * GPU_LANES)
-            self._batch_pixels = batch_pixels(free, self._network.dtype)
-        self._begin_lane = own_streams(self._network.device, GPU_LANES)
+        self._stage = StylizeStage(settings, model, self._clock, self._stay)
         self._root = Root(settings.root, settings.run)
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
         self._writers = ThreadPoolExecutor(WRITE_THREADS, "write")
-        self._loader = ContentLoader(settings, self._fetchers, self._clock, self._large)
+        self._loader = ContentLoader(settings, self._fetchers, self._clock, self._stage.large)
         self._heard = heard
         self.rows_done = 0
         """Rows of the shard in hand that are finished; a live counter for progress."""
@@ -201,12 +120,6 @@ class Worker:
     def _stay(self) -> None:
         if time.monotonic() > self.leave_by:
             raise HandedBackError("this worker has to go")
-
-    def _lanes(self) -> Lanes:
-        if self._network.device.type == "cpu":
-            cores = self._settings.threads or torch.get_num_threads()
-            return Lanes(cores, self._network.pass_pixels, self._clock)
-        return Lanes(GPU_LANES, GPU_LANES * self._batch_pixels, self._clock, self._begin_lane)
 
     # Styles
 
@@ -244,7 +157,7 @@ class Worker:
         def load_style(uri: str) -> tuple[str, Array] | None:
             return self._load_style(uri, versions.get(uri))
 
-        with self._lanes() as lanes:
+        with self._stage.lanes() as lanes:
             for uri, load in begun_ahead(self._fetchers, load_style, styles):
                 self._stay()
                 try:
@@ -280,14 +193,7 @@ class Worker:
             return decode(data, size=self._settings.style_size, min_side=MIN_SIDE)
 
     def _style_unit(self, image: Array) -> list[Vectors]:
-        return [self._encode_style(image)]
-
-    def _encode_style(self, image: Array, recoloring: ColorMap | None = None) -> Vectors:
-        try:
-            with self._clock("encode"):
-                return self._network.encode_styles(as_tensor(image)[None], recoloring)[0].numpy()
-        except (RuntimeError, MemoryError) as error:
-            raise self._network_error(error, image.shape) from None
+        return [self._stage.encode_style(image)]
 
     def _load_style_image(self, uri: str) -> StyleImage | RowError:
         try:
@@ -370,12 +276,12 @@ class Worker:
                 finish(row, write.result())
 
         try:
-            with self._lanes() as lanes:
+            with self._stage.lanes() as lanes:
                 for pair, made in self._make(lanes, contents_of(plan), bank, alone):
                     self._stay()
                     if isinstance(made, Outcome):
                         finish(pair.row, made)
-                    elif self._large(
+                    elif self._stage.large(
                         made.pixels.shape
                     ):  # several that wait to be written would fill the memory
                         finish(pair.row, self._write(pair, made, pictures))
@@ -398,7 +304,7 @@ class Worker:
             while len(pending) > limit:
                 for pair, made in pending.popleft().result():
                     if isinstance(made, Retry):
-                        alone_unit = functools.partial(self._stylize_alone, made)
+                        alone_unit = functools.partial(self._stage.alone, made)
                         pending.append(lanes.submit(lanes.pass_pixels, alone_unit))
                     else:
                         yield pair, made
@@ -406,10 +312,10 @@ class Worker:
         def stylize(bucket: list[Prepared], left: int) -> Iterator[Made]:
             shape = bucket[0].image.shape
             # Of pictures that fill the memory there may be only one.
-            ahead = 0 if self._large(shape) else lanes.ahead
+            ahead = 0 if self._stage.large(shape) else lanes.ahead
             # The last contents are shared out, or lanes would have nothing to do.
-            for unit in self._units(bucket, parts=-(-lanes.count // max(1, left))):
-                pending.append(lanes.submit(shape[0] * shape[1] * self._batch_size(shape), unit))
+            for unit in self._stage.units(bucket, parts=-(-lanes.count // max(1, left))):
+                pending.append(lanes.submit(shape[0] * shape[1] * self._stage.batch_size(shape), unit))
                 yield from settle(ahead)
 
         silence = Silence(sum(len(content.pairs) for content in contents))
@@ -433,7 +339,7 @@ class Worker:
                     if pair.styles:
                         jobs.append(self._job(pair, loaded, bank, images))
                         held = sum(len(job.recolored) > 0 for job in jobs)  # which hold style images
-                        if held >= max(UNIT_PAIRS, self._batch_size(loaded.image.shape)):
+                        if held >= max(UNIT_PAIRS, self._stage.batch_size(loaded.image.shape)):
                             yield from stylize([Prepared(loaded.image, jobs)], left)
                             jobs = []
                     else:
@@ -448,9 +354,9 @@ class Worker:
             shape = loaded.image.shape
             bucket = buckets.setdefault(shape, [])
             bucket.append(Prepared(loaded.image, jobs))
-            if sum(len(each.jobs) for each in bucket) >= self._batch_size(shape):
+            if sum(len(each.jobs) for each in bucket) >= self._stage.batch_size(shape):
                 yield from stylize(buckets.pop(shape), left)
-            elif _pixels(buckets) >= WINDOW_BATCHES * max(self._batch_pixels, shape[0] * shape[1]):
+            elif _pixels(buckets) >= WINDOW_BATCHES * max(self._stage.batch_pixels, shape[0] * shape[1]):
                 oldest = next(iter(buckets))
                 yield from stylize(buckets.pop(oldest), left)
         for left, bucket in zip(range(len(buckets), 0, -1), buckets.values(), strict=True):
@@ -472,157 +378,10 @@ class Worker:
         if masks:
             check_regions(masks, len(pair.styles))
         if not pair.preserve_color:
-            return Job(pair, masks, _as_one(pair, bank.vectors(pair.styles)), [])
+            return Job(pair, masks, as_one(pair, bank.vectors(pair.styles)), [])
         assert loaded.colors
         taken = [images.take(style) for style in pair.styles]
         return Job(pair, masks, None, [(style, recoloring(style.colors, loaded.colors)) for style in taken])
-
-    def _large(self, shape: tuple[int, ...]) -> bool:
-        return shape[0] * shape[1] > self._network.pass_pixels
-
-    def _batch_size(self, shape: tuple[int, ...]) -> int:
-        if self._network.device.type == "cpu" or self._large(shape):
-            # Larger batches are no faster on a CPU, and the kernel chosen for them may round differently.
-            return 1
-        if self._settings.batch_size is not None:
-            return self._settings.batch_size
-        return max(1, self._batch_pixels // (shape[0] * shape[1]))
-
-    def _units(self, bucket: list[Prepared], parts: int) -> Iterator[Callable[[], Iterator[Tried]]]:
-        """Yield the work on same-sized contents in units, in so many parts at least where there are enough batches: some
-        batches of pairs each; each content is encoded once."""
-        batch_size = self._batch_size(bucket[0].image.shape)
-        jobs = [(index, job) for index, prepared in enumerate(bucket) for job in prepared.jobs]
-        batches: list[Batch] = []
-        for _, group in groupby(sorted(jobs, key=_regions), key=_regions):
-            alike = list(group)
-            batches.extend(alike[start : start + batch_size] for start in range(0, len(alike), batch_size))
-        encoded = _once(lambda: self._encode_contents(bucket))
-        # Pictures that fill the memory: one at a time.
-        large = self._large(bucket[0].image.shape)
-        count = 1 if large else min(max(1, UNIT_PAIRS // batch_size), -(-len(batches) // parts))
-        for start in range(0, len(batches), count):
-            yield functools.partial(self._stylize_unit, bucket, encoded, batches[start : start + count])
-
-    def _stylize_unit(
-        self, bucket: list[Prepared], encoded: Callable[[], ContentFeatures | RowError], batches: list[Batch]
-    ) -> Iterator[Tried]:
-        features = encoded()
-        if isinstance(features, RowError):
-            for index, job in (each for batch in batches for each in batch):
-                yield job.pair, Retry(bucket[index].image, job, features)
-            return
-        for batch in batches:
-            self._stay()
-            ready: Batch = []
-            for index, job in batch:
-                try:
-                    ready.append((index, self._recolored(job)))
-                except RowError as error:
-                    yield job.pair, Retry(bucket[index].image, job, error.bare())
-            if ready:
-                for (index, job), made in self._stylize_batch(features, ready):
-                    failed = isinstance(made, RowError)
-                    yield job.pair, Retry(bucket[index].image, job, made) if failed else made
-
-    def _stylize_alone(self, retry: Retry) -> Iterator[Tried]:
-        bucket = [Prepared(retry.image, [retry.job])]
-        unit = self._stylize_unit(bucket, lambda: self._encode_contents(bucket), [[(0, retry.job)]])
-        for pair, made in unit:
-            yield pair, Outcome(error=str(made.error)) if isinstance(made, Retry) else made
-
-    def _recolored(self, job: Job) -> Job:
-        """Encode the styles that are to be re-coloured.
-
-        Raises:
-            RowError: they do not fit in memory.
-        """
-        if job.vectors is not None:
-            return job
-        vectors = np.stack([self._encode_style(style.image, to) for style, to in job.recolored])
-        return job._replace(vectors=_as_one(job.pair, vectors))
-
-    def _encode_contents(self, bucket: list[Prepared]) -> ContentFeatures | RowError:
-        try:
-            with self._clock("encode"):
-                tensors = [as_tensor(each.image) for each in bucket]
-                images = tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
-                features = self._network.encode_contents(images, metrics=self._settings.metrics)
-                wait_for(self._network.device)  # the other lane may be the next to use them
-                return features
-        except (RuntimeError, MemoryError) as error:
-            return self._network_error(error, bucket[0].image.shape)
-
-    def _stylize_batch(
-        self, features: ContentFeatures, batch: Batch
-    ) -> Iterator[tuple[tuple[int, Job], Outcome | Picture | RowError]]:
-        """Stylize some pairs at once; if they do not fit in memory, half of them, down to one."""
-        made = self._run_network(features, batch)
-        if isinstance(made, RowError):
-            if len(batch) == 1:
-                yield batch[0], made
-                return
-            half = len(batch) // 2
-            yield from self._stylize_batch(features, batch[:half])
-            yield from self._stylize_batch(features, batch[half:])
-            return
-        for each, picture in zip(batch, made, strict=True):
-            if not picture.sound:
-                error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
-                yield each, Outcome(error=str(error))
-            else:
-                yield each, picture
-
-    def _run_network(self, features: ContentFeatures, batch: Batch) -> list[Picture] | RowError:
-        # A function of its own: what a failed attempt holds in memory goes with its frame.
-        try:
-            with self._clock("stylize"):
-                index = torch.tensor([index for index, _ in batch], device=self._network.device)
-                vectors = torch.from_numpy(np.stack([job.vectors for _, job in batch]))  # pyright: ignore
-                alpha = torch.tensor([job.pair.alpha for _, job in batch])
-                masks = None
-                if batch[0][1].masks:
-                    regions = [stack_regions(job.masks, len(job.pair.styles)) for _, job in batch]
-                    masks = torch.from_numpy(np.stack(regions))
-                sound = torch.ones(len(batch), dtype=torch.bool)
-
-                def to_pixels(images: Tensor) -> Tensor:
-                    nonlocal sound
-                    # Infinities are clamped by now, as whatever else lies outside 0..1: what can be found is NaN.
-                    numbers = ~images.isnan().flatten(1).any(1)
-                    pixels, good = to_host((images.float() * 255).round().byte(), numbers)
-                    sound &= good
-                    return pixels
-
-                images, losses = self._network.stylize(
-                    features.select(index), vectors, alpha, masks, finish=to_pixels
-                )
-                pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-                measured = [(None, None, None)] * len(batch)
-                if losses is not None:
-                    with self._clock("metrics"):  # a GPU is done with them only here
-                        measured = torch.stack(losses, 1).tolist()
-        except (RuntimeError, MemoryError) as error:
-            return self._network_error(error, (features.height, features.width))
-        return [Picture(*each) for each in zip(pixels, sound.tolist(), measured, strict=True)]
-
-    def _network_error(self, error: RuntimeError | MemoryError, shape: tuple[int, ...]) -> RowError:
-        """Translate what torch raised; an error of a GPU other than lack of memory outlives the batch.
-
-        Raises:
-            DeviceError: the device is unusable from now on.
-        """
-        text = str(error)
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if (
-            known or "can't allocate memory" in text or "out of memory" in text
-        ):  # torch's on a CPU, CUDA's own
-            if self._network.device.type == "cuda":
-                torch.cuda.empty_cache()
-            return RowError("OutOfMemory", f"{shape[1]}×{shape[0]} pixels do not fit in memory; use --size")
-        if not answers(self._network.device):
-            raise DeviceError(text.splitlines()[0]) from None
-        return RowError("NetworkError", text.splitlines()[0])
 
     def _write(self, pair: Pair, picture: Picture, pictures: Pictures) -> Outcome:
         try:
@@ -638,32 +397,8 @@ class Worker:
         return Outcome(None, None, *picture.losses, height, width)
 
 
-def _as_one(pair: Pair, vectors: Vectors) -> Vectors:
-    """Blend the vectors of a pair's styles, unless masks say where each goes."""
-    return vectors if pair.masks else blend(vectors, pair.weights)[None]
-
-
 def _pixels(buckets: dict[tuple[int, ...], list[Prepared]]) -> int:
     return sum(shape[0] * shape[1] * len(bucket) for shape, bucket in buckets.items())
-
-
-def _regions(job: tuple[int, Job]) -> int:
-    """Return how many regions its masks make; pairs with as many can share a batch."""
-    return len(job[1].pair.styles) if job[1].masks else 0
-
-
-def _once(call: Callable[[], _T]) -> Callable[[], _T]:
-    """Return a function that calls another the first time, whichever thread comes first, and remembers."""
-    lock = threading.Lock()
-    found: list[_T] = []
-
-    def remembered() -> _T:
-        with lock:
-            if not found:
-                found.append(call())
-        return found[0]
-
-    return remembered
 
 
 def peak_memory() -> int:

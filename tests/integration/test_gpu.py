@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import stylize_batch
-from stylize_batch import worker
+from stylize_batch import stage
 from stylize_batch.images.decode import decode
 from tests.conftest import MakeManifest, Row, read_results
 
@@ -62,7 +62,7 @@ def test_streams_do_not_get_in_each_others_way(
     manifest = make_manifest(rows)
     settings: dict[str, Any] = {"precision": "fp32", "batch_size": 3, "shard_pairs": 1000}
     together = pixels(manifest, tmp_path / "two", **settings)
-    monkeypatch.setattr(worker, "GPU_LANES", 1)
+    monkeypatch.setattr(stage, "GPU_LANES", 1)
     assert difference(together, pixels(manifest, tmp_path / "one", **settings))[0] == 0
 
 
