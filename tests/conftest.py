@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import settings
 from PIL import Image
 
+import stylize_batch
 from stylize_batch.settings import WorkerSettings
 
 # Machines are noisy: no test is timed. Examples are the same in every run, so that a failure can be repeated.
@@ -132,6 +135,27 @@ def worker_settings(base: Path, *, threads: int | None = None) -> WorkerSettings
 def read_results(output: Path) -> list[Row]:
     """Read all results of an output root as a user would: one dataset."""
     return pq.read_table(output / "results").to_pylist()
+
+
+def run_in_process(
+    manifest: Path, output: Path, **settings: Any
+) -> tuple[stylize_batch.RunSummary, list[Row]]:
+    """Run a manifest in this process, with small styles; return the summary and the results."""
+    summary = stylize_batch.run(
+        str(manifest), output=str(output), in_process=True, device="cpu", style_size=48, **settings
+    )
+    return summary, read_results(output)
+
+
+@contextmanager
+def cores(count: int) -> Generator[None]:
+    """Have torch, and all that asks it, find so many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture

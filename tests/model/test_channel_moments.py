@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stylize_batch.model.channel_moments import BLOCK, PLACES, mean_and_variance
+from tests.conftest import cores
 
 COUNTS = [1, 2, PLACES - 1, PLACES, PLACES + 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + PLACES + 1]
 
@@ -44,14 +45,10 @@ def test_maps_of_any_shape_and_memory_format_are_taken(
 
 def test_a_samples_are_the_same_beside_others_and_on_any_number_of_cores() -> None:
     x = features(3, 8, 3 * BLOCK + 5)
-    cores = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with cores(1):
         alone = [mean_and_variance(sample[None]) for sample in x]
-        torch.set_num_threads(2)
+    with cores(2):
         together = mean_and_variance(x)
-    finally:
-        torch.set_num_threads(cores)
     for position, found in enumerate(together):
         assert torch.equal(found, torch.cat([each[position] for each in alone]))
 

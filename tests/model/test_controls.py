@@ -19,7 +19,7 @@ from stylize_batch.model.losses import Losses
 from stylize_batch.model.network import Network, loss_network
 from stylize_batch.model.regions import Regions
 from stylize_batch.model.tiling import Box
-from tests.conftest import SAMPLE
+from tests.conftest import SAMPLE, cores
 from tests.model.models import model_of
 from tests.model.test_vgg import picture
 
@@ -136,15 +136,12 @@ def test_a_regions_statistics_do_not_depend_on_how_small_it_is(area: float) -> N
 
 def test_a_regions_statistics_do_not_depend_on_the_number_of_cores() -> None:
     generator = torch.Generator().manual_seed(1)
-    x, before = torch.randn(1, 3, 256, 352, generator=generator), torch.get_num_threads()
+    x = torch.randn(1, 3, 256, 352, generator=generator)
     shares = torch.rand(8, 1, 1, 256, 352, generator=generator)
-    try:
-        found: list[list[Statistics]] = []
-        for cores in (1, 2):
-            torch.set_num_threads(cores)
+    found: list[list[Statistics]] = []
+    for count in (1, 2):
+        with cores(count):
             found.append([moments(x, share).statistics() for share in shares])
-    finally:
-        torch.set_num_threads(before)
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.mean, other.mean)
         assert torch.equal(one.std, other.std)

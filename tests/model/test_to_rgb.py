@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from stylize_batch.model.convolution import ReflectedConv2d, has_fast_groups
 from stylize_batch.model.to_rgb import ROWS, ToRgb
+from tests.conftest import cores
 
 pytestmark = pytest.mark.skipif(not has_fast_groups(), reason="this way is not taken on this processor")
 
@@ -34,14 +35,10 @@ def test_nine_products_side_by_side_make_the_convolution(
 def test_threads_and_memory_formats_do_not_change_a_bit() -> None:
     _, quick = pair(64)
     features = torch.randn(2, 64, 3 * ROWS + 1, 50)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with cores(1):
         expected = quick(features)
-        torch.set_num_threads(3)
+    with cores(3):
         assert torch.equal(quick(features.contiguous(memory_format=torch.channels_last)), expected)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_autocast_leaves_the_picture_in_float32() -> None:

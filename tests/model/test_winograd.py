@@ -22,6 +22,7 @@ from stylize_batch.model.convolution import (
     has_fast_groups,
 )
 from stylize_batch.model.winograd import BLOCK_CHANNELS, BLOCK_TILES, MIN_TILES, Winograd
+from tests.conftest import cores
 
 pytestmark = pytest.mark.skipif(not has_fast_groups(), reason="Winograd's way is not taken on this processor")
 
@@ -105,14 +106,10 @@ def test_many_blocks_of_tiles_make_one_picture_without_seams(kind: type[Reflecte
 def test_threads_do_not_change_a_bit(kind: type[ReflectedConv2d]) -> None:
     _, quick = pair(kind, 130)
     features = torch.randn(2, 130, 60, 60)
-    threads = torch.get_num_threads()
-    try:
-        made: list[torch.Tensor] = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    made: list[torch.Tensor] = []
+    for count in (1, 2, 3):
+        with cores(count):
             made.append(quick(features))
-    finally:
-        torch.set_num_threads(threads)
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[0], made[2])
 
@@ -185,13 +182,8 @@ def test_a_failed_block_is_told_and_leaves_no_work_behind(monkeypatch: pytest.Mo
         raise MemoryError
 
     monkeypatch.setattr(quick, "_transforms", (quick._transforms[0], scatter))  # pyright: ignore
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with pytest.raises(MemoryError):
-            quick(features)
-    finally:
-        torch.set_num_threads(threads)
+    with cores(2), pytest.raises(MemoryError):
+        quick(features)
     failed = calls
     assert failed <= 2
     time.sleep(0.2)
@@ -200,14 +192,10 @@ def test_a_failed_block_is_told_and_leaves_no_work_behind(monkeypatch: pytest.Mo
 
 def test_new_threads_have_the_callers_number_of_cores_afterwards() -> None:
     _, quick = pair(ReflectedConv2d)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
+    with cores(3):
         quick(torch.randn(1, 3, 100, 100))
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(torch.get_num_threads).result() == 3
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_autocast_leaves_the_result_in_float32() -> None:
