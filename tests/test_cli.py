@@ -106,7 +106,7 @@ def test_an_output_that_cannot_be_written_exits_2_without_a_traceback(manifest: 
 def test_a_gpu_demanded_where_there_is_none_is_refused(manifest: Path, cli: Cli) -> None:
     done = cli("run", manifest, "--device", "cuda", "--in-process")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: --device cuda: torch")
+    assert done.stderr.splitlines()[-1].startswith("error: device cuda: torch")
 
 
 def test_storage_without_credentials_is_refused_in_one_line(

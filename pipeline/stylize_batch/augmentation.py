@@ -139,7 +139,7 @@ class RandomStyle(v2.Transform):
             # Not float32 on a GPU: convolutions of the training itself would lose TF32 with it.
             precision = "fp16" if device.type == "cuda" else "fp32"
             with torch.random.fork_rng(devices=[]):  # networks are made with random weights, then loaded
-                self._networks[device] = Network(checkpoint.loads(data), str(device), precision)
+                self._networks[device] = Network(checkpoint.loads(data), device, precision)
         return self._networks[device]
 
 

@@ -30,7 +30,11 @@ class Stylizer:
     """A model ready to use: `Stylizer()(content, style, alpha=0.8)`."""
 
     def __init__(
-        self, model: str = container.DEFAULT, *, device: str = "cpu", precision: Precision = "fp32"
+        self,
+        model: str = container.DEFAULT,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
     ) -> None:
         """Load a model by name, path or URI.
 
@@ -44,9 +48,7 @@ class Stylizer:
         """
         if precision not in get_args(Precision):
             raise UsageError(f"precision is {precision!r}; use one of {', '.join(get_args(Precision))}")
-        network = checkpoint.loads(read_model(model))
-        usable = usable_device(device.partition(":")[0])
-        self._network = Network(network, usable.type if device == "auto" else device, precision)
+        self._network = Network(checkpoint.loads(read_model(model)), usable_device(device), precision)
 
     def __call__(
         self,

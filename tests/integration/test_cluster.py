@@ -484,7 +484,7 @@ def test_a_node_that_has_the_output_on_a_disk_of_its_own_is_refused(
 def test_a_gpu_that_torch_cannot_use_is_refused_and_one_that_comes_later_ends_the_run(
     nodes: Nodes, run: Run, refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    no_cuda = rf"torch {re.escape(torch.__version__)} finds no CUDA here; .* or use --device cpu"
+    no_cuda = rf"torch {re.escape(torch.__version__)} finds no CUDA here; .* or use the device cpu"
     running = run(device="cuda", actors=1)
     record = tmp_path / "out" / "run.json"
     until(lambda: record.exists() and json.loads(record.read_text())["precision"], running)

@@ -40,13 +40,24 @@ def test_what_little_else_runs_on_a_card_does_not_change_its_batches(noise: floa
 
 def test_auto_is_a_device_that_can_be_used() -> None:
     assert usable_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert usable_device("cpu") == torch.device("cpu")
+    assert usable_device("cpu") == usable_device(torch.device("cpu")) == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["tpu", *([] if torch.cuda.is_available() else ["cuda"])])
-def test_another_device_is_refused_by_its_flag(name: str) -> None:
-    with pytest.raises(UsageError, match=f"^--device {name}"):
+@pytest.mark.parametrize(
+    "name",
+    ["gpu", "mps", "cpu:banana", "auto:3", "", *([] if torch.cuda.is_available() else ["cuda", "cuda:1"])],
+)
+def test_another_device_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^device {name}"):
         usable_device(name)
+
+
+def test_a_gpu_is_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert usable_device(torch.device("cuda", 1)) == usable_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="device cuda:7: torch finds 2 GPUs here; the last is cuda:1"):
+        usable_device("cuda:7")
 
 
 def test_on_a_cpu_nothing_is_copied() -> None:

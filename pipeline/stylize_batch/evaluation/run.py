@@ -130,9 +130,7 @@ class Evaluation:
         phi = copy.deepcopy(loss_network(next(iter(loaded.values()))))
         self._phi: Encoder = phi.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._phi_digest = digest(*(value.cpu().numpy() for value in phi.state_dict().values()))
-        self._networks = {
-            name: (model.digest, Network(model, self.device.type)) for name, model in loaded.items()
-        }
+        self._networks = {name: (model.digest, Network(model, self.device)) for name, model in loaded.items()}
         self.skipped: dict[str, str] = {}
         self._contents = protocol.load(protocol.contents, protocol.max_contents, self.skipped)
         self._styles = protocol.load(protocol.styles, protocol.max_styles, self.skipped)

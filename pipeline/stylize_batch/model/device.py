@@ -25,25 +25,31 @@ def check_device(device: str) -> None:
     """Raise DeviceError where torch cannot use a device."""
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
-            f"torch {torch.__version__} finds no CUDA here; install its CUDA build, and a driver that is new enough for it, or use --device cpu"
+            f"torch {torch.__version__} finds no CUDA here; install its CUDA build, and a driver that is new enough for it, or use the device cpu"
         )
 
 
-def usable_device(name: str) -> torch.device:
-    """Return the device that a user names; `auto` is a GPU where there is one.
+def usable_device(name: str | torch.device) -> torch.device:
+    """Return the device that a user names; `auto` is a GPU where there is one, `cuda:1` the second of several.
 
     Raises:
         UsageError: the name is unknown, or torch cannot use it here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name} is unknown; use auto, cpu or cuda")
     try:
-        check_device(name)
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name} is unknown; use auto, cpu, cuda or one of several GPUs, as cuda:1")
+    try:
+        check_device(device.type)
     except DeviceError as error:
-        raise UsageError(f"--device {name}: {error}") from None
-    return torch.device(name)
+        raise UsageError(f"device {name}: {error}") from None
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UsageError(f"device {name}: torch finds {count} GPUs here; the last is cuda:{count - 1}")
+    return device
 
 
 def keep_float32() -> None:

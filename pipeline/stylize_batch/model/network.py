@@ -90,7 +90,7 @@ class Network:
     def __init__(
         self,
         model: Checkpoint,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         precision: str = "fp32",
         *,
         pass_pixels: int = PASS_PIXELS,
@@ -100,7 +100,7 @@ class Network:
 
         Args:
             model: encoder and decoder.
-            device: `cpu` or `cuda`.
+            device: `cpu`, `cuda` or one of several GPUs.
             precision: a name of `DTYPES`.
             pass_pixels: taken at once; larger pictures are tiled.
             timed: measures the time that `metrics` take, beside whatever its caller measures.
