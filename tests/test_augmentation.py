@@ -178,6 +178,16 @@ def test_manual_seed_repeats_it_whether_or_not_the_network_is_there_yet(bank: st
     assert any(changed(found[0], picture().expand(6, -1, -1, -1)))
 
 
+def test_torchs_default_device_of_the_caller_changes_no_draw(bank: str) -> None:
+    found: list[Tensor] = []
+    given = picture(count=3)
+    for device in ("cpu", "meta"):
+        torch.manual_seed(5)
+        with torch.device(device):
+            found.append(RandomStyle(bank)(given))
+    assert torch.equal(*found)
+
+
 def test_a_training_step_may_use_the_result_also_under_autocast(always: RandomStyle) -> None:
     given = picture(count=2)
     torch.manual_seed(1)

@@ -88,6 +88,28 @@ def test_images_without_a_range_and_batches_of_nothing_are_refused(stylizer: Sty
         stylizer(photo[None][:0], photo)
 
 
+def test_torchs_defaults_of_the_caller_change_no_pixel() -> None:
+    def pictures() -> list[torch.Tensor]:
+        stylizer = Stylizer("adain-compact")
+        stylizer._network.pass_pixels = 64**2  # pyright: ignore[reportPrivateUsage]
+        return [
+            stylizer(photo, [one, other], mask=mask),
+            stylizer(photo, one, preserve_color=True),
+            stylizer(large, one),
+        ]
+
+    photo, one, other, large = (torch.rand(3, 40, width) for width in (56, 24, 32, 160))
+    mask = torch.rand(10, 10)
+    expected = pictures()
+    with torch.device("meta"):
+        assert all(map(torch.equal, pictures(), expected))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(map(torch.equal, pictures(), expected))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_impossible_alpha_and_size_are_refused(stylizer: Stylizer) -> None:
     with pytest.raises(UsageError, match="alpha"):
         stylizer(torch.rand(3, 16, 16), torch.rand(3, 16, 16), alpha=1.5)

@@ -92,9 +92,9 @@ class RandomStyle(v2.Transform):
         count = max(counts, default=0)
         low, high = self.alpha_range
         return {
-            "chosen": (torch.rand(count) < self.p).nonzero().flatten(),
-            "styles": torch.randint(len(self._vectors), (count,)),
-            "alpha": (low + (high - low) * torch.rand(count)).clamp(max=high),
+            "chosen": (torch.rand(count, device="cpu") < self.p).nonzero().flatten(),
+            "styles": torch.randint(len(self._vectors), (count,), device="cpu"),
+            "alpha": (low + (high - low) * torch.rand(count, device="cpu")).clamp(max=high),
         }
 
     @torch.no_grad()
@@ -138,8 +138,7 @@ class RandomStyle(v2.Transform):
                 raise UsageError(f"the model {self.model} has changed since RandomStyle was made")
             # Not float32 on a GPU: convolutions of the training itself would lose TF32 with it.
             precision = "fp16" if device.type == "cuda" else "fp32"
-            with torch.random.fork_rng(devices=[]):  # networks are made with random weights, then loaded
-                self._networks[device] = Network(checkpoint.loads(data), device, precision)
+            self._networks[device] = Network(checkpoint.loads(data), device, precision)
         return self._networks[device]
 
 

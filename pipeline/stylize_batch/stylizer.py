@@ -97,7 +97,7 @@ class Stylizer:
         if masks is None:
             per_content = torch.from_numpy(shares / shares.sum()).float() @ per_content
         features = self._network.encode_contents(images, metrics=False)
-        strength = torch.full((len(images),), float(alpha))
+        strength = per_content.new_full((len(images),), float(alpha))
         output, _ = self._network.stylize(features, per_content, strength, masks)
         if output.isnan().any():
             raise UsageError("the network's output is not finite; use precision='fp32'")

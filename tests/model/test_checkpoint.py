@@ -51,6 +51,13 @@ def test_a_model_survives_saving_and_loading_within_half_precision(architecture:
             assert torch.equal(value.half().float(), after.state_dict()[key])
 
 
+def test_loading_draws_none_of_the_callers_random_numbers(data: bytes) -> None:
+    before = torch.random.get_rng_state()
+    checkpoint.loads(data)
+    checkpoint.load_encoder(data)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_shipped_weights_are_small_enough_to_ship(data: bytes) -> None:
     assert len(data) <= 14e6
 

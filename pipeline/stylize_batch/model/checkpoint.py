@@ -61,10 +61,11 @@ def loads(data: bytes) -> Checkpoint:
         UsageError: it is not a model file of this package, or damaged.
     """
     metadata = container.check_model(data)
-    encoder, decoder = build(cast("Architecture", metadata["architecture"]))
+    with _EMPTY:
+        encoder, decoder = build(cast("Architecture", metadata["architecture"]))
     tensors = _tensors(data)
     for part, network in (("encoder", encoder), ("decoder", decoder)):
-        network.load_state_dict(_part(tensors, part))
+        network.load_state_dict(_part(tensors, part), assign=True)
         network.requires_grad_(False).eval()
     return Checkpoint(encoder, decoder, metadata, container.digest(data))
 
@@ -78,9 +79,14 @@ def load_encoder(data: bytes) -> Encoder:
     architecture = cast("Architecture", container.check_encoder(data)["architecture"])
     if DESIGNS[architecture].own_encoder:
         raise UsageError(f"a {architecture} model's encoder knows its own decoder only; name a VGG's")
-    encoder = Encoder(cast("VggArchitecture", architecture))
-    encoder.load_state_dict(_part(_tensors(data), "encoder"))
+    with _EMPTY:
+        encoder = Encoder(cast("VggArchitecture", architecture))
+    encoder.load_state_dict(_part(_tensors(data), "encoder"), assign=True)
     return encoder.requires_grad_(False).eval()
+
+
+_EMPTY = torch.device("meta")
+"""Where networks have no random weights, which would be drawn from the caller's random numbers, until theirs are given."""
 
 
 def _tensors(data: bytes) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class ColorMap(NamedTuple):
 def colors(image: Tensor) -> Colors:
     """Measure the colours of an image [3, H, W], uint8 or in 0..1, on the CPU."""
     rows = max(1, CHUNK // image.shape[2])
-    total, products = torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+    total, products = (torch.zeros(size, dtype=torch.float64, device="cpu") for size in ((3,), (3, 3)))
     for chunk in image.split(rows, dim=1):
         pixels = chunk.reshape(3, -1).cpu().double()
         if image.dtype == torch.uint8:

@@ -71,7 +71,7 @@ class SubPixelConv2d(nn.Module):
 
     def __init__(self, conv: EnlargingConv2d) -> None:
         super().__init__()
-        rows = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]).to(conv.weight)
+        rows = conv.weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
         kernels = torch.einsum("aij,bkl,ocjl->abocik", rows, rows, conv.weight).flatten(0, 2)
         self.register_buffer("weight", kernels.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", None if conv.bias is None else conv.bias.repeat(4))

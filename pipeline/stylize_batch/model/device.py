@@ -42,7 +42,9 @@ def usable_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {name} is unknown; use auto, cpu, cuda or one of several GPUs, as cuda:1")
+        raise UsageError(
+            f"device {name} is unknown; use auto, cpu, cuda or one of several GPUs, such as cuda:1"
+        )
     try:
         check_device(device.type)
     except DeviceError as error:

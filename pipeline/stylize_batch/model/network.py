@@ -293,6 +293,7 @@ class Network:
                     picture = torch.empty(
                         (*piece.shape[:2], content.height, content.width),
                         dtype=piece.dtype,
+                        device="cpu",
                         memory_format=torch.channels_last,
                     )
                 picture[..., tile.top : tile.bottom, tile.left : tile.right] = piece

@@ -39,7 +39,7 @@ class ToRgb(nn.Module):
         """Convolve."""
         samples, _, height, width = input.shape
         given = input.float().contiguous(memory_format=torch.channels_last)
-        made = torch.empty(samples, height, width, 3)
+        made = given.new_empty(samples, height, width, 3)
         pictures = made.numpy()
         rows, columns = padded(height, height + 2, reflect=True), padded(width, width + 2, reflect=True)
 

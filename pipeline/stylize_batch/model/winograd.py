@@ -87,13 +87,13 @@ class Winograd(nn.Module):
         from_column = padded(width, 4 * columns + 2, reflect=side == 6)
         height, width = scale * height, scale * width
         shape = [-(-length // 2) for length in (height, width)] if self._pool else [height, width]
-        made = torch.empty(samples, *shape, len(self._kernels) // scale**2)
+        made = input.new_empty(samples, *shape, len(self._kernels) // scale**2)
         maps = made.numpy()
         gather, scatter = self._transforms
 
         def convolve(block: tuple[int, int, int]) -> None:
             sample, first, size = block
-            tiles = torch.empty(size, side, side, channels)  # the last ones may stay empty
+            tiles = input.new_empty(size, side, side, channels)  # the last ones may stay empty
             count = min(size, rows * columns - first)
             gather(given[sample], from_row, from_column, first, columns, tiles.numpy()[:count])
             products = self._pack(size).convolve(tiles)
