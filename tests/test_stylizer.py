@@ -73,7 +73,7 @@ def test_the_words_of_the_command_line_are_understood_or_refused_in_one_line() -
     photo = torch.rand(3, 16, 16)
     assert Stylizer("adain-compact", device="auto")(photo, photo).shape == photo.shape
     assert Stylizer("adain-compact", device=torch.device("cpu"))(photo, photo).shape == photo.shape
-    with pytest.raises(UsageError, match="^device gpu is unknown; use auto, cpu, cuda"):
+    with pytest.raises(UsageError, match=r"^device gpu is unknown; use auto, cpu, cuda"):
         Stylizer(device="gpu")
     with pytest.raises(UsageError, match="precision is 'int8'; use one of fp32"):
         Stylizer(precision=cast("Any", "int8"))

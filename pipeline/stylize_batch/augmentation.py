@@ -122,9 +122,8 @@ class RandomStyle(v2.Transform):
                 raise UsageError("floating-point images must be in 0..1: put RandomStyle before Normalize")
             images = images.clamp(0, 1)
         network = self._network(images.device)
-        with torch.autocast(images.device.type, enabled=False):
-            features = network.encode_contents(images, metrics=False)
-            made, _ = network.stylize(features, vectors, alpha)
+        features = network.encode_contents(images, metrics=False)
+        made, _ = network.stylize(features, vectors, alpha)
         made = made.to(images.device).float()
         if not images.is_floating_point():
             made = (made * 255).round()

@@ -141,6 +141,13 @@ def test_another_encoders_own_statistics_drive_the_transfer(other: Checkpoint) -
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_callers_autocast_changes_no_pixel(network: Network) -> None:
+    exact, _ = stylize(network, picture(), picture().flip(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = stylize(network, picture(), picture().flip(1))
+    assert torch.equal(found, exact)
+
+
 def test_bfloat16_stays_near_full_precision(default: Checkpoint) -> None:
     exact, _ = stylize(Network(default), picture(), picture().flip(1))
     rough, _ = stylize(Network(default, precision="bf16"), picture().bfloat16(), picture().flip(1).bfloat16())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from stylize_batch.model.tiling import PASS_PIXELS, STRIDE, Box, tiles
 from stylize_batch.model.vgg import Encoder
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
+_Given = ParamSpec("_Given")
+_Found = TypeVar("_Found")
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -77,6 +80,19 @@ class ContentFeatures(NamedTuple):
             maps=None if self.maps is None else tuple(features[index] for features in self.maps),
             statistics=tuple(Statistics(mean[index], std[index]) for mean, std in self.statistics),
         )
+
+
+def _in_own_precision(
+    method: Callable[Concatenate[Network, _Given], _Found],
+) -> Callable[Concatenate[Network, _Given], _Found]:
+    """Have a method compute for inference and in the network's precision, also where the caller trains under autocast."""
+
+    @functools.wraps(method)
+    def computed(network: Network, *args: _Given.args, **kwargs: _Given.kwargs) -> _Found:
+        with torch.inference_mode(), torch.autocast(network.device.type, enabled=False):
+            return method(network, *args, **kwargs)
+
+    return computed
 
 
 class Network:
@@ -141,7 +157,7 @@ class Network:
         placed = to_device(images, self.device).to(self.dtype, memory_format=torch.channels_last)
         return placed / 255 if images.dtype == torch.uint8 else placed
 
-    @torch.inference_mode()
+    @_in_own_precision
     def encode_styles(self, images: Tensor, recoloring: ColorMap | None = None) -> Tensor:
         """Return the vectors of styles [N, 3, H, W], uint8 or in 0..1, on the CPU.
 
@@ -170,7 +186,7 @@ class Network:
         pairs = zip(found, corrections, strict=False)
         return torch.cat([value for each, less in pairs for value in each.statistics(less)], 1).cpu()
 
-    @torch.inference_mode()
+    @_in_own_precision
     def encode_contents(self, images: Tensor, *, metrics: bool = True) -> ContentFeatures:
         """Encode contents [N, 3, H, W], uint8 or in 0..1, once however many styles each will get.
 
@@ -226,7 +242,7 @@ class Network:
             for region in found
         ]
 
-    @torch.inference_mode()
+    @_in_own_precision
     def stylize(
         self,
         content: ContentFeatures,
