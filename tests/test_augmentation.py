@@ -282,6 +282,7 @@ def test_a_batch_on_a_gpu_is_stylized_there(bank: str, always: RandomStyle) -> N
     [
         ({"p": 1.5}, "p is 1.5"),
         ({"p": float("nan")}, "p is nan"),
+        ({"p": "a"}, "p is a, it must be"),
         ({"alpha_range": (0.5, 1.1)}, "alpha_range is"),
         ({"alpha_range": (0.9, 0.2)}, "lower end first"),
         ({"alpha_range": 0.5}, "must be a range"),
@@ -318,6 +319,8 @@ def test_a_bank_of_another_model_and_an_empty_one_are_refused(bank: str, tmp_pat
         (Image.new("RGB", (20, 8)), "at least 9 pixels"),
         (Image.new("L", (20, 20)), "not mode L"),
         ((tv_tensors.Image(picture()), tv_tensors.Image(picture(count=2))), "as many"),
+        (np.zeros((20, 20, 3), np.uint8), "finds no image"),
+        ({"image": np.zeros((20, 20, 3), np.uint8), "label": 3}, "finds no image"),
     ],
 )
 def test_what_is_no_picture_is_refused_whatever_the_draw(bank: str, given: Any, message: str) -> None:
@@ -328,6 +331,11 @@ def test_what_is_no_picture_is_refused_whatever_the_draw(bank: str, given: Any, 
 def test_a_normalised_picture_is_refused(always: RandomStyle) -> None:
     with pytest.raises(UsageError, match="before Normalize"):
         always(v2.functional.normalize(picture(), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) * 2)
+
+
+def test_what_is_not_a_number_is_refused(always: RandomStyle) -> None:
+    with pytest.raises(UsageError, match=r"must be in 0\.\.1"):
+        always(picture() * float("nan"))
 
 
 def test_the_examples_of_the_documentation_run(bank: str, pictures: Path, tmp_path: Path) -> None:

@@ -47,8 +47,20 @@ def test_all_the_weight_on_one_style_is_that_style(stylizer: Stylizer) -> None:
     torch.testing.assert_close(blended, stylizer(content, one), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("weights", [[1.0], [0.0, 0.0], [-1.0, 2.0], [float("nan"), 1.0]])
-def test_impossible_weights_are_refused(stylizer: Stylizer, weights: list[float]) -> None:
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1.0],
+        [0.0, 0.0],
+        [-1.0, 2.0],
+        [float("nan"), 1.0],
+        [1e308, 1e308],
+        ["a", "b"],
+        [[1.0], [1.0, 2.0]],
+        1.0,
+    ],
+)
+def test_impossible_weights_are_refused(stylizer: Stylizer, weights: Any) -> None:
     picture = torch.rand(3, 16, 16)
     with pytest.raises(UsageError, match="weights"):
         stylizer(picture, [picture, picture], weights=weights)
@@ -67,6 +79,35 @@ def test_the_result_is_an_ordinary_tensor_that_training_may_use(stylizer: Styliz
 def test_tensors_that_are_no_pictures_are_refused(stylizer: Stylizer, picture: torch.Tensor) -> None:
     with pytest.raises(UsageError, match="floating-point tensors"):
         stylizer(picture, torch.rand(3, 16, 16))
+
+
+@pytest.mark.parametrize("given", [None, 3, "cat.jpg", ["cat.jpg"], np.zeros((16, 16, 3), np.uint8)])
+def test_what_is_neither_image_nor_tensor_is_refused_wherever_a_picture_belongs(
+    stylizer: Stylizer, given: Any
+) -> None:
+    photo = torch.rand(3, 16, 16)
+    with pytest.raises(UsageError, match="pictures are PIL images or tensors, not"):
+        stylizer(given, photo)
+    with pytest.raises(UsageError, match="pictures are PIL images or tensors, not"):
+        stylizer(photo, given)
+    if given is not None:
+        with pytest.raises(UsageError, match="pictures are PIL images or tensors, not"):
+            stylizer(photo, [photo, photo], mask=given)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(255, 0), (4, -2), (float("nan"), 0)])
+def test_values_far_outside_of_0_to_1_are_refused(stylizer: Stylizer, scale: float, shift: float) -> None:
+    photo = torch.linspace(0, 1, 3 * 16 * 16).reshape(3, 16, 16)
+    for given in ((photo * scale + shift, photo), (photo, photo * scale + shift)):
+        with pytest.raises(UsageError, match=r"must be in 0\.\.1: divide"):
+            stylizer(*given)
+    with pytest.raises(UsageError, match=r"must be in 0\.\.1: divide"):
+        stylizer(photo, photo, mask=photo[0] * scale + shift)
+
+
+def test_what_resizing_leaves_a_little_outside_of_0_to_1_is_clamped(stylizer: Stylizer) -> None:
+    photo = torch.rand(3, 16, 16) * 1.4 - 0.2
+    assert torch.equal(stylizer(photo, photo), stylizer(photo.clamp(0, 1), photo.clamp(0, 1)))
 
 
 def test_the_words_of_the_command_line_are_understood_or_refused_in_one_line() -> None:
@@ -111,10 +152,13 @@ def test_torchs_defaults_of_the_caller_change_no_pixel() -> None:
 
 
 def test_impossible_alpha_and_size_are_refused(stylizer: Stylizer) -> None:
-    with pytest.raises(UsageError, match="alpha"):
-        stylizer(torch.rand(3, 16, 16), torch.rand(3, 16, 16), alpha=1.5)
-    with pytest.raises(UsageError, match="9 pixels"):
-        stylizer(torch.rand(3, 8, 16), torch.rand(3, 16, 16))
+    photo = torch.rand(3, 16, 16)
+    for alpha in (1.5, float("nan"), "1", None, [0.5, 0.3], torch.tensor([0.5, 0.3])):
+        with pytest.raises(UsageError, match=r"alpha is .*, it must be between 0 and 1"):
+            stylizer(photo, photo, alpha=cast("Any", alpha))
+    for sides in ((8, 16), (0, 16)):
+        with pytest.raises(UsageError, match=f"9 pixels on each side, not {sides[0]}"):
+            stylizer(torch.rand(3, *sides), photo)
 
 
 def test_a_full_mask_changes_nothing_and_a_mask_its_own_side(stylizer: Stylizer) -> None:
@@ -162,6 +206,8 @@ def test_preserved_colours_are_each_contents_own(stylizer: Stylizer, pictures: P
         (torch.ones(4, 4), {"weights": [1.0]}, "combined"),
         ([torch.ones(4, 4)] * 2, {}, "2 masks for 1 styles"),
         (torch.ones(1, 4, 4), {}, r"\[H, W\]"),
+        (torch.ones(0, 0), {}, r"\[H, W\]"),
+        (Image.new("F", (4, 4)), {}, "a mask cannot be used: floating-point .* no defined range"),
     ],
 )
 def test_impossible_masks_are_refused(

@@ -15,14 +15,11 @@ from torchvision.transforms import v2
 
 from stylize_batch.errors import UsageError
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.device import BATCH_PIXELS
 from stylize_batch.model.network import Network
 from stylize_batch.styles import read_bank
+from stylize_batch.stylizer import check_fraction, check_sides, within_range
 from stylize_batch.weights import read_model
-
-ALREADY_NORMALISED = 0.5
-"""How far from 0..1 no resizing or jittering leads, but normalising does."""
 
 
 class RandomStyle(v2.Transform):
@@ -45,7 +42,7 @@ class RandomStyle(v2.Transform):
 
     Raises:
         UsageError: p or alpha_range is out of range, or the bank is missing, damaged, empty or another model's. When called:
-            an input is no RGB picture, is not in 0..1, or has a side under 9 pixels.
+            no input is an image, or one is no RGB picture, is not in 0..1, or has a side under 9 pixels.
     """
 
     _transformed_types = (v2.functional.is_pure_tensor, tv_tensors.Image, tv_tensors.Video, Image.Image)
@@ -65,8 +62,7 @@ class RandomStyle(v2.Transform):
             _checked_range(alpha_range),
             model,
         )
-        if not 0 <= p <= 1:
-            raise UsageError(f"p is {p}, it must be between 0 and 1")
+        check_fraction("p", p)
         data = read_model(model)
         container.check_model(data)
         found = read_bank(self.bank)
@@ -86,10 +82,14 @@ class RandomStyle(v2.Transform):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw, for every sample, whether it is stylized, its style and its α; images of one sample share them."""
+        if not flat_inputs:
+            raise UsageError(
+                "RandomStyle finds no image among its inputs; it takes PIL images and tensors, which v2.ToImage() makes of arrays"
+            )
         counts = {_samples(each) for each in flat_inputs}
         if len(counts) > 1:
             raise UsageError(f"images of one call must be as many each, not {sorted(counts)}")
-        count = max(counts, default=0)
+        (count,) = counts
         low, high = self.alpha_range
         return {
             "chosen": (torch.rand(count, device="cpu") < self.p).nonzero().flatten(),
@@ -117,10 +117,7 @@ class RandomStyle(v2.Transform):
     def _stylize(self, images: Tensor, vectors: Tensor, alpha: Tensor) -> Tensor:
         """Return uint8 or floating-point images [n, 3, H, W] in their styles, in the same type and place."""
         if images.is_floating_point():
-            low, high = images.aminmax()
-            if low < -ALREADY_NORMALISED or high > 1 + ALREADY_NORMALISED:
-                raise UsageError("floating-point images must be in 0..1: put RandomStyle before Normalize")
-            images = images.clamp(0, 1)
+            images = within_range(images)
         network = self._network(images.device)
         features = network.encode_contents(images, metrics=False)
         made, _ = network.stylize(features, vectors, alpha)
@@ -174,10 +171,7 @@ def _samples(picture: Any) -> int:
                 f"not {picture.dtype} {list(picture.shape)}"
             )
         count, sides = 1 if picture.ndim == 3 else len(picture), picture.shape[-2:]
-    if min(sides) < MIN_SIDE:
-        raise UsageError(
-            f"RandomStyle needs images of at least {MIN_SIDE} pixels on each side, not {min(sides)}"
-        )
+    check_sides(sides)
     return count
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar, get_args
 
 import numpy as np
@@ -24,6 +24,9 @@ from stylize_batch.weights import read_model
 
 Picture = Tensor | Image.Image
 _Picture = TypeVar("_Picture", Tensor, Image.Image)
+
+ALREADY_NORMALISED = 0.5
+"""How far from 0..1 no resizing or jittering leads, but normalising does."""
 
 
 class Stylizer:
@@ -72,19 +75,15 @@ class Stylizer:
                 is enough, the other is its complement. PIL images or tensors [H, W] in 0..1, of any size.
 
         Raises:
-            UsageError: a tensor is no image, a side is under 9 pixels, alpha or the weights are out of range, the
-                masks do not fit the styles, one is black all over, or the precision does not do for the picture.
+            UsageError: a picture is neither image nor tensor, a tensor is no image or not in 0..1, a side is under 9
+                pixels, alpha or the weights are out of range, the masks do not fit the styles, one is black all over,
+                or the precision does not do for the picture.
         """
-        styles = [style] if isinstance(style, Tensor | Image.Image) else list(style)
+        styles = _several(style)
         if not styles:
             raise UsageError("give at least one style")
-        shares = np.full(len(styles), 1.0) if weights is None else np.asarray(weights, np.float64)
-        if shares.shape != (len(styles),) or not (
-            np.isfinite(shares).all() and (shares >= 0).all() and shares.sum()
-        ):
-            raise UsageError("weights must be one number ≥ 0 per style, with a sum above 0")
-        if not 0 <= alpha <= 1:
-            raise UsageError(f"alpha is {alpha}, it must be between 0 and 1")
+        shares = _shares([1.0] * len(styles) if weights is None else weights, len(styles))
+        check_fraction("alpha", alpha)
         images = self._batch(content)
         masks = None if mask is None else self._regions(mask, weights, len(styles), images)
         encoded = [self._style(picture) for picture in styles]
@@ -95,7 +94,7 @@ class Stylizer:
             vectors = [plain] * len(images)
         per_content = torch.stack(vectors)  # [N, K, width]
         if masks is None:
-            per_content = torch.from_numpy(shares / shares.sum()).float() @ per_content
+            per_content = shares @ per_content
         features = self._network.encode_contents(images, metrics=False)
         strength = per_content.new_full((len(images),), float(alpha))
         output, _ = self._network.stylize(features, per_content, strength, masks)
@@ -108,27 +107,23 @@ class Stylizer:
         return output.clone().to(content.device, content.dtype).reshape(content.shape)
 
     def _batch(self, picture: Picture) -> Tensor:
+        _check_picture(picture)
         if isinstance(picture, Image.Image):
+            check_sides(picture.size)
             try:
                 pixels = np.array(to_srgb(picture))
             except ValueError as error:
                 raise UsageError(f"the image cannot be used: {error}") from None
-            images = self._network.upload(torch.from_numpy(pixels)[None])
-        elif not isinstance(picture, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return self._network.upload(torch.from_numpy(pixels)[None])
+        fits = picture.ndim in (3, 4) and picture.shape[-3] == 3 and len(picture)
+        if not fits or not picture.is_floating_point():
             raise UsageError(
-                f"pictures are PIL images or tensors, not {type(picture).__name__}; open files first"
+                f"images are floating-point tensors [3, H, W] or [N, 3, H, W] in 0..1, not "
+                f"{picture.dtype} {list(picture.shape)}"
             )
-        else:
-            fits = picture.ndim in (3, 4) and picture.shape[-3] == 3 and len(picture)
-            if not fits or not picture.is_floating_point():
-                raise UsageError(
-                    f"images are floating-point tensors [3, H, W] or [N, 3, H, W] in 0..1, not "
-                    f"{picture.dtype} {list(picture.shape)}"
-                )
-            images = picture.reshape(-1, *picture.shape[-3:]).to(self._network.device, self._network.dtype)
-        if min(images.shape[-2:]) < MIN_SIDE:
-            raise UsageError(f"images need at least {MIN_SIDE} pixels on each side")
-        return images
+        check_sides(picture.shape[-2:])
+        images = within_range(picture).reshape(-1, *picture.shape[-3:])
+        return images.to(self._network.device, self._network.dtype)
 
     def _style(self, picture: Picture) -> Tensor:
         images = self._batch(picture)
@@ -145,22 +140,77 @@ class Stylizer:
     def _regions(
         self, mask: Picture | Sequence[Picture], weights: Sequence[float] | None, styles: int, images: Tensor
     ) -> Tensor:
-        given = [mask] if isinstance(mask, Tensor | Image.Image) else list(mask)
+        given = [_mask(each) for each in _several(mask)]
         check_masks(len(given), styles, weighted=weights is not None)
         height, width = images.shape[-2:]
-        fitted = [fit_mask(_as_image(each), width, height) for each in given]
         try:
+            fitted = [fit_mask(each, width, height) for each in given]
             check_regions(fitted, styles)
         except RowError as error:
             raise UsageError(error.message) from None
+        except ValueError as error:
+            raise UsageError(f"a mask cannot be used: {error}") from None
         return torch.from_numpy(stack_regions(fitted, styles)).expand(len(images), -1, -1, -1)
 
 
-def _as_image(mask: Picture) -> Image.Image:
+def check_fraction(name: str, value: float) -> None:
+    """Raise UsageError for what is no number of 0..1."""
+    try:
+        sound = bool(0 <= value <= 1)
+    except (TypeError, ValueError, RuntimeError):  # the last two: of many numbers
+        sound = False
+    if not sound:
+        raise UsageError(f"{name} is {value}, it must be between 0 and 1")
+
+
+def check_sides(sides: Iterable[int]) -> None:
+    """Raise UsageError for an image with a side too short for the network."""
+    if min(sides) < MIN_SIDE:
+        raise UsageError(f"images need at least {MIN_SIDE} pixels on each side, not {min(sides)}")
+
+
+def within_range(images: Tensor) -> Tensor:
+    """Return floating-point images or masks, at least one pixel, with what is a little outside of 0..1 clamped.
+
+    Raises:
+        UsageError: a value is far outside, or is not a number.
+    """
+    low, high = images.aminmax()
+    if not (low >= -ALREADY_NORMALISED and high <= 1 + ALREADY_NORMALISED):
+        raise UsageError(
+            "floating-point images and masks must be in 0..1: divide those of 0..255 by 255, and stylize before Normalize"
+        )
+    return images.clamp(0, 1)
+
+
+def _several(given: Picture | Sequence[Picture]) -> list[Picture]:
+    return [given] if isinstance(given, Tensor) or not isinstance(given, Iterable) else list(given)
+
+
+def _check_picture(picture: Picture) -> None:
+    if not isinstance(picture, Tensor | Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"pictures are PIL images or tensors, not {type(picture).__name__}; open files first"
+        )
+
+
+def _shares(weights: Sequence[float], styles: int) -> Tensor:
+    """Return each style's share, with sum 1, [K]."""
+    try:
+        shares = np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        shares = np.empty(0)
+    if shares.shape != (styles,) or not ((shares >= 0).all() and 0 < sum(shares.tolist()) < np.inf):
+        raise UsageError("weights must be one number ≥ 0 per style, with a finite sum above 0")
+    return torch.from_numpy(shares / shares.sum()).float()
+
+
+def _mask(mask: Picture) -> Image.Image:
+    _check_picture(mask)
     if isinstance(mask, Image.Image):
         return mask
-    if mask.ndim != 2 or not mask.is_floating_point():
+    if mask.ndim != 2 or not mask.numel() or not mask.is_floating_point():
         raise UsageError(
             f"masks are floating-point tensors [H, W] in 0..1, not {mask.dtype} {list(mask.shape)}"
         )
-    return Image.fromarray((mask.clamp(0, 1) * 255).round().byte().cpu().numpy())
+    return Image.fromarray((within_range(mask) * 255).round().byte().cpu().numpy())
