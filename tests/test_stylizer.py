@@ -12,6 +12,8 @@ from PIL import Image
 
 from stylize_batch import Stylizer
 from stylize_batch.errors import UsageError
+from stylize_batch.model import device
+from stylize_batch.model.network import ContentFeatures
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_pil_images_go_in_and_come_out_with_the_contents_size(stylizer: Stylizer
 def test_tensors_keep_their_shape(stylizer: Stylizer, shape: tuple[int, ...]) -> None:
     content = torch.rand(shape)
     found = stylizer(content, torch.rand(3, 24, 24))
-    assert found.shape == content.shape
+    assert (found.shape, found.stride()) == (content.shape, content.stride())
     assert found.min() >= 0
     assert found.max() <= 1
 
@@ -197,6 +199,27 @@ def test_preserved_colours_are_each_contents_own(stylizer: Stylizer, pictures: P
         torch.testing.assert_close(found, stylizer(content, style, preserve_color=True), rtol=0, atol=1e-3)
         own = content.mean((1, 2))
         assert (found.mean((1, 2)) - own).norm() < (without.mean((1, 2)) - own).norm()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weights": [1, 3]}, {"mask": torch.rand(9, 9)}, {"preserve_color": True}]
+)
+def test_a_batch_goes_through_the_network_in_parts_with_the_same_pixels(
+    stylizer: Stylizer, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    contents, styles = torch.rand(5, 3, 24, 32), [torch.rand(3, 24, 24), torch.rand(3, 24, 24) / 2]
+    whole = stylizer(contents, styles, **options)
+    network, taken = stylizer._network, list[int]()  # pyright: ignore[reportPrivateUsage]
+    encode = network.encode_contents
+
+    def counting(images: torch.Tensor, *, metrics: bool) -> ContentFeatures:
+        taken.append(len(images))
+        return encode(images, metrics=metrics)
+
+    monkeypatch.setattr(network, "encode_contents", counting)
+    monkeypatch.setattr(device, "BATCH_PIXELS", 2 * 24 * 32 + 1)
+    torch.testing.assert_close(stylizer(contents, styles, **options), whole, rtol=0, atol=1e-4)
+    assert taken == [2, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from stylize_batch.errors import UsageError
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.device import BATCH_PIXELS
+from stylize_batch.model.device import images_at_once
 from stylize_batch.model.network import Network
 from stylize_batch.styles import read_bank
 from stylize_batch.stylizer import check_fraction, check_sides, within_range
@@ -105,7 +105,7 @@ class RandomStyle(v2.Transform):
             return inpt
         images = _batch(inpt)
         mixed = images.clone()
-        for some in chosen.split(max(1, BATCH_PIXELS // images[0, 0].numel())):
+        for some in chosen.split(images_at_once(images)):
             index = some.to(images.device)
             made = self._stylize(images[index], self._vectors[params["styles"][some]], params["alpha"][some])
             mixed.index_copy_(0, index, made)

@@ -17,7 +17,7 @@ from stylize_batch.manifest.schema import check_masks
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import colors, recoloring
-from stylize_batch.model.device import usable_device
+from stylize_batch.model.device import images_at_once, usable_device
 from stylize_batch.model.network import Network
 from stylize_batch.settings import Precision
 from stylize_batch.weights import read_model
@@ -65,6 +65,8 @@ class Stylizer:
     ) -> _Picture:
         """Return the content in the style, of the content's size and type.
 
+        A batch goes through the network in parts of 2 megapixels.
+
         Args:
             content: a PIL image, or a float tensor [3, H, W] or [N, 3, H, W], RGB in 0..1.
             style: one image or tensor [3, H, W], or several to interpolate between (Eq. 15).
@@ -95,16 +97,25 @@ class Stylizer:
         per_content = torch.stack(vectors)  # [N, K, width]
         if masks is None:
             per_content = shares @ per_content
-        features = self._network.encode_contents(images, metrics=False)
         strength = per_content.new_full((len(images),), float(alpha))
-        output, _ = self._network.stylize(features, per_content, strength, masks)
-        if output.isnan().any():
-            raise UsageError("the network's output is not finite; use precision='fp32'")
+
+        def stylized(some: slice) -> Tensor:
+            features = self._network.encode_contents(images[some], metrics=False)
+            regions = None if masks is None else masks[some]
+            output, _ = self._network.stylize(features, per_content[some], strength[some], regions)
+            if output.isnan().any():
+                raise UsageError("the network's output is not finite; use precision='fp32'")
+            return output
+
         if isinstance(content, Image.Image):
-            pixels = (output[0].float() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            return Image.fromarray(pixels)
-        # A clone made here is an ordinary tensor, which a training step may use.
-        return output.clone().to(content.device, content.dtype).reshape(content.shape)
+            (output,) = stylized(slice(1))
+            return Image.fromarray((output.float() * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+        # An ordinary tensor, which a training step may use: the network's are for inference.
+        made = torch.empty(images.shape, dtype=content.dtype, device=content.device)
+        step = images_at_once(images)
+        for start in range(0, len(images), step):
+            made[start : start + step] = stylized(slice(start, start + step))
+        return made.reshape(content.shape)
 
     def _batch(self, picture: Picture) -> Tensor:
         _check_picture(picture)

@@ -70,6 +70,11 @@ def batch_pixels(free: int, dtype: torch.dtype) -> int:
     return pixels
 
 
+def images_at_once(images: Tensor) -> int:
+    """Return how many of these images [N, 3, H, W] make an automatic batch; one that is larger makes its own."""
+    return max(1, BATCH_PIXELS // images[0, 0].numel())
+
+
 def free_memory(device: torch.device, share: float) -> int:
     """Return the bytes of a GPU's memory that nobody uses, at most a share of all: others begin at the same time."""
     free, total = torch.cuda.mem_get_info(device)
