@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,6 +69,14 @@ def test_impossible_weights_are_refused(stylizer: Stylizer, weights: Any) -> Non
     picture = torch.rand(3, 16, 16)
     with pytest.raises(UsageError, match="weights"):
         stylizer(picture, [picture, picture], weights=weights)
+
+
+def test_copies_of_one_in_use_and_in_other_processes_make_the_same(pictures: Path) -> None:
+    stylizer, photo = Stylizer("adain-compact"), opened(pictures / "content" / "cat.jpg")
+    expected = stylizer(photo, photo)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        for found in (copy.deepcopy(stylizer)(photo, photo), process.submit(stylizer, photo, photo).result()):
+            assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_the_result_is_an_ordinary_tensor_that_training_may_use(stylizer: Stylizer) -> None:

@@ -30,7 +30,7 @@ ALREADY_NORMALISED = 0.5
 
 
 class Stylizer:
-    """A model ready to use: `Stylizer()(content, style, alpha=0.8)`."""
+    """A model ready to use: `Stylizer()(content, style, alpha=0.8)`. It can be copied and sent to other processes."""
 
     def __init__(
         self,
@@ -51,7 +51,15 @@ class Stylizer:
         """
         if precision not in get_args(Precision):
             raise UsageError(f"precision is {precision!r}; use one of {', '.join(get_args(Precision))}")
-        self._network = Network(checkpoint.loads(read_model(model)), usable_device(device), precision)
+        self.__setstate__((read_model(model), usable_device(device), precision))
+
+    def __getstate__(self) -> tuple[bytes, torch.device, Precision]:
+        return self._made_of
+
+    def __setstate__(self, made_of: tuple[bytes, torch.device, Precision]) -> None:
+        self._made_of = made_of  # what is compiled of it cannot be copied
+        model, device, precision = made_of
+        self._network = Network(checkpoint.loads(model), device, precision)
 
     def __call__(
         self,
