@@ -113,10 +113,16 @@ def _with_a_bit_flipped(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _replaced_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (lambda path: path.unlink(), "there is no style bank"),
+        (_replaced_by_a_folder, "is a folder, no style bank; name the file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "cannot read the style bank"),
         (lambda path: path.write_bytes(b""), "cannot read the style bank"),
         (lambda path: path.write_bytes(b"picture" * 100), "cannot read the style bank"),

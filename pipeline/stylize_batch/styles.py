@@ -248,6 +248,10 @@ def read_bank(uri: str) -> BankFile:
         raise
     except FileNotFoundError:
         raise UsageError(f"there is no style bank {uri}; `stylize-batch styles encode` makes one") from None
+    except IsADirectoryError:
+        raise UsageError(
+            f"{uri} is a folder, no style bank; name the file that `stylize-batch styles encode` made"
+        ) from None
     except Exception as error:
         found = failure(error, uri)
         refused = isinstance(found, SystemicError) or found.kind == "AccessDenied"
