@@ -39,7 +39,7 @@ from tests.conftest import MakeManifest, Row, read_results
 
 def run(manifest: Path | str, output: Path | str, **settings: Any) -> stylize_batch.RunSummary:
     settings = {"style_size": 48, "device": "cpu", **settings}
-    return stylize_batch.run(str(manifest), output=str(output), in_process=True, **settings)
+    return stylize_batch.run(manifest, output=output, in_process=True, **settings)
 
 
 @pytest.fixture

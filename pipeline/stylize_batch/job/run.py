@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import time
@@ -105,7 +106,12 @@ class RunSummary:
         return {key: getattr(self, key) for key in keys}
 
 
-def run(manifest: str | None = None, *, job: str | None = None, **settings: Any) -> RunSummary:
+def run(
+    manifest: str | os.PathLike[str] | None = None,
+    *,
+    job: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> RunSummary:
     """Stylize every pair of a manifest, `run("pairs.parquet", output="out", size=256)`, or of the one built from a
     dataset, `run(content="photos/", style="paintings/", build={"alpha": "0.5..1"}, output="out")`.
 
