@@ -142,6 +142,16 @@ def test_images_without_a_range_and_batches_of_nothing_are_refused(stylizer: Sty
         stylizer(photo[None][:0], photo)
 
 
+@pytest.mark.parametrize(
+    "options", [{"weights": [1, 3]}, {"mask": torch.rand(9, 9)}, {"preserve_color": True}]
+)
+def test_autocast_of_the_caller_changes_no_pixel(stylizer: Stylizer, options: dict[str, Any]) -> None:
+    photo, styles = torch.rand(3, 40, 40), [torch.rand(3, 24, 24), torch.rand(3, 24, 24) / 2]
+    expected = stylizer(photo, styles, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stylizer(photo, styles, **options), expected)
+
+
 def test_torchs_defaults_of_the_caller_change_no_pixel() -> None:
     def pictures() -> list[torch.Tensor]:
         stylizer = Stylizer("adain-compact")

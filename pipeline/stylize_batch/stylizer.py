@@ -104,7 +104,8 @@ class Stylizer:
             vectors = [plain] * len(images)
         per_content = torch.stack(vectors)  # [N, K, width]
         if masks is None:
-            per_content = shares @ per_content
+            # A product of matrices would be rounded under the caller's autocast.
+            per_content = (shares[:, None] * per_content).sum(1)
         strength = per_content.new_full((len(images),), float(alpha))
 
         def stylized(some: slice) -> Tensor:
