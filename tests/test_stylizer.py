@@ -152,6 +152,12 @@ def test_autocast_of_the_caller_changes_no_pixel(stylizer: Stylizer, options: di
         assert torch.equal(stylizer(photo, styles, **options), expected)
 
 
+def test_a_stylizer_on_the_cpu_leaves_the_callers_gpu_its_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    Stylizer(device="cpu", precision="fp32")
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_torchs_defaults_of_the_caller_change_no_pixel() -> None:
     def pictures() -> list[torch.Tensor]:
         stylizer = Stylizer("adain-compact")

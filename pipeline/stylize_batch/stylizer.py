@@ -44,7 +44,7 @@ class Stylizer:
         Args:
             model: a shipped model's name, or the path or URI of a model file.
             device: `auto`, `cpu` or `cuda`, or one of several GPUs: `cuda:1`.
-            precision: of the network.
+            precision: of the network. `fp32` on a GPU turns TF32 off for all convolutions of the process.
 
         Raises:
             UsageError: there is no such model or precision, or torch cannot use the device.

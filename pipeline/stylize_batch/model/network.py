@@ -123,7 +123,7 @@ class Network:
         """
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
-        if precision == "fp32":
+        if self.device.type == "cuda" and precision == "fp32":
             keep_float32()
         phi = loss_network(model)
         unbiased = model.metadata.get("variance") == container.UNBIASED
