@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stylize_batch.manifest import plan
 from stylize_batch.manifest import source as reading
+from stylize_batch.manifest.plan import check_and_partition
 from stylize_batch.manifest.schema import ManifestError
 from stylize_batch.manifest.source import (
     columns_of,
@@ -40,6 +42,7 @@ def test_row_groups_of_any_size_are_read_in_order(
     group: int, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "BATCH_ROWS", 9)
+    monkeypatch.setattr(reading, "READ_ROWS", 2)
     if not whole:
         monkeypatch.setattr(reading, "SMALL_FILE", 0)
     pq.write_table(ROWS, tmp_path / "m.parquet", row_group_size=group)
@@ -54,6 +57,26 @@ def test_wide_rows_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     batches = [batch for _, _, batch in read_batches(locate(str(tmp_path / "m.parquet"), "/elsewhere"))]
     assert sum(batch.num_rows for batch in batches) == 100
     assert max(batch.nbytes for batch in batches) < 200_000
+
+
+@pytest.mark.parametrize("arrow", [True, False])
+def test_a_text_that_a_file_holds_once_is_not_in_memory_once_for_every_row(
+    arrow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BATCH_BYTES", 1_000_000)
+    monkeypatch.setattr(plan, "SORT_BYTES", 1_000_000)
+    rows = 10_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 2_000]))
+    styles = pa.array([f"s{row}" for row in range(rows)])
+    table = pa.table({"content": ["c"] * rows, "style": styles, "prompt": texts})
+    pq.write_table(table, tmp_path / "m.parquet", store_schema=arrow)
+    assert (tmp_path / "m.parquet").stat().st_size < 200_000
+    source = locate(str(tmp_path / "m.parquet"), "/elsewhere")
+    batches = [batch for _, _, batch in read_batches(source)]
+    partition = check_and_partition(source, tmp_path, "jpeg", None)
+    for parts in (batches, list(partition.buckets())):
+        assert max(part.nbytes for part in parts) < 4_000_000
+        assert sum(part.num_rows for part in parts) == rows
 
 
 def test_thousands_of_small_files_are_one_manifest(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stylize_batch import parquet
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
 from stylize_batch.manifest.identity import DEFAULTS, controls, output_keys, pair_ids
@@ -44,13 +43,16 @@ from stylize_batch.manifest.schema import (
     remarkable_rows,
 )
 from stylize_batch.manifest.shards import put_shard, put_styles
-from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
+from stylize_batch.manifest.source import Size, Source, first_line, gathered, read_batches, size_of
 from stylize_batch.process import born, place_digest
 from stylize_batch.storage import Root
 
 BUCKET_ROWS = 131_072
 BUCKET_BYTES = 64_000_000
 """Rows of a bucket, and bytes of it, about: what planning holds in memory."""
+
+SORT_BYTES = 256_000_000
+"""Bytes of a bucket that are sorted at once: few contents with much beside them may all be in one."""
 
 MAX_BUCKETS = 512
 """Files open at once; longer manifests get larger buckets."""
@@ -193,7 +195,7 @@ class Partition:
             writer.close()
 
     def buckets(self) -> Iterator[pa.Table]:
-        """Read the buckets back, each sorted by content and then in the manifest's order."""
+        """Read the buckets back, each, or each part of a large one, sorted by content and then in the manifest's order."""
         for table in self._buckets_unsorted():
             order = pc.sort_indices(table, sort_keys=[("content", "ascending"), (ROW, "ascending")])
             yield table.take(order).drop_columns([ROW])
@@ -239,7 +241,8 @@ class Partition:
     def _buckets_unsorted(self) -> Iterator[pa.Table]:
         for path in self._paths:
             with pa.ipc.open_stream(str(path)) as reader:
-                yield reader.read_all()
+                for some in gathered(reader, SORT_BYTES):
+                    yield pa.Table.from_batches(some)
 
 
 def _checked(source: Source, format: Format, limit: int | None) -> Iterator[_Rows]:
@@ -299,7 +302,7 @@ def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format, allo
         }
         for name in names:
             if name not in SETTINGS:
-                columns[name] = _decoded(batch[name])
+                columns[name] = batch[name]
         return _Rows(uri, start, pa.table(columns))
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ManifestError(
@@ -382,20 +385,6 @@ def _folders(keys: Iterable[str]) -> set[str]:
     """Return every folder that the keys lie in, at any depth."""
     below = {key.rpartition("/")[0] for key in keys} - {""}
     return below.union(str(parent) for key in below for parent in PurePosixPath(key).parents)
-
-
-def _decoded(column: pa.Array) -> pa.Array:
-    """Return a column without dictionaries, which differ from batch to batch, and views, which cannot be sorted."""
-    kind = parquet.with_leaves(column.type, _decoded_leaf)
-    return column if kind == column.type else column.cast(kind)
-
-
-def _decoded_leaf(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_dictionary(kind):
-        return parquet.with_leaves(kind.value_type, _decoded_leaf)
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def _cut(buckets: Iterator[pa.Table], shard_pairs: int) -> Iterator[pa.Table]:

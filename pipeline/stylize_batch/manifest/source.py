@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stylize_batch import parquet
 from stylize_batch.manifest.schema import CATEGORIES, DECIDING, ManifestError, check_schema
 from stylize_batch.storage import (
     absolute,
@@ -28,6 +30,9 @@ from stylize_batch.storage import (
 BATCH_ROWS = 65_536
 BATCH_BYTES = 32_000_000
 """Rows, and bytes about, in memory at once while a manifest is read."""
+
+READ_ROWS = 1024
+"""Rows read at once, until their bytes are known: a text that a file holds once may stand in each of them."""
 
 OPEN_AHEAD = 16
 SMALL_FILE = READ_BYTES = 4_000_000
@@ -191,7 +196,7 @@ def unread_partitions(source: Source, columns: list[str]) -> list[str]:
 
 
 def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-    """Read all rows in order as (file, number of the batch's first row in it, batch).
+    """Read all rows in order as (file, number of the batch's first row in it, batch), without dictionaries and views.
 
     Raises:
         ManifestError: a file is not Parquet, is damaged, or does not keep the contract's columns and types.
@@ -206,13 +211,48 @@ def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
                 f"{uri} has other columns or types than {source.files[0]}: {_difference(first, schema)}; all must be alike"
             )
         width = _bytes(file) // max(1, file.metadata.num_rows)
+        rows = max(1, min(READ_ROWS, BATCH_BYTES // max(1, width)))
         row = 0
         try:
-            for batch in file.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, width)))):
+            for some in gathered(map(_decoded, file.iter_batches(rows)), BATCH_BYTES, BATCH_ROWS):
+                batch = pa.concat_batches(some)
                 yield uri, row, batch
                 row += batch.num_rows
         except Exception as error:  # of pyarrow: what rows are used for raises elsewhere
             raise ManifestError(f"{uri} is damaged: {first_line(error)}") from None
+
+
+def gathered(
+    batches: Iterable[pa.RecordBatch], size: int, rows: float = math.inf
+) -> Iterator[list[pa.RecordBatch]]:
+    """Put batches together that follow one another, until they have so many bytes or rows."""
+    some: list[pa.RecordBatch] = []
+    bytes_left, rows_left = size, rows
+    for batch in batches:
+        some.append(batch)
+        bytes_left -= batch.nbytes
+        rows_left -= batch.num_rows
+        if bytes_left <= 0 or rows_left <= 0:
+            yield some
+            some, bytes_left, rows_left = [], size, rows
+    if some:
+        yield some
+
+
+def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return rows without dictionaries, which differ from batch to batch, and views, which cannot be sorted."""
+    plain = pa.schema(
+        [field.with_type(parquet.with_leaves(field.type, _decoded_leaf)) for field in batch.schema]
+    )
+    return batch if plain == batch.schema else batch.cast(plain)
+
+
+def _decoded_leaf(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return parquet.with_leaves(kind.value_type, _decoded_leaf)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def _open_ahead(source: Source) -> Iterator[tuple[str, pq.ParquetFile]]:
