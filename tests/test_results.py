@@ -103,4 +103,6 @@ def test_totals_of_a_run_are_those_of_its_parts(tmp_path: Path) -> None:
     tables = [results_table(plan(), outcomes, "m") for outcomes in ([OK, FAILED, OK], [FAILED] * 3)]
     written = [put_part(root, shard, table, "run") for shard, table in enumerate(tables)]
     (tmp_path / "results" / "part-000002.parquet").write_bytes(b"PAR1 a part that a power cut left")
+    sound = (tmp_path / "results" / "part-000000.parquet").read_bytes()
+    (tmp_path / "results" / "part-000003.parquet").write_bytes(sound[:4] + bytes(900) + sound[904:])
     assert finished_shards(root, "run") == dict(enumerate(written))

@@ -108,7 +108,14 @@ def as_text(values: list[Any]) -> pa.Array:
 
 
 def loads(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some columns of it."""
-    # `read_table` looks for a dataset first, which takes most of its time.
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
-        return file.read(columns, use_threads=False)
+    """Read a Parquet file, or some columns of it.
+
+    Raises:
+        ArrowException: it is damaged.
+    """
+    try:
+        # `read_table` looks for a dataset first, which takes most of its time.
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            return file.read(columns, use_threads=False)
+    except OSError as error:  # so pyarrow calls some damage, of bytes in memory too
+        raise pa.ArrowInvalid(str(error)) from None

@@ -401,6 +401,23 @@ def test_damaged_parts_of_the_results_and_the_style_bank_are_made_again(
     assert sum(pq.read_metadata(part).num_rows for part in parts) == 2
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_bytes(b""), Path.unlink], ids=["empty", "missing"]
+)
+@pytest.mark.parametrize("name", ["shard-000000.parquet", "styles.parquet"])
+def test_a_damaged_plan_ends_the_job_with_its_file_named(
+    name: str, damage: Callable[[Path], object], manifest: Path, tmp_path: Path
+) -> None:
+    run(manifest, tmp_path / "out")
+    (tmp_path / "out" / "results" / "part-000000.parquet").unlink()
+    damage(tmp_path / "out" / "plan" / name)
+    with pytest.raises(
+        JobFailedError, match=f"plan/{name} is damaged or missing; begin anew with --overwrite"
+    ):
+        run(manifest, tmp_path / "out")
+    assert run(manifest, tmp_path / "out", overwrite=True).ok == 12
+
+
 def test_a_folder_of_manifests_may_hold_the_output_root(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from stylize_batch import __version__
 from stylize_batch.engine.cluster import Node, living_nodes
 from stylize_batch.engine.crew import reason_of
 from stylize_batch.engine.ray_actor import Place
-from stylize_batch.errors import DeviceError, RowError, SystemicError, UsageError
+from stylize_batch.errors import DeviceError, JobFailedError, RowError, SystemicError, UsageError
 from stylize_batch.manifest.shards import read_shard, shard_key
 from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import TEMPORARY, Root, absolute, fingerprint
@@ -121,6 +121,7 @@ def _answer(root: Root, answer: Any) -> Found:
 
     Raises:
         UsageError: it cannot take part.
+        JobFailedError: the plan cannot be used, by no fault of the node.
         RayError: it says nothing.
     """
     try:
@@ -128,6 +129,8 @@ def _answer(root: Root, answer: Any) -> Found:
     except RayTaskError as error:
         if isinstance(error.cause, FileNotFoundError) and root.local:
             raise UsageError(_not_shared(root)) from None
+        if isinstance(error.cause, SystemicError):
+            raise JobFailedError(str(error.cause)) from None
         if isinstance(error.cause, DeviceError):
             raise UsageError(f"has a GPU that cannot be used: {error.cause}") from None
         if isinstance(error.cause, OSError):

@@ -19,7 +19,7 @@ from typing import Any, cast
 from stylize_batch import __version__
 from stylize_batch.annotations import write_annotations
 from stylize_batch.engine.base import Engine
-from stylize_batch.errors import GaveUpError, JobFailedError, UsageError, one_line
+from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, UsageError, one_line
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
 from stylize_batch.job import record as records
 from stylize_batch.job.build import ensure_manifest
@@ -178,6 +178,8 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
                 record.totals = asdict(summary)
             _refuse_usurped(root, record)
             record.save(root)
+        except SystemicError as error:
+            raise JobFailedError(str(error)) from None
         except OSError as error:
             raise JobFailedError(f"cannot use {root.uri}: {error.strerror or error}") from None
         summary.report_error = _report(root, record)

@@ -37,9 +37,9 @@ def read_shard(root: Root, shard: int, run: str) -> pa.Table:
     Where there are no styles, `alpha` is null.
 
     Raises:
-        SystemicError: it is of another run, which has begun anew meanwhile.
+        SystemicError: it is damaged or missing, or of another run, which has begun anew meanwhile.
     """
-    table = parquet.loads(root.read(shard_key(shard)))
+    table = _read(root, shard_key(shard))
     if (table.schema.metadata or {}).get(parquet.RUN) != run.encode():
         raise SystemicError(f"another run has begun anew at {root.uri}")
     return table.replace_schema_metadata(None)
@@ -57,5 +57,18 @@ def put_styles(root: Root, uris: list[str]) -> None:
 
 
 def read_styles(root: Root) -> list[str]:
-    """Read the distinct style URIs of the whole manifest, sorted."""
-    return parquet.loads(root.read(STYLES_KEY))["style"].to_pylist()
+    """Read the distinct style URIs of the whole manifest, sorted.
+
+    Raises:
+        SystemicError: they are damaged or missing.
+    """
+    return _read(root, STYLES_KEY)["style"].to_pylist()
+
+
+def _read(root: Root, key: str) -> pa.Table:
+    try:
+        return parquet.loads(root.read(key))
+    except (FileNotFoundError, pa.ArrowException):  # a power cut may leave a file empty
+        raise SystemicError(
+            f"{root.uri_of(key)} is damaged or missing; begin anew with --overwrite, unless another run has just done so"
+        ) from None
