@@ -117,6 +117,7 @@ def test_a_link_that_leads_out_of_the_root_is_not_followed(tmp_path: Path, folde
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "theirs.jpg").write_text("theirs")
+    (outside / "empty").mkdir()
     root = Root(str(tmp_path / "out"), "run")
     link = tmp_path / "out" / folder
     link.parent.mkdir(parents=True)
@@ -126,8 +127,10 @@ def test_a_link_that_leads_out_of_the_root_is_not_followed(tmp_path: Path, folde
     if folder != ".tmp":
         with pytest.raises(PermissionError, match="leads out of the output root"):
             root.delete([f"{folder}/theirs.jpg"])
+        with pytest.raises(PermissionError, match="leads out of the output root"):
+            root.drop_folders(folder)
     root.clear_temporaries()
-    assert [path.name for path in outside.iterdir()] == ["theirs.jpg"]
+    assert sorted(path.name for path in outside.iterdir()) == ["empty", "theirs.jpg"]
 
 
 def test_links_within_the_root_and_to_the_root_are_fine(tmp_path: Path) -> None:

@@ -516,7 +516,8 @@ class Root:
     def drop_folders(self, prefix: str) -> None:
         """Remove the empty folders below a prefix, which may stand where the next run puts a file. Object stores have none."""
         if self._local:
-            for folder, _, _ in os.walk(self._inside(prefix), topdown=False):
+            top = self._inside(f"{prefix}/any").parent
+            for folder, _, _ in os.walk(top, topdown=False):
                 with suppress(OSError):  # a link, or not empty
                     os.rmdir(folder)  # noqa: PTH106 (of `os.walk`)
 
