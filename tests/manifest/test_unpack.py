@@ -254,6 +254,20 @@ def test_links_are_left_out_by_name_and_never_followed(tmp_path: Path) -> None:
     assert [problem.split(": ")[1].split()[0] for problem in built.problems] == ["2.jpg", "3.jpg"]
 
 
+def test_a_sparse_member_is_left_out_by_name_and_fills_no_disk(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [("1.jpg", b"1")])
+    sparse = tarfile.TarInfo("2.jpg")
+    sparse.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(sparse.tobuf())
+    header[386:398] = header[483:495] = b"%011o\0" % 1_000_000  # a hole in place of all its bytes
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(path.read_bytes()[:1024] + header + bytes(1024))
+    built, rows = unpacked(path, tmp_path)
+    assert [row["data"] for row in rows] == [b"1"]
+    assert "2.jpg is a link, a device or sparse" in built.problems[0]
+
+
 def test_a_damaged_header_loses_its_own_member_alone(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", [(f"{number}.jpg", b"%d" % number * 700) for number in range(5)])
     data = bytearray(path.read_bytes())

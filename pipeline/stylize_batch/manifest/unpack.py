@@ -379,8 +379,8 @@ def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction)
                 if not (is_image or suffix in _SIDECARS):
                     out.unused.add(member.name)
                     continue
-                if not member.isfile():
-                    out.problem(f"{member.name} is a link or a device, not a file; left out")
+                if not member.isfile() or member.issparse():
+                    out.problem(f"{member.name} is a link, a device or sparse, and no plain file; left out")
                     continue
                 if member.size > MAX_MEMBER:
                     out.problem(f"{member.name} has {member.size} bytes, the limit is {MAX_MEMBER}; left out")
