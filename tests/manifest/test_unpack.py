@@ -305,6 +305,23 @@ def test_too_large_members_are_left_out_by_name(tmp_path: Path, monkeypatch: pyt
     assert "big.jpg has 1001 bytes, the limit is 1000" in built.problems[0]
 
 
+def test_images_that_a_parquet_file_holds_once_for_all_rows_fill_neither_memory_nor_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAST", 1_000_000)
+    monkeypatch.setattr(module, "SLACK", 100_000)
+    monkeypatch.setattr(module, "MAX_MEMBER", 100_000)
+    cells = [{"bytes": b"x" * (200_000 if row == 1 else 90_000), "path": f"{row}.jpg"} for row in range(30)]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 5000
+    built, rows = unpacked(tmp_path / "a.parquet", tmp_path)
+    assert [row["output"] for row in rows] == ["0.jpg", *(f"{row}.jpg" for row in range(2, 8))]
+    assert [problem.partition("parquet: ")[2] for problem in built.problems] == [
+        "row 1 has 200000 bytes, the limit is 100000; left out",
+        "is damaged (it expands to too many times its size); what came before is kept",
+    ]
+
+
 def test_a_header_that_asks_for_memory_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

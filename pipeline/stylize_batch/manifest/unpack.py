@@ -26,6 +26,7 @@ from stylize_batch import parquet
 from stylize_batch.errors import JobFailedError, RowError, UsageError
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.manifest.naming import MARK, digest, folded, marked, safe_key, shortened
+from stylize_batch.manifest.source import gathered
 from stylize_batch.storage import Root, filesystem, fingerprint, join
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ MAX_MEMBER = 256 << 20
 SLACK = 64 << 20
 """Bytes a tar file may hold between two members: headers, or what is left of a damaged member."""
 
-MAX_EXPANSION = 200
+MAX_EXPANSION, LEAST = 200, 1 << 30
 """A compressed archive may hold so many times its own bytes (and a gigabyte in any case)."""
 
 PUT_THREADS = 16
@@ -224,7 +225,7 @@ def _unpack_one(uri: str, root: Root, role: str) -> tuple[str, _Finished]:
         fs, path = filesystem(uri)
         with fs.open(path, "rb") as handle:
             if uri.lower().endswith(".parquet"):
-                columns = _from_parquet(handle, out)
+                columns = _from_parquet(handle, fs.size(path), out)
             else:
                 columns = _from_tar(handle, fs.size(path), uri.lower().endswith("gz"), out)
         out.put()
@@ -309,7 +310,7 @@ class _Extraction:
         self._pending.clear()
 
 
-def _from_parquet(handle: Any, out: _Extraction) -> pa.Table:
+def _from_parquet(handle: Any, size: int | None, out: _Extraction) -> pa.Table:
     """Extract the rows of a Parquet file; returns their other columns, those of bytes left out."""
     with open_embedded(handle) as file:
         schema = file.schema_arrow
@@ -323,7 +324,14 @@ def _from_parquet(handle: Any, out: _Extraction) -> pa.Table:
         kept: list[pa.RecordBatch] = []
         row = empty = 0
         first_empty = 0
-        for batch in file.iter_batches(batch_size=PUTS):
+        left = _most(size)
+        # One at a time until their bytes are known: what a file holds once may stand in each row.
+        for some in gathered(file.iter_batches(1), SLACK, PUTS):
+            batch = pa.concat_batches(some)
+            left -= batch.nbytes
+            if left < 0:
+                out.problem(f"is damaged ({TOO_MUCH}); what came before is kept")
+                break
             rows: list[int] = []
             for place, cell in enumerate(batch[image].to_pylist()):
                 data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
@@ -331,6 +339,11 @@ def _from_parquet(handle: Any, out: _Extraction) -> pa.Table:
                 if data is None or name is None:
                     first_empty = first_empty if empty else row + place
                     empty += 1
+                    continue
+                if len(data) > MAX_MEMBER:
+                    out.problem(
+                        f"row {row + place} has {len(data)} bytes, the limit is {MAX_MEMBER}; left out"
+                    )
                     continue
                 out.add(name, data)
                 rows.append(place)
@@ -362,7 +375,7 @@ def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction)
     rows: list[dict[str, Any]] = []
     sample = _Sample("")
     headers = _header_class()
-    total = max(1 << 30, MAX_EXPANSION * (size or 0)) if compressed else None
+    total = _most(size) if compressed else None
     stream: Any = _Bounded(gzip.GzipFile(fileobj=handle) if compressed else handle, total)
     try:
         # Damaged headers are skipped and remembered: what follows them is still there.
@@ -488,6 +501,14 @@ def _header_class() -> Any:
     return Header
 
 
+TOO_MUCH = "it expands to too many times its size"
+
+
+def _most(size: int | None) -> int:
+    """Return the bytes that a compressed archive of a size may hold."""
+    return max(LEAST, MAX_EXPANSION * (size or 0))
+
+
 class _TooMuchError(Exception):
     """An archive holds more than it should."""
 
@@ -511,7 +532,7 @@ class _Bounded:
         if self._left < 0:
             raise _TooMuchError("no readable member for a long stretch")
         if self._total is not None and self._total < 0:
-            raise _TooMuchError("it expands to too many times its size")
+            raise _TooMuchError(TOO_MUCH)
         return data
 
 
