@@ -87,9 +87,10 @@ def test_shipped_model_tells_its_licence_and_recipe(data: bytes) -> None:
         (lambda data: dumps(cast("dict[str, str]", {"recipe": 5})), "not a model of stylize-batch"),
         (lambda data: with_entry(data, data_offsets=[]), "not a safetensors file"),
         (lambda data: with_entry(data, data_offsets=[0, math.inf]), "not a safetensors file"),
-        (lambda data: data.replace(b'"F16"', b'"I16"', 1), "no fitting"),
+        (lambda data: data.replace(b'"F16"', b'"I16"', 1), "no fitting|of a type"),
         (lambda data: with_tensor(data, "encoder.odd"), r"has 'encoder\.odd', which"),
         (lambda data: with_tensor(data, "decoder.odd"), r"has 'decoder\.odd', which"),
+        (lambda data: with_tensor(data, "other").replace(b'"F32"', b'"F4" '), r"has 'other', of a type"),
     ],
 )
 def test_damaged_model_files_are_refused_in_one_line(

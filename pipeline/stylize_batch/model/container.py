@@ -115,6 +115,9 @@ def check_encoder(data: bytes) -> dict[str, str]:
     if not sound:
         raise UsageError(f"the model's max_gain {metadata['max_gain']!r} is no number above 0")
     _check_part(header, "encoder", encoder_convolutions(architecture))
+    for name, entry in header.items():
+        if name != "__metadata__" and entry.get("dtype") not in DTYPES:
+            raise UsageError(f"the model file has {name[:80]!r}, of a type that no model has; it is damaged")
     return metadata
 
 
