@@ -47,6 +47,7 @@ MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(ma
         ({"manifest": "m", "max_failed": "some"}, "--max-failed"),
         ({"manifest": "m", "output": "out\udcff"}, "is not UTF-8"),
         ({"manifest": "m\udcff"}, "is not UTF-8"),
+        ({"manifest": "m\0"}, "has a NUL in it"),
         ({"manifest": "m", "size": 64, "crop": 65}, "larger than --size"),
         ({"manifest": "m", "output": "memory://x"}, "add --in-process"),
         ({"manifest": "memory://x/m.parquet"}, "add --in-process"),
@@ -189,6 +190,9 @@ def test_every_option_may_stand_in_a_job_file_under_its_own_name(tmp_path: Path)
     [
         ("- a\n- b\n", "lines"),
         ("a: [", "not YAML"),
+        ("limit: 2024-13-45", "not YAML: month must be"),
+        ("limit: !!int abc", "not YAML: invalid literal"),
+        ("limit: " + "[" * 5000, "not YAML: maximum recursion depth"),
         (None, "cannot read"),
         ("no-metrics: 'false'", "no-metrics is 'false', it must be true or false"),
     ],

@@ -107,3 +107,6 @@ def test_a_driver_on_another_machine_lives_while_it_renews_its_lease(
 def test_where_there_is_no_run_status_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no run at .*run\.json"):
         status(str(tmp_path / "nothing"))
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"run\.json was not written by this version"):
+        status(str(tmp_path))

@@ -632,8 +632,9 @@ def test_a_wrong_recipe_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_bytes(b"name: \xff")
+@pytest.mark.parametrize("text", [b"name: \xff", b"seed: 2024-13-45", b"seed: " + b"[" * 5000])
+def test_a_recipe_that_is_no_yaml_is_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(text)
     with pytest.raises(UsageError, match="is not YAML"):
         load_recipe(str(tmp_path / "recipe.yaml"))
 

@@ -102,7 +102,7 @@ def load_record(root: Root) -> RunRecord | None:
         return None
     try:
         return RunRecord.model_validate(cast("dict[str, Any]", json.loads(data)))
-    except (ValueError, ValidationError):
+    except (ValueError, ValidationError, RecursionError):
         raise UsageError(
             f"{root.uri_of(KEY)} was not written by this version; choose another --output"
         ) from None

@@ -161,9 +161,9 @@ class JobSpec(BaseModel):
         except UsageError as error:
             raise ValueError(str(error)) from None
         for place in (self.resolved_output(), *(getattr(self, name) for name in LOCATIONS)):
-            if not _is_unicode(place):
+            if not _is_unicode(place) or "\0" in place:
                 raise ValueError(
-                    f"the path {place!a} is not UTF-8, so that results cannot name it; rename it"
+                    f"the path {place!a} is not UTF-8 or has a NUL in it, so that results cannot name it; rename it"
                 )
         in_memory = any(getattr(self, name).startswith("memory://") for name in LOCATIONS)
         if in_memory and not self.in_process:
@@ -275,7 +275,7 @@ def _read_job_file(path: str) -> dict[str, Any]:
         settings = yaml.safe_load(path if path.startswith("{") else Path(path).read_text())
     except OSError as error:
         raise UsageError(f"cannot read the job file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a day 45, !!int "abc", deep nesting
         raise UsageError(f"the job file {path} is not YAML: {error}") from None
     if not isinstance(settings, dict):
         raise UsageError(f"the job file {path} must be a list of `setting: value` lines")

@@ -102,9 +102,9 @@ def load_recipe(path: str, **given: str) -> Recipe:
         return Recipe.model_validate({**settings, **given} if isinstance(settings, dict) else settings)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"the recipe {path} is not YAML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the recipe"
         raise UsageError(f"recipe {path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a day 45, !!int "abc", deep nesting
+        raise UsageError(f"the recipe {path} is not YAML: {error}") from None
