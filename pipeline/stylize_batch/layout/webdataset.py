@@ -20,11 +20,15 @@ import pyarrow as pa
 from stylize_batch.images.encode import EXTENSIONS, FORMAT_OF_EXTENSION, Format
 from stylize_batch.layout.container import Read
 from stylize_batch.manifest.identity import shortest
-from stylize_batch.manifest.naming import marked
+from stylize_batch.manifest.naming import digest
 from stylize_batch.parquet import with_python_times
 from stylize_batch.results import OF_OUTCOME
 
-_LIKE_AN_EXTENSION = re.compile(rf"_({'|'.join(each[1:] for each in FORMAT_OF_EXTENSION)})$", re.IGNORECASE)
+_LIKE_OURS = re.compile(
+    rf"_({'|'.join(each[1:] for each in FORMAT_OF_EXTENSION)}|[0-9a-f]{{16}})$", re.IGNORECASE
+)
+"""How keys end that have got another extension, or a hash."""
+
 _SKIPPED_BY_READERS = re.compile(r"__+([^/]*?)__+(?=$|/)")
 """First folders that the `webdataset` package passes over."""
 
@@ -71,9 +75,9 @@ def sample_key(key: str, usual: str) -> str:
     safe = folder.replace("::", "_") + slash + name.replace("::", "_").replace(".", "_")
     if _SKIPPED_BY_READERS.match(safe):
         safe = _SKIPPED_BY_READERS.sub(r"_\1_", safe, count=1)
-    if safe == stem and not _LIKE_AN_EXTENSION.search(stem):
+    if safe == stem and not _LIKE_OURS.search(stem):
         return stem + tail
-    return marked(safe + tail, "", key)
+    return f"{safe}{tail}_{digest(key)}"
 
 
 def described(rows: pa.Table) -> Iterator[dict[str, Any]]:
