@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 RUN = b"stylize_batch.run"
 """Metadata key of the run that a file belongs to; one of another run does not count."""
 
+MAX_LEVELS = 40
+"""Types in types that a column may have: pyarrow reads no more than 100, of which a list is two."""
+
 _MICROSECONDS: dict[int, Callable[[Any], pa.DataType]] = {
     pa.timestamp("ns").id: lambda kind: pa.timestamp("us", kind.tz),
     pa.duration("ns").id: lambda kind: pa.duration("us"),
@@ -86,16 +89,16 @@ def as_columns(rows: list[dict[str, Any]]) -> pa.Table:
         except (pa.ArrowException, OverflowError):
             columns[name] = as_text(values)
         else:
-            if holds_nothing(columns[name].type):
+            if unfit(columns[name].type):
                 columns[name] = as_text(values)
     return pa.table(columns)
 
 
-def holds_nothing(kind: pa.DataType) -> bool:
-    """Whether a type has a struct without fields in it, which Parquet cannot hold."""
-    if pa.types.is_struct(kind) and not kind.num_fields:
+def unfit(kind: pa.DataType, levels: int = MAX_LEVELS) -> bool:
+    """Whether Parquet cannot hold a type: it has a struct without fields in it, or types in types without end."""
+    if not levels or (pa.types.is_struct(kind) and not kind.num_fields):
         return True
-    return any(holds_nothing(kind.field(index).type) for index in range(kind.num_fields))
+    return any(unfit(kind.field(index).type, levels - 1) for index in range(kind.num_fields))
 
 
 def as_text(values: list[Any]) -> pa.Array:

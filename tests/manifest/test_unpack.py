@@ -254,6 +254,20 @@ def test_links_are_left_out_by_name_and_never_followed(tmp_path: Path) -> None:
     assert [problem.split(": ")[1].split()[0] for problem in built.problems] == ["2.jpg", "3.jpg"]
 
 
+@pytest.mark.parametrize(
+    "mark", [{"GNU.sparse.map": "a,b"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}]
+)
+def test_a_header_that_makes_no_sense_keeps_what_came_before(mark: dict[str, str], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, headers in (("1.jpg", {}), ("2.jpg", mark)):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 5, headers
+            archive.addfile(info, io.BytesIO(b"bytes"))
+    built, rows = unpacked(tmp_path / "a.tar", tmp_path)
+    assert [row["output"] for row in rows] == ["1.jpg"]
+    assert "what came before is kept" in built.problems[0]
+
+
 def test_a_sparse_member_is_left_out_by_name_and_fills_no_disk(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", [("1.jpg", b"1")])
     sparse = tarfile.TarInfo("2.jpg")
@@ -333,6 +347,29 @@ def test_a_header_that_asks_for_memory_without_end_is_refused(
     built, rows = unpacked(tmp_path / "a.tar.gz", tmp_path)
     assert [row["output"] for row in rows] == ["1.jpg"]
     assert "no readable member for a long stretch" in built.problems[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"[" * 200_000, b'{"caption": "\\ud800"}', b'{"\\udfff": [{"a": 1}]}'],
+    ids=["deep", "value", "name"],
+)
+def test_a_sidecar_that_no_column_can_hold_is_left_out_by_name(text: bytes, tmp_path: Path) -> None:
+    sound = [("a.jpg", b"1"), ("a.txt", b"text"), ("b.jpg", b"2"), ("b.json", b'{"x": 1}')]
+    built, rows = unpacked(tar(tmp_path / "a.tar", [*sound[:1], ("a.json", text), *sound[1:]]), tmp_path)
+    assert [(row["output"], row["txt"], row["x"]) for row in rows] == [
+        ("a.jpg", "text", None),
+        ("b.jpg", None, 1),
+    ]
+    (problem,) = built.problems
+    assert "a.tar: a.json cannot be read (" in problem
+
+
+def test_fields_nested_deeper_than_parquet_reads_become_text(tmp_path: Path) -> None:
+    fine, deep = ("[" * levels + "1" + "]" * levels for levels in (30, 400))
+    members = [("a.jpg", b"1"), ("a.json", f'{{"fine": {fine}, "deep": {deep}}}'.encode())]
+    built, (row,) = unpacked(tar(tmp_path / "a.tar", members), tmp_path)
+    assert (built.problems, row["fine"], row["deep"]) == ([], json.loads(fine), deep)
 
 
 def test_what_is_done_is_not_unpacked_again(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stylize_batch.errors import UsageError
 from stylize_batch.manifest.naming import key_below
 from stylize_batch.manifest.schema import CATEGORIES, RESULT_COLUMNS
 from stylize_batch.manifest.unpack import KEY, URI
-from stylize_batch.parquet import as_columns, as_text, holds_nothing
+from stylize_batch.parquet import as_columns, as_text, unfit
 from stylize_batch.storage import absolute, failure, filesystem, kind, parent
 
 BATCH = 65_536
@@ -69,7 +69,7 @@ def read_lists(uris: list[str], role: str, root: str | None, notes: list[str]) -
             for column in table.column_names:
                 if column != name:
                     values = table[column]
-                    empty = holds_nothing(values.type)
+                    empty = unfit(values.type)
                     items = items.append_column(column, as_text(values.to_pylist()) if empty else values)
             items = with_free_names(items, uri, role, notes)
             metadata = table.schema.metadata or {}

@@ -411,7 +411,7 @@ def _from_tar(handle: Any, size: int | None, compressed: bool, out: _Extraction)
                         rows += sample.extract(out)
                 else:
                     sample.add_sidecar(member.name, suffix, data, out)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, _TooMuchError) as error:
+    except (tarfile.TarError, ValueError, EOFError, zlib.error, gzip.BadGzipFile, _TooMuchError) as error:
         out.problem(f"is damaged ({error or type(error).__name__}); what came before is kept")
     else:
         if headers.damaged:
@@ -453,8 +453,9 @@ class _Sample:
                 self._members["txt"] = text
             else:
                 found = json.loads(text)
+                json.dumps(found, ensure_ascii=False).encode()  # or no column could hold it
                 self._fields |= found if isinstance(found, dict) else {"json": found}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             out.problem(f"{name} cannot be read ({error}); its image is kept")
         # A member of its own wins over a field, whichever comes first.
         differing = {
