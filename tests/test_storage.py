@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -25,6 +27,7 @@ from stylize_batch.storage import (
     list_files,
     parent,
     read_bytes,
+    replacing,
 )
 
 
@@ -102,6 +105,29 @@ def test_the_bytes_of_a_local_put_are_on_disk_before_it_has_its_name(
     Root(str(tmp_path)).put("x/y", b"123")
     assert synced == [(3, False)]
     assert target.read_bytes() == b"123"
+
+
+def test_a_put_that_fails_leaves_no_half_file(tmp_path: Path) -> None:
+    def write(file: IO[bytes]) -> None:
+        file.write(b"half")
+        file.flush()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        Root(str(tmp_path)).put_large("x", write)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_file_is_replaced_whole_under_those_who_read_it(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_bytes(b"old")
+    with target.open("rb") as reader:
+        with replacing(str(target)) as path:
+            path.write_bytes(b"new")
+            assert target.read_bytes() == b"old"
+        assert reader.read() == b"old"
+    assert target.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_keys_are_taken_literally_and_never_decoded(root: Root) -> None:

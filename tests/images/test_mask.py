@@ -33,6 +33,7 @@ def test_a_mask_stays_where_it_was_when_the_content_is_cropped() -> None:
     # A crop of 40 out of 80×40 leaves columns 20 to 60: the mask's own middle half.
     part = visible_part(80, 40, 40)
     assert part == (0.25, 0.0, 0.75, 1.0)
+    assert visible_part(40, 80, 40) == (0.0, 0.25, 1.0, 0.75)
     assert fit_mask(Image.fromarray(HALF), 4, 2, part).tolist() == [[255, 255, 0, 0]] * 2
     narrow = np.repeat([[0] * 4 + [255] * 4 + [0] * 8], 16, axis=0).astype(np.uint8)
     assert fit_mask(Image.fromarray(narrow), 4, 2, part).tolist() == [[255, 255, 0, 0]] * 2

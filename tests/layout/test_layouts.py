@@ -23,9 +23,11 @@ from webdataset.tariterators import base_plus_ext
 import stylize_batch
 from stylize_batch import worker
 from stylize_batch.errors import UsageError
+from stylize_batch.layout.container import container_name
 from stylize_batch.layout.reading import PictureReader, address
 from stylize_batch.layout.webdataset import described, sample_key
 from stylize_batch.manifest.naming import checked_key
+from stylize_batch.manifest.shards import Shard
 from stylize_batch.results import OF_OUTCOME
 from stylize_batch.storage import Root
 from tests.conftest import Cli, MakeManifest, Row, read_results
@@ -287,6 +289,12 @@ def test_times_inside_lists_and_structs_are_described_too(monkeypatch: pytest.Mo
 def test_a_plain_key_is_the_samples_own() -> None:
     assert sample_key("train/n01440764/n01440764_1.jpg", ".jpg") == "train/n01440764/n01440764_1"
     assert sample_key("train/n01440764/n01440764_1.JPEG", ".jpg") == "train/n01440764/n01440764_1_JPEG"
+
+
+def test_a_name_of_a_container_stands_for_the_same_rows() -> None:
+    some = [["a"], ["b"], ["a", "b"], ["b", "c"], ["a", "c"], ["a", "b", "c"]]
+    assert len({container_name(Shard(0, 4), rows) for rows in some}) == len(some)
+    assert container_name(Shard(0, 4), ["a", "b"]) == container_name(Shard(0, 4), ["a", "b"])
 
 
 def test_nothing_of_a_container_is_left_when_its_process_is_gone(tmp_path: Path) -> None:

@@ -365,6 +365,28 @@ def test_a_key_that_is_another_keys_folder_is_refused(make_manifest: MakeManifes
     assert "'x.png' is the folder of another row's" in refused(make_manifest(rows), tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("content", "keys", "message"),
+    [
+        ("c", ("x.png", "y.png"), "ask for the same picture"),
+        ("d", ("x.png", "x.png"), "have the same output key 'x.png'"),
+        ("d", ("x.png", "x.png/y.png"), "'x.png' is the folder of another row's"),
+    ],
+)
+def test_duplicates_are_looked_for_in_every_file_of_hashes(
+    content: str, keys: tuple[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "HASHES", 1)  # a file for each row
+    others = [f"other{row}" for row in range(300)]
+    columns = {
+        "content": ["c", *others, content],
+        "style": ["s"] * 302,
+        "output": [keys[0], *(f"{name}.png" for name in others), keys[1]],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    assert message in refused(tmp_path / "m.parquet", tmp_path / "x")
+
+
 def test_invalid_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
     broken = pa.StringArray.from_buffers(
         1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")

@@ -140,8 +140,10 @@ def test_the_policy_lets_nothing_run_or_load_but_the_page_itself(
 def test_pictures_are_embedded_once_and_linked_from_where_the_page_lies(
     pictures: Path, rows: Sequence[Row], tmp_path: Path
 ) -> None:
-    page = report(make_root(tmp_path / "out", [rows], pictures), pictures)
+    elsewhere = {**rows[1], "content": "memory://bucket/cat.jpg"}
+    page = report(make_root(tmp_path / "out", [[*rows, elsewhere]], pictures), pictures)
     pairs = {pair["content"]["uri"]: pair for pair in page.data["pair-data"]}
+    assert pairs["memory://bucket/cat.jpg"]["content"]["link"] is None
     first = pairs[rows[0]["content"]]
     assert first["output"]["link"] == "images/a%20b%2520c%230.jpg"
     assert first["content"]["link"] == (pictures / rows[0]["content"]).as_uri()
