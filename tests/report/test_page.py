@@ -234,3 +234,14 @@ def test_filters_offer_the_values_of_the_pairs_shown_and_tables_say_what_they_cu
     assert page.having("data-column") == ["style", "split"]
     assert {"=train", "=val", "=style/tapa-cloth.jpg"} <= set(page.having("value"))
     assert "1 of 2: those with the most failures, then the most pairs" in " ".join(page.text.split())
+
+
+@pytest.mark.filterwarnings("error")
+def test_carried_numbers_are_written_as_exactly_as_they_are(
+    pictures: Path, rows: Sequence[Row], tmp_path: Path
+) -> None:
+    values = {123456789.0: "123456789", 16777216.0: "16777216", 1730000000.25: "1730000000.25",
+              1e300: "1e+300", 0.30000000000000004: "0.30000000000000004", -0.5: "-0.5"}  # fmt: skip
+    found = [{**rows[0], "content": f"content/{value}.jpg", "number": value} for value in values]
+    page = report(make_root(tmp_path / "out", [found], pictures), pictures)
+    assert {pair["columns"]["number"] for pair in page.data["pair-data"]} == set(values.values())

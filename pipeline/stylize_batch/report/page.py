@@ -257,8 +257,10 @@ def _name(uri: str) -> str:
 def _text(value: object) -> str:
     """Write a carried value: text as it is, numbers, lists and structures as JSON."""
     if isinstance(value, float):
-        single = np.float32(value)  # whose shortest decimal is what was written, where it is one
-        return str(single if single == value else value).removesuffix(".0")
+        with np.errstate(over="ignore"):
+            single = np.float32(value)  # whose shortest decimal is what was written, where it is one
+        is_one = float(single) == value and not value.is_integer()
+        return str(single if is_one else value).removesuffix(".0")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
