@@ -61,18 +61,22 @@ class RayEngine:
         on_terminate = signal.getsignal(signal.SIGTERM)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         self._guardian = None
-        if address is not None:
-            join(address)
-        else:
-            store = object_store_bytes(bank_bytes)
-            try:
-                # `local`, because a plain init would join whatever cluster an old address file names.
-                with guarded() as self._guardian:
-                    ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
-            except Exception as error:  # bare ones, such as when its processes do not come up in time
-                raise UsageError(f"cannot start Ray on this machine: {error}") from None
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # ray.init replaces it by one that prints a stack
+        try:
+            if address is not None:
+                join(address)
+            else:
+                store = object_store_bytes(bank_bytes)
+                try:
+                    # `local`, because a plain init would join whatever cluster an old address file names.
+                    with guarded() as self._guardian:
+                        ray.init("local", include_dashboard=False, object_store_memory=store, **quiet)
+                except Exception as error:  # bare ones, such as when its processes do not come up in time
+                    raise UsageError(f"cannot start Ray on this machine: {error}") from None
+        except SystemExit:  # SIGTERM, for which ray.init puts handlers of its own in the place of ours
+            raise KeyboardInterrupt from None
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_terminate)
         self._own = address is None
         self._actors = actors
         self._gpus_per_actor = gpus_per_actor
