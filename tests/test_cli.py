@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import Cli, MakeManifest, Row
+from stylize_batch.results import Outcome
+from tests.conftest import Cli, MakeManifest, Row, command
+from tests.report.roots import make_root, row
 
 FAST = ("--in-process", "--device", "cpu", "--style-size", "48")
 
@@ -134,6 +137,22 @@ def test_escape_sequences_of_names_do_not_reach_the_terminal(cli: Cli) -> None:
     done = cli("run", "\x1b[31mred.parquet")
     assert done.returncode == 2
     assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("end", [">/dev/full", "2>/dev/full", ">/dev/full 2>&1", "2>&-", "| true"])
+def test_nobody_who_reads_changes_no_exit_status(end: str) -> None:
+    for arguments, status in (("--version", 0), ("status absent", 2)):
+        line = f"set -o pipefail; {shlex.quote(command())} {arguments} {end}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_that_lacks_a_letter_gets_its_number(cli: Cli, tmp_path: Path) -> None:
+    make_root(tmp_path / "ö", [[row("a", ["b"], Outcome(error="NotFound: gone"))]], tmp_path)
+    done = cli("report", "ö", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("/\\xf6/report.html\n")
 
 
 def test_a_bad_row_is_named_and_nothing_is_started(

@@ -1,11 +1,15 @@
-"""Errors: a closed list of kinds, one line each, and never a credential."""
+"""Errors: a closed list of kinds, one line each, and never a credential; lines that nobody takes."""
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import TextIO, get_args
 
 import pytest
 
@@ -17,7 +21,9 @@ from stylize_batch.errors import (
     RowError,
     SystemicError,
     UsageError,
+    answer,
     one_line,
+    say,
 )
 
 PIPELINE = Path(__file__).parents[1] / "pipeline"
@@ -89,3 +95,38 @@ def test_blanks_of_a_name_stay_and_line_breaks_go() -> None:
 
 def test_a_message_of_a_million_blanks_is_written_at_once() -> None:
     assert len(one_line("a" + 1_000_000 * " " + "b")) == 1_000_002
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
+    """A file that takes nothing more, as stderr."""
+    with open("/dev/full", "w") as file:  # noqa: PTH123 (a device)
+        monkeypatch.setattr(sys, "stderr", file)
+        yield file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_line_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2000):  # more than a buffer holds
+        say("Starting workers")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    sys.stderr.close()
+    say("Starting workers")
+
+
+def test_lines_for_people_do_not_get_into_stdout_where_stderr_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    say("Starting workers")
+    assert capsys.readouterr().out == ""
+
+
+def test_an_answer_that_cannot_be_written_is_told_of_and_ends_nothing(
+    full_disk: TextIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", full_disk)
+    monkeypatch.setattr(sys, "stderr", stderr := io.StringIO())
+    answer("{}")
+    assert stderr.getvalue() == "cannot write to stdout: No space left on device\n"

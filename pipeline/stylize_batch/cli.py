@@ -10,13 +10,14 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from enum import IntEnum
+from io import TextIOWrapper
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from stylize_batch import __version__
-from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError, say
+from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError, answer, forget_unwritten, say
 from stylize_batch.heap import keep_freed_memory
 
 
@@ -181,7 +182,7 @@ def run(
     with TerminalProgress() as progress:
         summary = execute(spec, progress)
     if spec.as_json:
-        print(json.dumps(summary.to_json()))
+        answer(json.dumps(summary.to_json()))
     made = summary.pairs - summary.skipped
     earlier = f", {summary.skipped} rows left as they were" if summary.skipped else ""
     say(f"{summary.ok} of {summary.pairs} pairs stylized in {duration(summary.seconds)}{earlier}")
@@ -253,12 +254,12 @@ def submit(
     for verb in ("status", "logs", "stop"):
         say(f"  {submitted.command(verb)}")
     if no_wait:
-        print(submitted.name)
+        answer(submitted.name)
         return
 
     def hear(line: str) -> None:
         if spec.as_json and summary_of(line):
-            print(line)
+            answer(line)
         else:
             say(line)
 
@@ -292,7 +293,7 @@ def status(
 
     found = look(output)
     if as_json:
-        print(json.dumps(found.to_json()))
+        answer(json.dumps(found.to_json()))
     by = f", by process {found.pid} on {found.host}" if found.host and found.state != "stopped" else ""
     say(f"{found.state}{by}")
     if found.state == "stopped":
@@ -315,7 +316,7 @@ def report(
     """Write report.html anew: pictures, losses, rate and failures of a run, finished or not."""
     from stylize_batch.job.reporting import report as write
 
-    print(write(output))
+    answer(write(output))
 
 
 @app.command()
@@ -419,7 +420,7 @@ def evaluate(
     )
     with TerminalProgress() as progress:
         findings = evaluation.run(progress)
-    print(findings.tables)
+    answer(findings.tables)
     for name in ("summary.md", "results.parquet", "sheet.jpg"):
         say(evaluation.root.uri_of(name))
 
@@ -434,7 +435,7 @@ def model_show(
     from stylize_batch.model.container import describe
     from stylize_batch.weights import read_model
 
-    print(yaml.safe_dump(describe(read_model(model)), allow_unicode=True, width=100), end="")
+    answer(yaml.safe_dump(describe(read_model(model)), allow_unicode=True, width=100).rstrip("\n"))
 
 
 @model_app.command("import")
@@ -614,7 +615,7 @@ def manifest_check(
     with TerminalProgress() as progress:
         report = check(manifest, None if every else sample, progress, size=size, crop=crop, format=format)
     if as_json:
-        print(json.dumps(report.to_json()))
+        answer(json.dumps(report.to_json()))
     fewest, mean, most = report.pairs_per_content
     say(f"{report.rows} rows: {report.contents} contents, {report.styles} styles")
     say(f"pairs per content: {fewest} to {most}, {mean:g} on average")
@@ -640,7 +641,7 @@ def manifest_check(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(__version__)
+        answer(__version__)
         raise typer.Exit
 
 
@@ -686,4 +687,9 @@ def _interrupt(signum: int, frame: object) -> None:
 def main() -> None:
     """Run the command line and exit with the contract's status."""
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr, whatever the encoding cannot say
+    try:
+        app()
+    finally:
+        forget_unwritten()

@@ -1,10 +1,11 @@
-"""The errors a user meets: a usage error ends the command, a row error ends one row.
+"""The errors a user meets: a usage error ends the command, a row error ends one row; and the lines a user reads.
 
 Every message is one line that names what is wrong, and never carries a credential.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from contextlib import suppress
@@ -62,9 +63,29 @@ def one_line(text: str) -> str:
 
 
 def say(line: str) -> None:
-    """Write a line for people; the work goes on when nobody reads it any more (`2>&1 | head`)."""
-    with suppress(BrokenPipeError):
-        print(printable(line), file=sys.stderr, flush=True)
+    """Write a line for people; the work goes on when it cannot be written: `2>&1 | head`, a log on a full disk."""
+    if sys.stderr:  # else `2>&-`, and print would take stdout
+        with suppress(OSError, ValueError):
+            print(printable(line), file=sys.stderr, flush=True)
+
+
+def answer(text: str) -> None:
+    """Write what programs read to stdout; the work is done, also when it cannot be written."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        say(f"cannot write to stdout: {error.strerror}")
+
+
+def forget_unwritten() -> None:
+    """Drop what stdout and stderr have not taken, which Python would try once more and end with 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def printable(text: str, instead: str = "\N{REPLACEMENT CHARACTER}") -> str:
