@@ -71,6 +71,13 @@ def test_a_run_that_nobody_works_on_is_stopped(output: Path) -> None:
     assert (found.state, found.finished_shards, found.ok + found.failed) == ("stopped", 3, 6)
 
 
+def test_a_finished_run_that_has_lost_results_has_something_to_go_on_with(output: Path) -> None:
+    (output / "results" / "part-000001.parquet").unlink()
+    (output / "results" / "part-000002.parquet").write_bytes(b"")
+    found = status(str(output))
+    assert (found.state, found.finished_shards, found.ok + found.failed) == ("stopped", 2, 4)
+
+
 def test_a_run_at_work_tells_its_rate_and_what_is_left_from_the_times_of_its_parts(output: Path) -> None:
     interrupt(output, lost=1)
     for age, part in enumerate(sorted((output / "results").iterdir())):

@@ -76,8 +76,9 @@ def status(output: str) -> Status:
     state: Literal["planning", "running", "stopped", "finished"]
     if held is not None and held[1]:
         state = "planning" if record is None or record.state in ("erasing", "planning") else "running"
-    else:
-        state = "finished" if record is not None and record.state == "finished" else "stopped"
+    else:  # a finished run may have lost parts since
+        whole = record is not None and record.state == "finished" and totals.pairs == record.pairs
+        state = "finished" if whole else "stopped"
     rate = _rate(parts.values()) if state == "running" else None
     return Status(
         output=root.uri,

@@ -59,7 +59,7 @@ class Run(NamedTuple):
     Attributes:
         identity: of the run, in its results parts.
         pairs: rows of the manifest; 0 until they are counted.
-        finished: whether the run is.
+        finished: whether the run was.
         base: folder that relative image paths start from.
         home: the output root while the run was at work, with a `/` at its end; it may have been moved since.
         settings: shown as they are.
@@ -96,6 +96,7 @@ def make_report(root: Root, run: Run) -> bytes:
         policy=_policy(),
         title=posixpath.basename(root.uri.rstrip("/")) or root.uri,
         run=run,
+        finished=run.finished and numbers.totals.pairs == run.pairs,  # parts may have been lost since
         totals=numbers.totals,
         model=pairs[0]["model"] if pairs else None,
         last=moment(max(time for time, _ in numbers.finished)) if numbers.finished else None,
