@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from stylize_batch.report import page as pages
+from stylize_batch.report import thumbnails
 from stylize_batch.report.page import Run, make_report
 from stylize_batch.results import Outcome
 from stylize_batch.storage import Root
@@ -235,6 +236,36 @@ def test_filters_offer_the_values_of_the_pairs_shown_and_tables_say_what_they_cu
     assert page.having("data-column") == ["style", "split"]
     assert {"=train", "=val", "=style/tapa-cloth.jpg"} <= set(page.having("value"))
     assert "1 of 2: those with the most failures, then the most pairs" in " ".join(page.text.split())
+
+
+@pytest.mark.parametrize("letter", ["<", "画"])
+def test_columns_of_long_texts_do_not_make_a_large_page(
+    letter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(pictures: Collection[str], sources: object, read: object, room: int) -> dict[str, bytes]:
+        return {uri: bytes(min(thumbnails.BYTES, room)) for uri in list(pictures)[:1]}
+
+    monkeypatch.setattr(pages, "make_thumbnails", full)
+    labels = [letter * 3000 + str(number) for number in range(200)]
+    many = {f"{letter * 300}{place}": letter * 300 for place in range(40)}
+    rows = [
+        row(
+            f"{place}.jpg",
+            ["style"],
+            made("x.jpg"),
+            **{f"c{n}": labels[place // 3] for n in range(8)},
+            **many,
+        )
+        for place in range(600)
+    ]
+    root = make_root(tmp_path / "out", [rows], tmp_path)
+    html = make_report(root, Run(RUN, 600, True, "", root.uri_of(""), {}))
+    assert len(html) < 10_000_000
+    page = Page(html.decode())
+    assert len(page.data["image-data"][0]) > 1_000_000
+    columns = page.data["pair-data"][0]["columns"]
+    assert columns["…"] == "18 more columns, in the results"
+    assert columns["c0"].startswith(letter * 50 + " … ")
 
 
 @pytest.mark.filterwarnings("error")

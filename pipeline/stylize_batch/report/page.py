@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import posixpath
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -38,8 +38,20 @@ SHOWN_STYLES = 3
 SHOWN_GROUPS = 300
 """Lines of a table of styles or labels."""
 
+SHOWN_COLUMNS = 30
+"""Carried columns of a pair that are shown: the first."""
+
 MAX_TEXT = 400
 """Characters of a value, in the middle of which more are left out."""
+
+MAX_CARRIED = 3000
+"""Characters of all carried values of a pair, to which each column has the same right."""
+
+MAX_LABEL = 100
+"""Characters of a value in tables and filters, and of a column's name."""
+
+MAX_PAGE = 9_500_000
+"""Bytes that are shared out, of the 10 MB: thumbnails get what text leaves, and what they are called by needs some."""
 
 NAMES = {
     "content_loss": "Content loss",
@@ -80,14 +92,19 @@ def make_report(root: Root, run: Run) -> bytes:
         OSError: the results cannot be read.
     """
     numbers = RunNumbers(read_parts(root, run.identity))
-    pairs = numbers.selection.rows()
-    images = _Images(pairs, lambda uri: _moved(absolute(uri, run.base), run.home, root.uri_of("")))
+    text = _render(numbers, _Images([], run, root, 0), run, root)
+    room = (MAX_PAGE - len(text)) * 3 // 4  # base64 makes a third more of it
+    return _render(numbers, _Images(numbers.selection.rows(), run, root, room), run, root)
+
+
+def _render(numbers: RunNumbers, images: _Images, run: Run, root: Root) -> bytes:
+    selection = numbers.selection
+    pairs = selection.rows()
     places = {row["pair_id"]: place for place, row in enumerate(pairs)}
 
     def at(rows: Iterable[Row]) -> list[int]:
         return [places[row["pair_id"]] for row in rows]
 
-    selection = numbers.selection
     meanings: dict[str, str] = {**KINDS}
     described = [_described(row, images, root) for row in pairs]
     page = _template().render(
@@ -118,7 +135,7 @@ def make_report(root: Root, run: Run) -> bytes:
         ],
         pairs=described,
         sample=len(selection.sample.rows),
-        filters=_filters(described, ["style", *numbers.columns()]),
+        filters=_filters(described, ["style", *map(_label, numbers.columns())]),
         groups=_tables(numbers, images),
         images=images.encoded,
         problems=images.problems,
@@ -137,8 +154,8 @@ class _Images:
         problems: why there is no thumbnail of an image, by its URI.
     """
 
-    def __init__(self, pairs: list[Row], locate: Callable[[str], str]) -> None:
-        self.locate = locate
+    def __init__(self, pairs: list[Row], run: Run, root: Root, room: int) -> None:
+        locate = self.locate = lambda uri: _moved(absolute(uri, run.base), run.home, root.uri_of(""))
         ok = [row for row in pairs if row["status"] == "ok"]
         pictures = dict.fromkeys(locate(address(row["output"], row["pair_id"])) for row in ok)
         sources = dict.fromkeys(
@@ -146,9 +163,9 @@ class _Images:
         )
         reader = PictureReader()
         made = make_thumbnails(
-            pictures, sources, lambda uri: reader.read(uri) if in_container(uri) else read_bytes(uri)
+            pictures, sources, lambda uri: reader.read(uri) if in_container(uri) else read_bytes(uri), room
         )
-        self.problems = {uri: found for uri, found in made.items() if isinstance(found, str)}
+        self.problems = {uri: _shortened(found) for uri, found in made.items() if isinstance(found, str)}
         thumbnails = {uri: found for uri, found in made.items() if isinstance(found, bytes)}
         self.encoded = [base64.b64encode(found).decode() for found in thumbnails.values()]
         self._places = {uri: place for place, uri in enumerate(thumbnails)}
@@ -176,7 +193,12 @@ def _described(row: Row, images: _Images, root: Root) -> dict[str, Any]:
         }
 
     styles: list[str] = row["style"]
-    carried = {name: value for name, value in row.items() if name not in RESULT_COLUMNS and value is not None}
+    names = [name for name in row if name not in RESULT_COLUMNS]
+    shown = names[:SHOWN_COLUMNS]
+    most = min(MAX_TEXT, MAX_CARRIED // max(len(shown), 1))
+    carried = {_label(name): _shortened(_text(row[name]), most) for name in shown if row[name] is not None}
+    if len(names) > len(shown):
+        carried["…"] = f"{len(names) - len(shown)} more columns, in the results"
     kind, _, reason = (row["error"] or "").partition(": ")
     return {
         "id": row["pair_id"],
@@ -192,7 +214,7 @@ def _described(row: Row, images: _Images, root: Root) -> dict[str, Any]:
         "columns": {
             "style": " + ".join(_shortened(uri) for uri in styles),
             "alpha": "" if row["alpha"] is None else _text(row["alpha"]),
-            **{name: _shortened(_text(value)) for name, value in carried.items()},
+            **carried,
         },
     }
 
@@ -202,7 +224,7 @@ def _filters(pairs: list[dict[str, Any]], names: Iterable[str]) -> list[tuple[st
     found: list[tuple[str, list[str]]] = []
     for name in names:
         values = {pair["columns"].get(name) or "" for pair in pairs}
-        if len(values) > 1:
+        if len(values) > 1 and (name == "style" or max(map(len, values)) <= MAX_LABEL):
             found.append((name, sorted(values)))
     return found
 
@@ -212,12 +234,14 @@ def _tables(numbers: RunNumbers, images: _Images) -> list[dict[str, Any]]:
     grouped: dict[str, Groups] = {"style": numbers.styles, **numbers.columns()}
     return [
         {
-            "name": name,
+            "name": _label(name),
             "total": len(groups),
             "overflow": groups.overflow,
             "rows": [
                 {
                     **group._asdict(),
+                    "value": group.value
+                    and _shortened(group.value, MAX_TEXT if name == "style" else MAX_LABEL),
                     "image": images.place(group.value) if name == "style" and group.value else None,
                 }
                 for group in groups.most(SHOWN_GROUPS)
@@ -265,9 +289,13 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _shortened(text: str) -> str:
-    half = MAX_TEXT // 2
-    return text if len(text) <= MAX_TEXT else f"{text[:half]} … {text[-half:]}"
+def _shortened(text: str, most: int = MAX_TEXT) -> str:
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
+
+
+def _label(name: str) -> str:
+    return _shortened(name, MAX_LABEL)
 
 
 def _finite(value: float | None) -> float | None:
@@ -296,6 +324,6 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False}
     environment.filters.update(digits=digits, name=_name)
     return environment.from_string(_file("page.html"))

@@ -16,7 +16,7 @@ from stylize_batch.images.encode import encode
 from stylize_batch.storage import read_bytes
 
 BYTES = 6_500_000
-"""All thumbnails of a page together; base64 makes a third more of them."""
+"""All thumbnails of a page together, at most; base64 makes a third more of them."""
 
 SECONDS = 120.0
 """Time for all of them: a run whose work is done shall not wait for storage that answers slowly."""
@@ -34,7 +34,10 @@ SOURCE_SCALE = 0.6
 
 
 def make_thumbnails(
-    pictures: Collection[str], sources: Collection[str], read: Callable[[str], bytes] = read_bytes
+    pictures: Collection[str],
+    sources: Collection[str],
+    read: Callable[[str], bytes] = read_bytes,
+    room: int = BYTES,
 ) -> dict[str, bytes | str]:
     """Make thumbnails: WebP bytes by URI, or a line that says why there are none.
 
@@ -42,8 +45,10 @@ def make_thumbnails(
         pictures: URIs of what the run made.
         sources: URIs of photographs and styles, shown smaller.
         read: gets the bytes of an image.
+        room: bytes left on the page, should they be fewer than `BYTES`.
     """
-    side = _side(len(pictures), len(sources))
+    left = min(BYTES, room)
+    side = _side(len(pictures), len(sources), left)
     sides = dict.fromkeys(pictures, side)
     for uri in sources:
         sides.setdefault(uri, round(side * SOURCE_SCALE))
@@ -63,7 +68,6 @@ def make_thumbnails(
     for _ in range(THREADS):  # those of a pool would be waited for at the process's end
         threading.Thread(target=work, name="thumbnail", daemon=True).start()
     try:
-        left = BYTES
         made: dict[str, bytes | str] = {}
         for uri, future in waiting.items():
             found = _result(future, deadline)
@@ -78,10 +82,10 @@ def make_thumbnails(
         left_to_do.clear()
 
 
-def _side(pictures: int, sources: int) -> int:
-    """Return the side that fills the page: few pictures are shown large."""
+def _side(pictures: int, sources: int, room: int) -> int:
+    """Return the side that fills the room: few pictures are shown large."""
     areas = pictures + sources * SOURCE_SCALE**2
-    fitting = (BYTES / (BYTES_PER_PIXEL * max(areas, 1))) ** 0.5
+    fitting = (max(room, 0) / (BYTES_PER_PIXEL * max(areas, 1))) ** 0.5
     return round(min(max(fitting, SMALLEST), LARGEST))
 
 
