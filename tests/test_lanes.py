@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -77,6 +78,26 @@ def test_at_the_end_units_stop_between_two_pictures_and_others_do_not_begin() ->
         threading.Timer(0.1, closing.set).start()
     assert made == [0]
     assert later.cancelled()
+
+
+def test_a_thread_at_work_is_not_forgotten_when_whoever_waits_for_it_is_interrupted() -> None:
+    begun, closing = threading.Event(), threading.Event()
+    at_work: list[threading.Thread] = []
+
+    def unit() -> Iterator[bool]:
+        at_work.append(threading.current_thread())
+        begun.set()
+        yield closing.wait(timeout=30)
+
+    open_lanes = lanes()
+    open_lanes.submit(1, unit)
+    begun.wait(timeout=30)
+    threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        open_lanes.__exit__(None, None, None)
+    assert at_work[0].is_alive()  # Python waits for it at the end
+    closing.set()
+    at_work[0].join()
 
 
 def test_an_error_of_a_unit_reaches_who_asks_for_it_and_frees_its_cores() -> None:

@@ -54,6 +54,11 @@ class Commands(TyperGroup):
             say(f"gave up: {error}")
             status = Exit.GAVE_UP
         except KeyboardInterrupt:
+            for number in (
+                signal.SIGINT,
+                signal.SIGTERM,
+            ):  # another would cut off threads, and so abort the end
+                signal.signal(number, signal.SIG_IGN)
             say("interrupted; nothing finished is lost: repeat the command to go on")
             status = Exit.INTERRUPTED
         raise typer.Exit(status)

@@ -69,7 +69,7 @@ class Lanes:
         try:
             torch.get_num_threads()  # settles this thread's, which else is the last one set anywhere
             torch.set_num_threads(cores)  # of this thread alone
-            return list(takewhile(lambda _: not self._closed, unit()))
+            return [] if self._closed else list(takewhile(lambda _: not self._closed, unit()))
         finally:
             self._take(-cores)
 
@@ -89,4 +89,7 @@ class Lanes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        # Not for the threads: Python forgets one that it was interrupted in waiting for, and aborts where that one works on.
+        with self._changed:
+            self._changed.wait_for(lambda: self._free == self._cores)
