@@ -95,3 +95,7 @@ def test_all_actors_of_a_cluster_find_room_on_whole_cores(
 
 def test_more_actors_than_cores_share_the_cores_of_this_machine() -> None:
     assert on_cpus(cpus(2), 3, own=True) == Placement(3, 0, 1 / 2, 1)
+
+
+def test_the_most_actors_there_may_be_share_one_core_in_parts_that_ray_knows() -> None:
+    assert on_cpus(cpus(1), 9999, own=True).num_cpus >= 0.0001

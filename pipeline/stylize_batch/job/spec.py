@@ -80,7 +80,7 @@ class JobSpec(BaseModel):
     metrics: bool = True
     batch_size: int | None = Field(None, ge=1)
     actors: int | dict[Device, int] | None = None
-    gpus_per_actor: float | None = Field(None, gt=0, le=1)
+    gpus_per_actor: float | None = Field(None, ge=0.0001, le=1)  # Ray knows no smaller part
     device: Literal["auto", Device] = "auto"
     precision: Literal["auto", Precision] = "auto"
     address: str | None = None
@@ -125,10 +125,10 @@ class JobSpec(BaseModel):
         if value is not None and not (
             counts
             and set(counts) <= set(get_args(Device))
-            and all(re.fullmatch(r"0*[1-9]\d*", str(count)) for count in counts.values())
+            and all(re.fullmatch(r"0*[1-9]\d{0,3}", str(count)) for count in counts.values())
         ):
             raise ValueError(
-                f"{value}: give a number (8), numbers by device (cuda=8,cpu=4), each above 0, or auto"
+                f"{value}: give a number (8), numbers by device (cuda=8,cpu=4), each from 1 to 9999, or auto"
             )
         return pools
 
