@@ -158,9 +158,11 @@ def test_a_root_that_was_moved_still_shows_its_pictures(
     pictures: Path, rows: Sequence[Row], tmp_path: Path
 ) -> None:
     home = make_root(tmp_path / "out", [rows], pictures).uri_of("")
-    (tmp_path / "out").rename(tmp_path / "moved")
-    page = report(Root(str(tmp_path / "moved")), pictures, home=home)
-    assert len(page.data["image-data"]) == 10
+    for place in ("out", "moved", "not UTF-8 \udcff"):
+        (tmp_path / "out").rename(tmp_path / place)
+        page = report(Root(str(tmp_path / place)), pictures, home=home)
+        assert len(page.data["image-data"]) == 10
+        (tmp_path / place).rename(tmp_path / "out")
 
 
 def test_images_that_only_failed_rows_name_are_never_opened(

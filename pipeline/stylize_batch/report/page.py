@@ -141,7 +141,7 @@ def _render(numbers: RunNumbers, images: _Images, run: Run, root: Root) -> bytes
         problems=images.problems,
         names_of=NAMES,
     )
-    return page.encode()
+    return page.encode(errors="replace")  # a root that was moved may have a path that is not UTF-8
 
 
 class _Images:
