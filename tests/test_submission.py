@@ -50,8 +50,11 @@ def test_what_the_cluster_reaches_is_not_refused() -> None:
 
 def test_a_setting_arrives_on_the_cluster_as_it_was_given() -> None:
     given = {"content_root": "s3://b/größe 😀/", "style_map": "s3://b/it's.csv"}
-    sent = make_spec({"content": "s3://b/c", "style": "s3://b/s", "output": "s3://b/o", "build": given})
+    sent = make_spec(
+        {"content": "s3://b/c", "style": "s3://b/s", "output": "s3://b/o", "styles": "", "build": given}
+    )
     words = shlex.split(command(sent, installed=True))
+    assert "" not in words  # which the command line would refuse
     assert (
         make_spec({"content": "s3://b/c", "style": "s3://b/s"}, words[words.index("--job") + 1]).build
         == sent.build

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from enum import IntEnum
 from io import TextIOWrapper
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import typer
@@ -42,6 +43,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
+            _refuse_empty(ctx.args)
             return super().invoke(ctx)
         except UsageError as error:
             say(f"error: {error}")
@@ -657,6 +659,15 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     ] = False,
 ) -> None:
     pass
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise UsageError for what a shell variable that is not set has left of an argument: it would mean the default."""
+    for before, argument in pairwise(["the command", *arguments]):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            raise UsageError(
+                f"{argument or f'the argument after {before}'} is empty; give it, or leave it out"
+            )
 
 
 def _asks_to_stop() -> bool:

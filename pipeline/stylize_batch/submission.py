@@ -67,7 +67,7 @@ def command(spec: JobSpec, installed: bool) -> str:
         if (
             name in ("manifest", "build", "address", "in_process")
             or name not in spec.model_fields_set
-            or value is None
+            or value in (None, "")
         ):
             continue
         if name == "metrics":
