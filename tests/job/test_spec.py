@@ -196,6 +196,11 @@ def test_every_option_may_stand_in_a_job_file_under_its_own_name(tmp_path: Path)
         ("limit: !!int abc", "not YAML: invalid literal"),
         ("limit: " + "[" * 5000, "not YAML: maximum recursion depth"),
         (None, "cannot read"),
+        ("size: 64\nformat: png\nsize: 32\n", "the job file gives size twice"),
+        ("batch-size: 2\nbatch_size: 4\n", "the job file gives batch_size twice"),
+        ("actors: {cpu: 1, cpu: 2}\n", "the job file gives cpu twice"),
+        ("json: maybe\n", "^--json: "),
+        ("jsn: true\n", "known: .*, json$"),
         ("no-metrics: 'false'", "no-metrics is 'false', it must be true or false"),
     ],
 )

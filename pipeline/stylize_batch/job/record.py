@@ -81,6 +81,9 @@ class RunRecord(BaseModel):
             if name == "shard_pairs" and value in (None, self.shard_pairs):
                 continue
             if value != before:
+                if name == "metrics":
+                    name = "--no-metrics"
+                    before, value = ("left out" if measured else "given" for measured in (before, value))
                 return f"{name} was {before} for this output root and is now {value}; {advice}"
         return None
 

@@ -261,18 +261,33 @@ def make_spec(settings: dict[str, Any], job_file: str | os.PathLike[str] | None 
         first = error.errors()[0]
         setting, *inner = (str(part) for part in first["loc"]) if first["loc"] else ("",)
         # Elsewhere, what follows are branches of the setting's type.
-        name = ".".join((setting, *inner)) if setting == "build" else setting
+        name = (
+            ".".join((setting, *inner)) if setting == "build" else {"as_json": "json"}.get(setting, setting)
+        )
         if first["type"] == "extra_forbidden":
             fields = (BuildSettings if name.startswith("build.") else JobSpec).model_fields
-            raise UsageError(f"unknown setting '{name}'; known: {', '.join(fields)}") from None
+            known = (field.alias or own for own, field in fields.items())
+            raise UsageError(f"unknown setting '{name}'; known: {', '.join(known)}") from None
         message = first["msg"].removeprefix("Value error, ")
         flag = f"{'' if name.startswith('build') else '--'}{name.replace('_', '-')}: " if name else ""
         raise UsageError(f"{flag}{message}") from None
 
 
+class _OnceEach(yaml.SafeLoader):
+    """Refuses settings that are given twice, of which YAML itself keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value).replace("-", "_") for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"the job file gives {name} twice; leave one of the lines out")
+        return super().construct_mapping(node, deep)
+
+
 def _read_job_file(path: str) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path if path.startswith("{") else Path(path).read_text())
+        text = path if path.startswith("{") else Path(path).read_text()
+        settings = yaml.load(text, _OnceEach)  # noqa: S506 (a safe loader)
     except OSError as error:
         raise UsageError(f"cannot read the job file {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a day 45, !!int "abc", deep nesting
