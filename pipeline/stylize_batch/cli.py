@@ -353,7 +353,7 @@ def train(
         try:
             held.enter_context(lease(Root(output), uuid.uuid4().hex))
         except OSError as error:
-            raise UsageError(f"cannot use {output}: {error}") from None
+            raise UsageError(f"cannot use {output}: {error.strerror or error}") from None
         trainer = Trainer(settings, output, device)
         wanted = set(settings.holdout)
         found = wanted & (trainer.contents.held_out.keys() | trainer.styles.held_out.keys())

@@ -247,6 +247,14 @@ def test_storage_that_fails_ends_the_evaluation_with_its_state_kept(
         evaluation.run(Silent())
 
 
+def test_an_output_that_is_a_file_is_refused_without_names_of_temporaries(
+    protocol: Protocol, tmp_path: Path
+) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(UsageError, match=r"^cannot write to .*/out: Not a directory$"):
+        Evaluation(protocol, str(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -140,7 +140,7 @@ class Evaluation:
         try:
             self.root.put("protocol.json", (json.dumps(described, indent=2) + "\n").encode())
         except OSError as error:
-            raise UsageError(f"cannot write to {self.root.uri}: {error}") from None
+            raise UsageError(f"cannot write to {self.root.uri}: {error.strerror or error}") from None
 
     def run(self, observer: Observer) -> Findings:
         """Make what is missing, and write table, summary, plots and contact sheet.
@@ -160,7 +160,7 @@ class Evaluation:
                 self._make("iterations of the baseline", slow, parts, observer)
             return self._finish(units + slow, parts)
         except OSError as error:
-            raise JobFailedError(f"cannot use {self.root.uri}: {error}") from None
+            raise JobFailedError(f"cannot use {self.root.uri}: {error.strerror or error}") from None
         except torch.OutOfMemoryError:
             raise JobFailedError(f"the GPU has too little memory for --size {self.protocol.size}") from None
         finally:

@@ -120,7 +120,7 @@ def unpack(archives: list[str], base: str | None, root: Root, role: str, observe
                 )
             root.put(MARK_KEY, b"{}\n")
     except OSError as error:
-        raise UsageError(f"cannot unpack to {root.uri}: {error}") from None
+        raise UsageError(f"cannot unpack to {root.uri}: {error.strerror or error}") from None
     observer.phase(f"Unpacking {role} archives", len(archives), 0, lambda: 0)
     indexes: list[str] = []
     schemas: list[pa.Schema] = []

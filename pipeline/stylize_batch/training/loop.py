@@ -113,13 +113,13 @@ class Trainer:
                 f"the checkpoint in {self.root.uri} cannot be read ({error}); copy it again or start another --output"
             ) from None
         except OSError as error:
-            raise UsageError(f"cannot read {self.root.uri}: {error}") from None
+            raise UsageError(f"cannot read {self.root.uri}: {error.strerror or error}") from None
         if recipe.start and not resumed:
             self._start()
         try:
             self.root.put("recipe.json", recipe.model_dump_json(indent=2).encode())
         except OSError as error:
-            raise UsageError(f"cannot write to {self.root.uri}: {error}") from None
+            raise UsageError(f"cannot write to {self.root.uri}: {error.strerror or error}") from None
 
     def run(self, report: Callable[[Step], None], minutes: float | None = None) -> bool:
         """Train until the recipe is done or the minutes are over; returns whether it is done.
@@ -270,7 +270,7 @@ class Trainer:
         try:
             self.root.put(f"samples/{self.iteration:06d}.jpg", encode(contact_sheet(rows), "jpeg", 90))
         except OSError as error:
-            raise JobFailedError(f"cannot write samples to {self.root.uri}: {error}") from None
+            raise JobFailedError(f"cannot write samples to {self.root.uri}: {error.strerror or error}") from None
 
     def _samples(self, pool: ImagePool) -> list[Tensor]:
         if pool.held_out:
@@ -335,7 +335,7 @@ class Trainer:
                 },
             )
         except OSError as error:
-            raise JobFailedError(f"cannot write the checkpoint to {self.root.uri}: {error}") from None
+            raise JobFailedError(f"cannot write the checkpoint to {self.root.uri}: {error.strerror or error}") from None
         finally:
             self.root.clear_temporaries()
 
