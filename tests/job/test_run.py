@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY, Mock, call
 
 import fsspec
 import pyarrow.parquet as pq
@@ -453,11 +454,21 @@ def test_failed_rows_are_retried_when_asked(
 ) -> None:
     late = tmp_path / "late.jpg"
     manifest = make_manifest([*pairs, {"content": str(late), "style": pairs[0]["style"]}])
-    assert run(manifest, tmp_path / "out").failed == 1
+    assert run(manifest, tmp_path / "out", shard_pairs=13).failed == 1
     late.write_bytes(Path(contents[0]).read_bytes())
-    assert run(manifest, tmp_path / "out").failed == 1
-    summary = run(manifest, tmp_path / "out", retry_failed=True)
+    assert run(manifest, tmp_path / "out", shard_pairs=13).failed == 1
+    observer = Mock()
+    same = {
+        "output": str(tmp_path / "out"),
+        "style_size": 48,
+        "device": "cpu",
+        "in_process": True,
+        "shard_pairs": 13,
+    }
+    summary = execute(make_spec({"manifest": str(manifest), **same, "retry_failed": True}), observer)
     assert (summary.ok, summary.failed, summary.skipped) == (13, 0, 12)
+    observer.phase.assert_called_with("Stylizing", 13, 12, ANY)
+    assert observer.advance.call_args_list[-1] == call(13, 0)
     assert len({row["pair_id"] for row in read_results(tmp_path / "out")}) == 13
 
 

@@ -218,8 +218,8 @@ def _work(
     for shard, counted in finished.items():
         if shard not in redone:
             totals.add(counted)
-    earlier_ok = sum(counted.ok for counted in finished.values())
-    skipped = totals.pairs + sum(finished[shard].ok for shard in pending if shard in finished)
+    earlier_ok = {shard: counted.ok for shard, counted in finished.items()}
+    done = skipped = totals.pairs + sum(earlier_ok.get(shard, 0) for shard in pending)
     stages: Counter[str] = Counter()
     style_counts: dict[str, int] = {}
     peak_worker = 0
@@ -239,7 +239,7 @@ def _work(
                 engine, root, source, styles, record, spec, lent, observer
             )
             stages.update(style_seconds)
-            observer.phase("Stylizing", record.pairs, totals.pairs, engine.rows_in_hand)
+            observer.phase("Stylizing", record.pairs, skipped, engine.rows_in_hand)
             reports = engine.run_shards(largest_first(root, pending), bank)
             del bank  # the engine has it
             for report in reports:
@@ -247,7 +247,8 @@ def _work(
                 stages.update(report.seconds)
                 peak_worker = max(peak_worker, report.peak_memory)
                 seconds = time.monotonic() - started
-                observer.advance(totals.pairs, totals.failed)
+                done += report.totals.pairs - earlier_ok.get(report.shard, 0)
+                observer.advance(done, totals.failed)
                 _check_failures(totals, limit)
             dropped = engine.dropped
         # What is stored counts: a shard that two workers were at has the results of the last one.
@@ -267,7 +268,7 @@ def _work(
         failed=totals.failed,
         skipped=skipped,
         seconds=round(seconds, 3),
-        images_per_second=round((totals.ok - earlier_ok) / seconds, 3),
+        images_per_second=round((totals.ok - sum(earlier_ok.values())) / seconds, 3),
         output=root.uri,
         mean_content_loss=totals.content_loss / totals.measured if totals.measured else None,
         mean_style_loss=totals.style_loss / totals.measured if totals.measured else None,
