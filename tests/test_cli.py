@@ -80,6 +80,7 @@ def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Ro
         (("run", "{manifest}", "--job="), "--job= is empty; give it, or leave it out"),
         (("status", ""), "the argument after the command is empty"),
         (("train", "absent.yaml"), "cannot read the recipe"),
+        (("train", "absent.yaml", "--minutes", "0"), "Invalid value for '--minutes'"),
         (("model", "show", "picasso"), "unknown model"),
         (("manifest", "build", ".", ".", "-o", "pairs.csv"), "a manifest's name ends in .parquet"),
         (("manifest", "check", "absent.parquet"), "there is no manifest absent.parquet"),

@@ -335,7 +335,7 @@ def train(
     contents: Annotated[str, typer.Option(help="Folder or URI of photographs; wins over the recipe's.")] = "",
     styles: Annotated[str, typer.Option(help="Folder or URI of style images; wins over the recipe's.")] = "",
     minutes: Annotated[
-        float | None, typer.Option(help="Stop after so many minutes; repeat to go on.")
+        float | None, typer.Option(min=0.01, help="Stop after so many minutes; repeat to go on.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:

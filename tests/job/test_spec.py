@@ -47,6 +47,7 @@ MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(ma
         ),
         ({"manifest": "m", "gpus_per_actor": 0.5, "in_process": True}, "leave --gpus-per-actor out"),
         ({"manifest": "m", "max_failed": "some"}, "--max-failed"),
+        ({"manifest": "m", "max_failed": "200%"}, "--max-failed: .* up to 100%"),
         ({"manifest": "m", "output": "out\udcff"}, "is not UTF-8"),
         ({"manifest": "m\udcff"}, "is not UTF-8"),
         ({"manifest": "m\0"}, "has a NUL in it"),

@@ -136,8 +136,8 @@ class JobSpec(BaseModel):
     @classmethod
     def _checked_max_failed(cls, value: Any) -> str:
         text = str(value)
-        if not re.fullmatch(r"\d+(\.\d+)?%|\d+", text):
-            raise ValueError("give a number of rows (20) or a percentage (2%)")
+        if not re.fullmatch(r"\d+(\.\d+)?%|\d+", text) or (text.endswith("%") and float(text[:-1]) > 100):
+            raise ValueError("give a number of rows (20) or a percentage (2%), up to 100%")
         return text
 
     @model_validator(mode="after")

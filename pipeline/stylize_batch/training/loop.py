@@ -270,7 +270,9 @@ class Trainer:
         try:
             self.root.put(f"samples/{self.iteration:06d}.jpg", encode(contact_sheet(rows), "jpeg", 90))
         except OSError as error:
-            raise JobFailedError(f"cannot write samples to {self.root.uri}: {error.strerror or error}") from None
+            raise JobFailedError(
+                f"cannot write samples to {self.root.uri}: {error.strerror or error}"
+            ) from None
 
     def _samples(self, pool: ImagePool) -> list[Tensor]:
         if pool.held_out:
@@ -335,7 +337,9 @@ class Trainer:
                 },
             )
         except OSError as error:
-            raise JobFailedError(f"cannot write the checkpoint to {self.root.uri}: {error.strerror or error}") from None
+            raise JobFailedError(
+                f"cannot write the checkpoint to {self.root.uri}: {error.strerror or error}"
+            ) from None
         finally:
             self.root.clear_temporaries()
 
