@@ -98,10 +98,8 @@ class SleepingActor(WorkerActor):
                 )
 
             def stylize(self, content, styles, alpha, masks=None, *, finish=lambda images: images):
-                with (
-                    busy,
-                    Path(os.environ[LOG]).open("a") as log,
-                ):  # there is one device, whatever comes side by side
+                # There is one device, whatever comes side by side.
+                with busy, Path(os.environ[LOG]).open("a") as log:
                     started = time.monotonic()
                     time.sleep(len(alpha) / float(os.environ[SPEED]))
                     print(len(alpha), time.monotonic() - started, file=log)

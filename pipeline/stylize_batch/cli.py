@@ -56,10 +56,8 @@ class Commands(TyperGroup):
             say(f"gave up: {error}")
             status = Exit.GAVE_UP
         except KeyboardInterrupt:
-            for number in (
-                signal.SIGINT,
-                signal.SIGTERM,
-            ):  # another would cut off threads, and so abort the end
+            # Another would cut off threads, and so abort the end.
+            for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
             say("interrupted; nothing finished is lost: repeat the command to go on")
             status = Exit.INTERRUPTED

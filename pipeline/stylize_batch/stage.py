@@ -291,9 +291,8 @@ class StylizeStage:
         """
         text = str(error)
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if (
-            known or "can't allocate memory" in text or "out of memory" in text
-        ):  # torch's on a CPU, CUDA's own
+        # The texts are torch's on a CPU and CUDA's own.
+        if known or "can't allocate memory" in text or "out of memory" in text:
             if self._network.device.type == "cuda":
                 torch.cuda.empty_cache()
             return RowError("OutOfMemory", f"{shape[1]}×{shape[0]} pixels do not fit in memory; use --size")

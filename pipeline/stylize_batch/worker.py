@@ -281,9 +281,8 @@ class Worker:
                     self._stay()
                     if isinstance(made, Outcome):
                         finish(pair.row, made)
-                    elif self._stage.large(
-                        made.pixels.shape
-                    ):  # several that wait to be written would fill the memory
+                    elif self._stage.large(made.pixels.shape):
+                        # Several that wait to be written would fill the memory.
                         finish(pair.row, self._write(pair, made, pictures))
                     else:
                         writes.append((pair.row, self._writers.submit(self._write, pair, made, pictures)))

@@ -194,9 +194,8 @@ class Slot:
         if isinstance(answer, Place):
             self.place = answer
             self._alive = True
-        elif (
-            self._alive
-        ):  # else it was asked before the process was lost, and says nothing of where the new one is
+        elif self._alive:
+            # Else it was asked before the process was lost, and says nothing of where the new one is.
             self.ready, self.rows, self.leaving = True, answer.rows, answer.leaving
             self.lost_starts = 0
             self._next_question = time.monotonic() + PING_SECONDS

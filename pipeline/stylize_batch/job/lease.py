@@ -77,9 +77,8 @@ def lease(root: Root, run: str) -> Generator[None]:
     finally:
         stop.set()
         renewing.join(RENEW_SECONDS)
-        with suppress(
-            Exception
-        ):  # it may be another's by now, or storage may be gone: a stale lease holds 15 s
+        # It may be another's by now, or storage may be gone: a stale lease holds 15 s.
+        with suppress(Exception):
             found = _read(root)
             if found is not None and found.run == run and not renewing.is_alive():
                 root.delete([KEY])
@@ -113,9 +112,8 @@ def holder(root: Root) -> tuple[Holder, bool] | None:
 def _renew(root: Root, here: Holder, stop: threading.Event) -> None:
     while not stop.wait(RENEW_SECONDS):
         here = here._replace(renewals=here.renewals + 1)
-        with suppress(
-            Exception
-        ):  # storage may be back at the next renewal; the work itself will say if it is not
+        # Storage may be back at the next renewal; the work itself will say if it is not.
+        with suppress(Exception):
             root.put(KEY, _dumps(here))
 
 
@@ -146,11 +144,8 @@ def refuse_others(root: Root) -> None:
 def _read(root: Root) -> Holder | None:
     try:
         return Holder(**json.loads(root.read(KEY)))
-    except (
-        FileNotFoundError,
-        ValueError,
-        TypeError,
-    ):  # none, or what a power cut or another version has left
+    except (FileNotFoundError, ValueError, TypeError):
+        # There is none, or what a power cut or another version has left.
         return None
 
 

@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 import os
-import platform
 import resource
 import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
-from pathlib import Path
 from typing import Any, cast
 
-from stylize_batch import __version__
 from stylize_batch.annotations import write_annotations
 from stylize_batch.engine.base import Engine
-from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, UsageError, one_line
-from stylize_batch.images.encode import FULL_CHROMA_QUALITY
-from stylize_batch.job import record as records
+from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, one_line
 from stylize_batch.job.build import ensure_manifest
-from stylize_batch.job.lease import KEY as LEASE
-from stylize_batch.job.lease import lease, refuse_others
+from stylize_batch.job.lease import refuse_others
+from stylize_batch.job.planning import examine, planned, unwritable
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
 from stylize_batch.job.styles import encode_styles, offers, open_bank
 from stylize_batch.layout.container import unnamed
-from stylize_batch.manifest.plan import (
-    Partition,
-    check_and_partition,
-    temporary_folder,
-    usual_shard_pairs,
-    write_plan,
-)
-from stylize_batch.manifest.schema import misspellings
 from stylize_batch.manifest.shards import largest_first, read_styles
 from stylize_batch.manifest.source import (
     Source,
     categories_of,
-    columns_of,
-    fingerprint,
     locate,
-    unread_partitions,
 )
 from stylize_batch.model import container
 from stylize_batch.model.architecture import Architecture, style_width
@@ -145,12 +128,12 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
             observer.note(line)
 
     if spec.content:
-        _examine(root)
+        examine(root)
         if spec.overwrite:  # the manifest too, which whoever is at work here needs to be resumed
             try:
                 refuse_others(root)
             except OSError as error:
-                raise _unwritable(root, error) from None
+                raise unwritable(root, error) from None
         tell(
             ensure_manifest(
                 manifest, spec.content, spec.style, spec.build, observer, overwrite=spec.overwrite
@@ -160,7 +143,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     source = locate(manifest, root.uri)
     categories = categories_of(source)
     with ExitStack() as held:
-        record = _planned(spec, source, root, container.digest(model), held, observer, tell)
+        record = planned(spec, source, root, container.digest(model), held, observer, tell)
         try:
             summary = _work(spec, source, root, record, model, lent, observer, started)
             summary.notes = notes
@@ -172,9 +155,8 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
                 spare = unnamed(root, record.run)
                 _refuse_usurped(root, record)  # or these may be what the other has made
                 root.delete(spare)
-            if (
-                summary.skipped < summary.pairs or not record.totals
-            ):  # else the run that did the work says more
+            # Else the run that did the work says more.
+            if summary.skipped < summary.pairs or not record.totals:
                 record.totals = asdict(summary)
             _refuse_usurped(root, record)
             record.save(root)
@@ -314,147 +296,6 @@ def _worker_settings(
         device=device,
         precision=precision,
     )
-
-
-def _planned(
-    spec: JobSpec,
-    source: Source,
-    root: Root,
-    model_digest: str,
-    held: ExitStack,
-    observer: Observer,
-    tell: Callable[[list[str]], None],
-) -> RunRecord:
-    """Return the root's plan, made now if there is none; from then on `held` holds the root's lease.
-
-    Every row is checked before anything is written, the lease included. A plan of which nothing has been made yet
-    fixes nothing: with other settings, another takes its place.
-    """
-    manifest = fingerprint(source)
-
-    def examine() -> tuple[RunRecord | None, bool]:
-        """Return what the root says of itself, and whether another plan takes the place of that one's."""
-        record = _examine(root)
-        if record is None or spec.overwrite:
-            return record, True
-        change = record.change(spec, model_digest, manifest, root.uri_of(""))
-        try:
-            if change and not records.untouched(root):
-                raise UsageError(change)
-        except OSError as error:
-            raise _unwritable(root, error) from None
-        return record, change is not None
-
-    columns = columns_of(source)
-    tell([*misspellings(columns), *unread_partitions(source, columns)])
-    with temporary_folder() as folder:
-
-        def check() -> Partition:
-            observer.phase("Checking the manifest", None, 0, lambda: 0)
-            return check_and_partition(source, Path(folder), spec.format, spec.limit)
-
-        partition = check() if _lacks_plan(*examine()) else None
-        try:
-            held.enter_context(lease(root, uuid.uuid4().hex))
-        except OSError as error:
-            raise _unwritable(root, error) from None
-        root.clear_temporaries()
-        record, anew = examine()  # again: another run may just have ended
-        if record is None or _lacks_plan(record, anew):
-            partition = partition or check()
-            begun = record if record is not None and record.state == "planning" and not anew else None
-            there = record is not None
-            return _plan(spec, partition, source, root, model_digest, manifest, begun, erasing=there)
-    record.settings, record.base = spec.model_dump(), source.base
-    record.state = "running"
-    _save(record, root)
-    return record
-
-
-def _examine(root: Root) -> RunRecord | None:
-    """Return what an output root says of itself; None for an empty one.
-
-    Raises:
-        UsageError: it holds something, and no run.json of ours, or it cannot be used.
-    """
-    try:
-        record = load_record(root)
-        if record is None and not root.empty(but=(LEASE,)):
-            raise UsageError(
-                f"{root.uri} is not empty and holds no {records.KEY}; choose another --output or empty it yourself"
-            )
-    except OSError as error:
-        raise _unwritable(root, error) from None
-    return record
-
-
-def _lacks_plan(record: RunRecord | None, anew: bool) -> bool:
-    return record is None or anew or record.state in ("erasing", "planning")
-
-
-def _plan(
-    spec: JobSpec,
-    partition: Partition,
-    source: Source,
-    root: Root,
-    model_digest: str,
-    manifest: str,
-    begun: RunRecord | None,
-    *,
-    erasing: bool,
-) -> RunRecord:
-    """Write run.json, and the plan in place of whatever was there.
-
-    A plan that was begun and not completed is made again under its own identity, and nothing is erased: should the
-    run that began it be alive after all, both make the same.
-    """
-    shard_pairs = spec.shard_pairs or usual_shard_pairs(partition.pairs)
-    record = RunRecord(
-        run=begun.run if begun else uuid.uuid4().hex,
-        state="erasing" if erasing and not begun else "planning",
-        fixed=records.fixed_settings(spec),
-        settings=spec.model_dump(),
-        model_digest=model_digest,
-        manifest_fingerprint=manifest,
-        base=source.base,
-        home=root.uri_of(""),
-        shard_pairs=shard_pairs,
-        chroma_subsampling=_chroma(spec),
-        versions={
-            "python": platform.python_version(),
-            "stylize-batch": __version__,
-            **{name: metadata.version(name) for name in ("torch", "numba", "pillow", "ray")},
-        },
-    )
-    _save(record, root)
-    try:
-        if record.state == "erasing":
-            records.erase(root)
-            record.state = "planning"
-            _save(record, root)
-        plan = write_plan(partition, root, shard_pairs, record.run)
-    except OSError as error:
-        raise _unwritable(root, error) from None
-    record.pairs, record.shards, record.state = plan.pairs, plan.shards, "running"
-    _save(record, root)
-    return record
-
-
-def _save(record: RunRecord, root: Root) -> None:
-    try:
-        record.save(root)
-    except OSError as error:
-        raise _unwritable(root, error) from None
-
-
-def _unwritable(root: Root, error: OSError) -> UsageError:
-    return UsageError(f"cannot write to the output root {root.uri}: {error.strerror or error}")
-
-
-def _chroma(spec: JobSpec) -> str | None:
-    if spec.format != "jpeg":
-        return None
-    return "4:4:4" if spec.quality >= FULL_CHROMA_QUALITY else "4:2:0"
 
 
 def _style_width(model: bytes) -> int:

@@ -38,9 +38,8 @@ def on_all_cores(work: Callable[[_Block], None], blocks: Sequence[_Block]) -> No
         wait(taken)
     finally:
         _drop(left)  # some are left when this is interrupted
-    torch.set_num_threads(
-        cores
-    )  # for this and all new threads, which otherwise get what was last set anywhere
+    # For this and all new threads, which otherwise get what was last set anywhere.
+    torch.set_num_threads(cores)
     for each in taken:
         each.result()
 

@@ -1,0 +1,176 @@
+"""The plan of a run: the one that the output root has, or a new one where it has none or may have another."""
+
+from __future__ import annotations
+
+import platform
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+
+from stylize_batch import __version__
+from stylize_batch.errors import UsageError
+from stylize_batch.images.encode import FULL_CHROMA_QUALITY
+from stylize_batch.job import record as records
+from stylize_batch.job.lease import KEY as LEASE
+from stylize_batch.job.lease import lease
+from stylize_batch.job.record import RunRecord, load_record
+from stylize_batch.job.spec import JobSpec
+from stylize_batch.manifest.plan import (
+    Partition,
+    check_and_partition,
+    temporary_folder,
+    usual_shard_pairs,
+    write_plan,
+)
+from stylize_batch.manifest.schema import misspellings
+from stylize_batch.manifest.source import Source, columns_of, fingerprint, unread_partitions
+from stylize_batch.progress import Observer
+from stylize_batch.storage import Root
+
+
+def planned(
+    spec: JobSpec,
+    source: Source,
+    root: Root,
+    model_digest: str,
+    held: ExitStack,
+    observer: Observer,
+    tell: Callable[[list[str]], None],
+) -> RunRecord:
+    """Return the root's plan, made now if there is none; from then on `held` holds the root's lease.
+
+    Every row is checked before anything is written, the lease included. A plan of which nothing has been made yet
+    fixes nothing: with other settings, another takes its place.
+
+    Raises:
+        UsageError: the manifest has a mistake, the settings are not those of the root's plan, another run is at work there,
+            or it cannot be used.
+    """
+    manifest = fingerprint(source)
+
+    def look() -> tuple[RunRecord | None, bool]:
+        """Return what the root says of itself, and whether another plan takes the place of that one's."""
+        record = examine(root)
+        if record is None or spec.overwrite:
+            return record, True
+        change = record.change(spec, model_digest, manifest, root.uri_of(""))
+        try:
+            if change and not records.untouched(root):
+                raise UsageError(change)
+        except OSError as error:
+            raise unwritable(root, error) from None
+        return record, change is not None
+
+    columns = columns_of(source)
+    tell([*misspellings(columns), *unread_partitions(source, columns)])
+    with temporary_folder() as folder:
+
+        def check() -> Partition:
+            observer.phase("Checking the manifest", None, 0, lambda: 0)
+            return check_and_partition(source, Path(folder), spec.format, spec.limit)
+
+        partition = check() if _lacks_plan(*look()) else None
+        try:
+            held.enter_context(lease(root, uuid.uuid4().hex))
+        except OSError as error:
+            raise unwritable(root, error) from None
+        root.clear_temporaries()
+        record, anew = look()  # again: another run may just have ended
+        if record is None or _lacks_plan(record, anew):
+            partition = partition or check()
+            begun = record if record is not None and record.state == "planning" and not anew else None
+            there = record is not None
+            return _plan(spec, partition, source, root, model_digest, manifest, begun, erasing=there)
+    record.settings, record.base = spec.model_dump(), source.base
+    record.state = "running"
+    _save(record, root)
+    return record
+
+
+def examine(root: Root) -> RunRecord | None:
+    """Return what an output root says of itself; None for an empty one.
+
+    Raises:
+        UsageError: it holds something, and no run.json of ours, or it cannot be used.
+    """
+    try:
+        record = load_record(root)
+        if record is None and not root.empty(but=(LEASE,)):
+            raise UsageError(
+                f"{root.uri} is not empty and holds no {records.KEY}; choose another --output or empty it yourself"
+            )
+    except OSError as error:
+        raise unwritable(root, error) from None
+    return record
+
+
+def _lacks_plan(record: RunRecord | None, anew: bool) -> bool:
+    return record is None or anew or record.state in ("erasing", "planning")
+
+
+def _plan(
+    spec: JobSpec,
+    partition: Partition,
+    source: Source,
+    root: Root,
+    model_digest: str,
+    manifest: str,
+    begun: RunRecord | None,
+    *,
+    erasing: bool,
+) -> RunRecord:
+    """Write run.json, and the plan in place of whatever was there.
+
+    A plan that was begun and not completed is made again under its own identity, and nothing is erased: should the
+    run that began it be alive after all, both make the same.
+    """
+    shard_pairs = spec.shard_pairs or usual_shard_pairs(partition.pairs)
+    record = RunRecord(
+        run=begun.run if begun else uuid.uuid4().hex,
+        state="erasing" if erasing and not begun else "planning",
+        fixed=records.fixed_settings(spec),
+        settings=spec.model_dump(),
+        model_digest=model_digest,
+        manifest_fingerprint=manifest,
+        base=source.base,
+        home=root.uri_of(""),
+        shard_pairs=shard_pairs,
+        chroma_subsampling=_chroma(spec),
+        versions={
+            "python": platform.python_version(),
+            "stylize-batch": __version__,
+            **{name: metadata.version(name) for name in ("torch", "numba", "pillow", "ray")},
+        },
+    )
+    _save(record, root)
+    try:
+        if record.state == "erasing":
+            records.erase(root)
+            record.state = "planning"
+            _save(record, root)
+        plan = write_plan(partition, root, shard_pairs, record.run)
+    except OSError as error:
+        raise unwritable(root, error) from None
+    record.pairs, record.shards, record.state = plan.pairs, plan.shards, "running"
+    _save(record, root)
+    return record
+
+
+def _save(record: RunRecord, root: Root) -> None:
+    try:
+        record.save(root)
+    except OSError as error:
+        raise unwritable(root, error) from None
+
+
+def unwritable(root: Root, error: OSError) -> UsageError:
+    """Say that an output root cannot be written."""
+    return UsageError(f"cannot write to the output root {root.uri}: {error.strerror or error}")
+
+
+def _chroma(spec: JobSpec) -> str | None:
+    if spec.format != "jpeg":
+        return None
+    return "4:4:4" if spec.quality >= FULL_CHROMA_QUALITY else "4:2:0"
