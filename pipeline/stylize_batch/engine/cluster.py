@@ -17,6 +17,9 @@ from stylize_batch.errors import UsageError
 
 CONNECT_SECONDS = 10.0
 
+CLIENT_ATTEMPTS = 4
+"""Of the processes that a head forks, one for each driver of a `ray://` address, some die at once (Ray's issue 63202)."""
+
 TOKEN_ADVICE = "put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token"  # noqa: S105 (no token)
 """What to do where a cluster wants a token; on its head, `ray get-auth-token` prints it."""
 
@@ -50,7 +53,7 @@ def join(address: str) -> None:
     try:
         _refuse_silent_host(address)
         with _silenced():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            _init(address)
     except AuthenticationError:
         raise UsageError(f"the cluster at {address} wants a token; {TOKEN_ADVICE}") from None
     except ConnectionRefusedError:
@@ -60,6 +63,17 @@ def join(address: str) -> None:
         ) from None
     except Exception as error:  # OSError, RuntimeError, ValueError, and Ray's and gRPC's own
         raise UsageError(f"cannot reach a Ray cluster at {address}: {_reason(error)}") from None
+
+
+def _init(address: str) -> None:
+    for left in reversed(range(CLIENT_ATTEMPTS)):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:
+            if not left or "Starting Ray client server failed" not in str(error):
+                raise
+        else:
+            return
 
 
 def _reason(error: Exception) -> str:
