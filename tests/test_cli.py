@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +82,7 @@ def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Ro
         (("run", "{manifest}", "--colour", "blue"), "No such option"),
         (("run", "{manifest}", "-o", "", "--size", "9"), "the argument after -o is empty; give it, or leave"),
         (("run", "{manifest}", "--job="), "--job= is empty; give it, or leave it out"),
+        (("status", "--address=out/date="), "No such option"),
         (("status", ""), "the argument after the command is empty"),
         (("train", "absent.yaml"), "cannot read the recipe"),
         (("train", "absent.yaml", "--minutes", "0"), "Invalid value for '--minutes'"),
@@ -100,6 +105,28 @@ def test_mistakes_exit_2_with_one_line_and_no_traceback(
     assert done.stderr.startswith(("error: ", "Usage: "))
     if done.stderr.startswith("error: "):
         assert done.stderr.count("\n") == 1
+
+
+def test_a_second_ctrl_c_ends_a_run_that_waits_for_storage_for_ever(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        content = f"http://127.0.0.1:{silent.getsockname()[1]}/cat.jpg"
+        run = subprocess.Popen(
+            [command(), "run", str(make_manifest([{**pairs[0], "content": content}])), *FAST],
+            cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "STYLIZE_BATCH_SCHEMES": "file,http"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        assert run.stderr
+        connection, _ = silent.accept()
+        with connection:
+            run.send_signal(signal.SIGINT)
+            assert any(line.startswith("interrupted") for line in run.stderr)
+            time.sleep(0.5)
+            run.send_signal(signal.SIGINT)
+            assert run.wait(timeout=60) == 130
+            assert run.stderr.read() == ""
 
 
 def test_an_output_that_cannot_be_written_exits_2_without_a_traceback(manifest: Path, cli: Cli) -> None:

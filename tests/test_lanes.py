@@ -92,12 +92,17 @@ def test_a_thread_at_work_is_not_forgotten_when_whoever_waits_for_it_is_interrup
     open_lanes = lanes()
     open_lanes.submit(1, unit)
     begun.wait(timeout=30)
+
+    def close_interrupted() -> None:
+        threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+        open_lanes.__exit__(None, None, None)
+        threading.Event().wait(timeout=30)  # for the signal, should it come only now
+
     # What a shell starts beside itself ignores SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            open_lanes.__exit__(None, None, None)
+            close_interrupted()
     finally:
         signal.signal(signal.SIGINT, before)
     assert at_work[0].is_alive()  # Python waits for it at the end

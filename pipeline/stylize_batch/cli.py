@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import re
 import signal
 import sys
 import uuid
@@ -56,9 +58,9 @@ class Commands(TyperGroup):
             say(f"gave up: {error}")
             status = Exit.GAVE_UP
         except KeyboardInterrupt:
-            # Another would cut off threads, and so abort the end.
+            # Another must not cut off threads, and so abort the end; nor wait for storage that does not answer.
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, lambda *_: os._exit(Exit.INTERRUPTED))
             say("interrupted; nothing finished is lost: repeat the command to go on")
             status = Exit.INTERRUPTED
         raise typer.Exit(status)
@@ -662,7 +664,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]
 def _refuse_empty(arguments: list[str]) -> None:
     """Raise UsageError for what a shell variable that is not set has left of an argument: it would mean the default."""
     for before, argument in pairwise(["the command", *arguments]):
-        if not argument or (argument.startswith("--") and argument.endswith("=")):
+        if not argument or re.fullmatch(r"--[\w-]+=", argument):
             raise UsageError(
                 f"{argument or f'the argument after {before}'} is empty; give it, or leave it out"
             )

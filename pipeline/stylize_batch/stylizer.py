@@ -30,7 +30,7 @@ ALREADY_NORMALISED = 0.5
 
 
 class Stylizer:
-    """A model ready to use: `Stylizer()(content, style, alpha=0.8)`. It can be copied and sent to other processes."""
+    """A model ready to use: `Stylizer()(content, style, alpha=0.8)`. It can be copied, and sent to spawned processes."""
 
     def __init__(
         self,

@@ -407,17 +407,18 @@ def test_damaged_parts_of_the_results_and_the_style_bank_are_made_again(
     "damage", [lambda path: path.write_bytes(b""), Path.unlink], ids=["empty", "missing"]
 )
 @pytest.mark.parametrize("name", ["shard-000000.parquet", "styles.parquet"])
-def test_a_damaged_plan_ends_the_job_with_its_file_named(
+def test_a_plan_that_has_lost_a_file_ends_a_run_with_its_name_and_is_made_again_by_the_next(
     name: str, damage: Callable[[Path], object], manifest: Path, tmp_path: Path
 ) -> None:
-    run(manifest, tmp_path / "out")
+    run(manifest, tmp_path / "out", shard_pairs=4)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out" / "plan").iterdir()}
     (tmp_path / "out" / "results" / "part-000000.parquet").unlink()
     damage(tmp_path / "out" / "plan" / name)
-    with pytest.raises(
-        JobFailedError, match=f"plan/{name} is damaged or missing; begin anew with --overwrite"
-    ):
+    with pytest.raises(JobFailedError, match=f"plan/{name} is damaged or missing: .*repeated command"):
         run(manifest, tmp_path / "out")
-    assert run(manifest, tmp_path / "out", overwrite=True).ok == 12
+    summary = run(manifest, tmp_path / "out")
+    assert (summary.ok, summary.skipped) == (12, 8)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "plan").iterdir()} == before
 
 
 def test_a_folder_of_manifests_may_hold_the_output_root(

@@ -25,6 +25,7 @@ from stylize_batch.manifest.plan import (
     write_plan,
 )
 from stylize_batch.manifest.schema import misspellings
+from stylize_batch.manifest.shards import is_whole
 from stylize_batch.manifest.source import Source, columns_of, fingerprint, unread_partitions
 from stylize_batch.progress import Observer
 from stylize_batch.storage import Root
@@ -71,16 +72,16 @@ def planned(
             observer.phase("Checking the manifest", None, 0, lambda: 0)
             return check_and_partition(source, Path(folder), spec.format, spec.limit)
 
-        partition = check() if _lacks_plan(*look()) else None
+        partition = check() if _lacks_plan(root, *look()) else None
         try:
             held.enter_context(lease(root, uuid.uuid4().hex))
         except OSError as error:
             raise unwritable(root, error) from None
         root.clear_temporaries()
         record, anew = look()  # again: another run may just have ended
-        if record is None or _lacks_plan(record, anew):
+        if record is None or _lacks_plan(root, record, anew):
             partition = partition or check()
-            begun = record if record is not None and record.state == "planning" and not anew else None
+            begun = None if record is None or record.state == "erasing" or anew else record
             there = record is not None
             return _plan(spec, partition, source, root, model_digest, manifest, begun, erasing=there)
     record.settings, record.base = spec.model_dump(), source.base
@@ -106,8 +107,13 @@ def examine(root: Root) -> RunRecord | None:
     return record
 
 
-def _lacks_plan(record: RunRecord | None, anew: bool) -> bool:
-    return record is None or anew or record.state in ("erasing", "planning")
+def _lacks_plan(root: Root, record: RunRecord | None, anew: bool) -> bool:
+    if record is None or anew or record.state in ("erasing", "planning"):
+        return True
+    try:
+        return record.state == "running" and not is_whole(root, record.shards)
+    except OSError as error:
+        raise unwritable(root, error) from None
 
 
 def _plan(
@@ -123,10 +129,10 @@ def _plan(
 ) -> RunRecord:
     """Write run.json, and the plan in place of whatever was there.
 
-    A plan that was begun and not completed is made again under its own identity, and nothing is erased: should the
-    run that began it be alive after all, both make the same.
+    A plan that was begun and not completed, or has lost files, is made again under its own identity, and nothing is
+    erased: should the run that began it be alive after all, both make the same.
     """
-    shard_pairs = spec.shard_pairs or usual_shard_pairs(partition.pairs)
+    shard_pairs = (begun or spec).shard_pairs or usual_shard_pairs(partition.pairs)
     record = RunRecord(
         run=begun.run if begun else uuid.uuid4().hex,
         state="erasing" if erasing and not begun else "planning",

@@ -51,6 +51,12 @@ def largest_first(root: Root, shards: Iterable[int]) -> list[int]:
     return sorted(shards, key=lambda shard: (-sizes.get(shard_key(shard), 0), shard))
 
 
+def is_whole(root: Root, shards: int) -> bool:
+    """Whether every file of a plan is there and, as a power cut may leave it, none is empty."""
+    sizes = root.sizes("plan")
+    return all(sizes.get(key) for key in (STYLES_KEY, *map(shard_key, range(shards))))
+
+
 def put_styles(root: Root, uris: list[str]) -> None:
     """Write the distinct URIs of all rows that take a style as it is."""
     root.put(STYLES_KEY, parquet.dumps(pa.table({"style": pa.array(uris, pa.string())})))
@@ -70,5 +76,5 @@ def _read(root: Root, key: str) -> pa.Table:
         return parquet.loads(root.read(key))
     except (FileNotFoundError, pa.ArrowException):  # a power cut may leave a file empty
         raise SystemicError(
-            f"{root.uri_of(key)} is damaged or missing; begin anew with --overwrite, unless another run has just done so"
+            f"{root.uri_of(key)} is damaged or missing: delete it if it is there, and the repeated command makes it again"
         ) from None

@@ -66,6 +66,9 @@ def _threads() -> ThreadPoolExecutor:
     return threads
 
 
+os.register_at_fork(after_in_child=_threads.cache_clear)  # where the threads of this process are not
+
+
 def _use_one_core() -> None:
     torch.get_num_threads()  # settles this thread's number, which would else be the last one set
     torch.set_num_threads(1)
