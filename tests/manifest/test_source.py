@@ -65,10 +65,10 @@ def test_a_text_that_a_file_holds_once_is_not_in_memory_once_for_every_row(
 ) -> None:
     monkeypatch.setattr(reading, "BATCH_BYTES", 1_000_000)
     monkeypatch.setattr(plan, "SORT_BYTES", 1_000_000)
-    rows = 10_000
+    rows, contents = 10_000, [f"c{row % 5}" for row in range(10_000)]
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 2_000]))
     styles = pa.array([f"s{row}" for row in range(rows)])
-    table = pa.table({"content": ["c"] * rows, "style": styles, "prompt": texts})
+    table = pa.table({"content": contents, "style": styles, "prompt": texts})
     pq.write_table(table, tmp_path / "m.parquet", store_schema=arrow)
     assert (tmp_path / "m.parquet").stat().st_size < 200_000
     source = locate(str(tmp_path / "m.parquet"), "/elsewhere")
@@ -77,6 +77,8 @@ def test_a_text_that_a_file_holds_once_is_not_in_memory_once_for_every_row(
     for parts in (batches, list(partition.buckets())):
         assert max(part.nbytes for part in parts) < 4_000_000
         assert sum(part.num_rows for part in parts) == rows
+    # Still in one order, so that each content's rows share their shards.
+    assert pa.concat_tables(partition.buckets())["content"].to_pylist() == sorted(contents)
 
 
 def test_thousands_of_small_files_are_one_manifest(tmp_path: Path) -> None:

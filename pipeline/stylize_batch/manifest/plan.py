@@ -43,7 +43,7 @@ from stylize_batch.manifest.schema import (
     remarkable_rows,
 )
 from stylize_batch.manifest.shards import put_shard, put_styles
-from stylize_batch.manifest.source import Size, Source, first_line, gathered, read_batches, size_of
+from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
 from stylize_batch.process import born, place_digest
 from stylize_batch.storage import Root
 
@@ -51,8 +51,8 @@ BUCKET_ROWS = 131_072
 BUCKET_BYTES = 64_000_000
 """Rows of a bucket, and bytes of it, about: what planning holds in memory."""
 
-SORT_BYTES = 256_000_000
-"""Bytes of a bucket that are sorted at once: few contents with much beside them may all be in one."""
+SORT_BYTES = 128_000_000
+"""Bytes of a bucket, about, that are in memory at once: few contents with much beside them may all be in one."""
 
 MAX_BUCKETS = 512
 """Files open at once; longer manifests get larger buckets."""
@@ -195,10 +195,15 @@ class Partition:
             writer.close()
 
     def buckets(self) -> Iterator[pa.Table]:
-        """Read the buckets back, each, or each part of a large one, sorted by content and then in the manifest's order."""
+        """Read the buckets back, sorted by content and then in the manifest's order, a large one in parts that follow on."""
         for table in self._buckets_unsorted():
             order = pc.sort_indices(table, sort_keys=[("content", "ascending"), (ROW, "ascending")])
-            yield table.take(order).drop_columns([ROW])
+            for rows in np.array_split(order.to_numpy(), 1 + table.nbytes // SORT_BYTES):
+                chosen = np.zeros(len(table), bool)
+                chosen[rows] = True
+                # `take` alone would make one array of all chunks.
+                places = pa.array(np.argsort(np.argsort(rows)))
+                yield table.filter(pa.array(chosen)).take(places).drop_columns([ROW])
 
     def refuse_duplicates(self) -> None:
         """Raise ManifestError when two rows ask for the same picture or would write to the same key."""
@@ -240,9 +245,8 @@ class Partition:
 
     def _buckets_unsorted(self) -> Iterator[pa.Table]:
         for path in self._paths:
-            with pa.ipc.open_stream(str(path)) as reader:
-                for some in gathered(reader, SORT_BYTES):
-                    yield pa.Table.from_batches(some)
+            with pa.memory_map(str(path)) as file:
+                yield pa.ipc.open_stream(file).read_all()
 
 
 def _checked(source: Source, format: Format, limit: int | None) -> Iterator[_Rows]:
