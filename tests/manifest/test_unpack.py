@@ -395,6 +395,17 @@ def test_an_archive_without_its_index_is_unpacked_again(tmp_path: Path) -> None:
     assert not (tmp_path / "unpacked" / ".tmp").exists()
 
 
+@pytest.mark.parametrize("keep", [0, 4])
+def test_a_damaged_index_is_written_again(keep: int, tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [("1.jpg", b"1"), ("2.jpg", b"2")])
+    _, rows = unpacked(path, tmp_path)
+    (index,) = (tmp_path / "unpacked").rglob("index/*.parquet")
+    whole = index.read_bytes()
+    index.write_bytes(whole[:keep] + bytes(60) + whole[keep + 60 :] if keep else b"")
+    assert unpacked(path, tmp_path)[1] == rows
+    assert index.read_bytes() == whole
+
+
 def test_problems_are_said_again_by_a_repeated_build(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", [("1.jpg", b"1")])
     path.write_bytes(path.read_bytes()[:1024])

@@ -261,11 +261,11 @@ def _unpack_one(uri: str, root: Root, role: str) -> tuple[str, _Finished]:
 
 def _read_finished(root: Root, index: str, version: str) -> _Finished | None:
     try:
-        schema = pq.read_schema(io.BytesIO(root.read(index)))
-    except (FileNotFoundError, pa.ArrowException):  # a power cut may leave an index empty
-        return None
-    meta = json.loads(schema.metadata[_META])
-    return _Finished(schema, meta["notes"], meta["problems"]) if meta["version"] == version else None
+        schema = parquet.loads(root.read(index)).schema
+        meta = json.loads(schema.metadata[_META])
+        return _Finished(schema, meta["notes"], meta["problems"]) if meta["version"] == version else None
+    except (FileNotFoundError, pa.ArrowException, ValueError, TypeError, KeyError):
+        return None  # a power cut may leave an index empty or damaged
 
 
 class _Extraction:
