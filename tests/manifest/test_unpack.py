@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.manifest import unpack as module
 from stylize_batch.manifest.build import Built, Pairing, build
+from stylize_batch.manifest.source import decoded
 from stylize_batch.progress import Silent
 from stylize_batch.storage import Root
 from tests.conftest import Cli, Row
@@ -334,6 +336,26 @@ def test_images_that_a_parquet_file_holds_once_for_all_rows_fill_neither_memory_
         "row 1 has 200000 bytes, the limit is 100000; left out",
         "is damaged (it expands to too many times its size); what came before is kept",
     ]
+
+
+def test_texts_that_a_parquet_file_numbers_are_counted_once_and_read_many_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Mock(wraps=decoded)
+    monkeypatch.setattr(module, "decoded", reads)
+    monkeypatch.setattr(module, "LEAST", 2_000_000)
+    texts = [f"{row:05d}" + "x" * 1000 for row in range(1000)]
+    table = pa.table(
+        {
+            "image": [{"bytes": b"x", "path": f"{row}.jpg"} for row in range(1000)],
+            "caption": pa.array(texts).dictionary_encode(),
+            "left out": [{"bytes": b"x" * 5000, "path": None}] * 1000,
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    built, rows = unpacked(tmp_path / "a.parquet", tmp_path)
+    assert (built.problems, [row["caption"] for row in rows]) == ([], texts)
+    assert reads.call_count < 20
 
 
 def test_a_header_that_asks_for_memory_without_end_is_refused(

@@ -214,7 +214,7 @@ def read_batches(source: Source) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         rows = max(1, min(READ_ROWS, BATCH_BYTES // max(1, width)))
         row = 0
         try:
-            for some in gathered(map(_decoded, file.iter_batches(rows)), BATCH_BYTES, BATCH_ROWS):
+            for some in gathered(map(decoded, file.iter_batches(rows)), BATCH_BYTES, BATCH_ROWS):
                 batch = pa.concat_batches(some)
                 yield uri, row, batch
                 row += batch.num_rows
@@ -239,12 +239,15 @@ def gathered(
         yield some
 
 
-def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+def decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return rows without dictionaries, which differ from batch to batch, and views, which cannot be sorted."""
-    plain = pa.schema(
-        [field.with_type(parquet.with_leaves(field.type, _decoded_leaf)) for field in batch.schema]
-    )
+    plain = decoded_schema(batch.schema)
     return batch if plain == batch.schema else batch.cast(plain)
+
+
+def decoded_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of `decoded` rows."""
+    return pa.schema([field.with_type(parquet.with_leaves(field.type, _decoded_leaf)) for field in schema])
 
 
 def _decoded_leaf(kind: pa.DataType) -> pa.DataType:

@@ -26,7 +26,7 @@ from stylize_batch import parquet
 from stylize_batch.errors import JobFailedError, RowError, UsageError
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.manifest.naming import MARK, digest, folded, marked, safe_key, shortened
-from stylize_batch.manifest.source import gathered
+from stylize_batch.manifest.source import decoded, decoded_schema, gathered
 from stylize_batch.storage import Root, filesystem, fingerprint, join
 
 if TYPE_CHECKING:
@@ -325,8 +325,12 @@ def _from_parquet(handle: Any, size: int | None, out: _Extraction) -> pa.Table:
         row = empty = 0
         first_empty = 0
         left = _most(size)
-        # One at a time until their bytes are known: what a file holds once may stand in each row.
-        for some in gathered(file.iter_batches(1), SLACK, PUTS):
+        # So few at a time that they are not too much even if each holds all that the row group holds once.
+        groups = (file.metadata.row_group(index) for index in range(file.num_row_groups))
+        largest = max((group.total_byte_size for group in groups), default=0)
+        few = min(max(1, 2 * SLACK // max(1, largest)), PUTS)
+        batches = file.iter_batches(few, columns=[image, *carried])
+        for some in gathered(map(decoded, batches), SLACK, PUTS):
             batch = pa.concat_batches(some)
             left -= batch.nbytes
             if left < 0:
@@ -351,7 +355,9 @@ def _from_parquet(handle: Any, size: int | None, out: _Extraction) -> pa.Table:
             row += len(batch)
         if empty:
             out.problem(f"{empty} rows hold no image, such as row {first_empty}")
-        return pa.Table.from_batches(kept, pa.schema([schema.field(name) for name in carried]))
+        return pa.Table.from_batches(
+            kept, decoded_schema(pa.schema([schema.field(name) for name in carried]))
+        )
 
 
 def _embedded_name(data: bytes | None, path: str | None, row: int) -> str | None:
