@@ -100,13 +100,13 @@ def test_a_driver_on_another_machine_lives_while_it_renews_its_lease(
     assert (found.state, found.host, found.pid) == ("running", "node-7", 4711)
 
     # Its clock is an hour behind: only a renewal tells.
-    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
     monkeypatch.setattr(leases, "POLL_SECONDS", 0.05)
     left_by(output, "node-7", age=3600)
     renewing = threading.Timer(0.3, left_by, (output, "node-8", 3600))
     renewing.start()
     assert status(str(output)).state == "running"
     renewing.join()
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
     found = status(str(output))
     assert (found.state, found.host) == ("stopped", "node-8")
 
