@@ -234,7 +234,8 @@ def test_filters_offer_the_values_of_the_pairs_shown_and_tables_say_what_they_cu
     pictures: Path, rows: Sequence[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "SHOWN_GROUPS", 1)
-    page = report(make_root(tmp_path / "out", [rows], pictures), pictures)
+    long = {**rows[0], "content": "content/long.jpg", "split": "long" * 50}  # one hides no filter
+    page = report(make_root(tmp_path / "out", [[*rows, long]], pictures), pictures)
     assert page.having("data-column") == ["style", "split"]
     assert {"=train", "=val", "=style/tapa-cloth.jpg"} <= set(page.having("value"))
     assert "1 of 2: those with the most failures, then the most pairs" in " ".join(page.text.split())

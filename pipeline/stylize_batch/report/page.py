@@ -220,11 +220,12 @@ def _described(row: Row, images: _Images, root: Root) -> dict[str, Any]:
 
 
 def _filters(pairs: list[dict[str, Any]], names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Return the values of each column that the pairs shown can be told apart by."""
+    """Return the values of each column that the pairs shown can be told apart by; texts that are long as a rule are none."""
     found: list[tuple[str, list[str]]] = []
     for name in names:
         values = {pair["columns"].get(name) or "" for pair in pairs}
-        if len(values) > 1 and (name == "style" or max(map(len, values)) <= MAX_LABEL):
+        short = sum(map(len, values)) <= MAX_LABEL * len(values)
+        if len(values) > 1 and (name == "style" or short):
             found.append((name, sorted(values)))
     return found
 
