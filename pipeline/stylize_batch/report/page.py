@@ -220,7 +220,7 @@ def _described(row: Row, images: _Images, root: Root) -> dict[str, Any]:
 
 
 def _filters(pairs: list[dict[str, Any]], names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """Return the values of each column that the pairs shown can be told apart by; texts that are long as a rule are none."""
+    """Return the values of each column that the pairs shown can be told apart by, if they are short as a rule."""
     found: list[tuple[str, list[str]]] = []
     for name in names:
         values = {pair["columns"].get(name) or "" for pair in pairs}
