@@ -579,7 +579,8 @@ def test_workers_on_gpus_and_cpus_share_a_run_and_one_that_hangs_does_not_hold_u
     os.kill(hung, signal.SIGSTOP)
     nodes.feel("gpu", None)
     running.result(LIMIT_SECONDS)
-    assert len(nodes.read("gpu")) == PAIRS
+    # One of the GPU's two workers, idle at the end, may have begun again what the other was at.
+    assert len(set(nodes.read("gpu"))) == PAIRS
     assert len(nodes.read("cpu")) == 1
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["precision"] == {"cuda": "fp16", "cpu": "fp32"}
