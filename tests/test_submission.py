@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from stylize_batch.errors import UsageError
+from stylize_batch import submission
+from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.job.spec import make_spec
 from stylize_batch.submission import Cluster, Job, command, refuse_local, summary_of
 
@@ -99,6 +100,25 @@ def test_a_cluster_too_old_for_the_package_is_refused(ray: str, python: str, sai
     with dashboard(versions(ray, python)) as address, pytest.raises(UsageError) as refused:
         Cluster(address)
     assert said in str(refused.value)
+
+
+def test_a_head_whose_agent_is_still_starting_is_asked_again_and_a_refusal_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0)
+    late = "Request failed with status code 500: No available agent to submit job, please try again later."
+    answers = iter([RuntimeError(late), RuntimeError(late), None, RuntimeError("no such job")])
+
+    def request() -> str:
+        if error := next(answers):
+            raise error
+        return "submitted"
+
+    with dashboard({**versions("2.60.0", "3.11.6"), "/api/version": {"ray_version": "2.60.0"}}) as address:
+        cluster = Cluster(address)
+        assert cluster._ask(request) == "submitted"  # pyright: ignore[reportPrivateUsage]
+        with pytest.raises(JobFailedError, match="refused: no such job"):
+            cluster._ask(request)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_gateway_that_does_not_let_the_log_be_followed_does_not_end_it() -> None:

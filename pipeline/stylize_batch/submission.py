@@ -35,6 +35,9 @@ from stylize_batch.storage import is_uri
 OLDEST_RAY, OLDEST_PYTHON = "2.56", "3.10"
 """What the package needs on the cluster, as in pyproject.toml."""
 
+AGENT_SECONDS = 60.0
+"""Time for a head that has just started to have the agent that begins jobs."""
+
 STOP_SECONDS = 60
 """Time that a stopped run has to put its affairs in order; Ray's own 3 s would end it by force."""
 
@@ -228,10 +231,14 @@ class Cluster:
             ) from None
 
     def _ask(self, request: Callable[[], Any]) -> Any:
-        try:
-            return request()
-        except (RuntimeError, OSError) as error:
-            raise JobFailedError(f"the cluster at {self.address} refused: {error}") from None
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                return request()
+            except (RuntimeError, OSError) as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise JobFailedError(f"the cluster at {self.address} refused: {error}") from None
+            time.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True)
