@@ -110,19 +110,35 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 def to_host(*values: Tensor) -> tuple[Tensor, ...]:
     """Copy values to the CPU, all of them before the one wait."""
+    return begin_to_host(*values)()
+
+
+def begin_to_host(*values: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Begin to copy values to the CPU; what is returned waits for them, and for nothing launched since."""
     found = tuple(
         torch.empty_like(each, device="cpu", pin_memory=True).copy_(each, non_blocking=True)
         if each.is_cuda
         else each
         for each in values
     )
-    wait_for(values[0].device)
-    return found
+    wait = _waiting(values[0].device)
+
+    def finish() -> tuple[Tensor, ...]:
+        wait()
+        return found
+
+    return finish
 
 
 def wait_for(device: torch.device) -> None:
     """Wait until a GPU has done what this thread gave it, and leave the core to others meanwhile."""
-    if device.type == "cuda":
-        reached = torch.cuda.Event(blocking=True)
-        reached.record()
-        reached.synchronize()
+    _waiting(device)()
+
+
+def _waiting(device: torch.device) -> Callable[[], None]:
+    """Return what waits until a GPU has done what this thread has given it so far."""
+    if device.type != "cuda":
+        return lambda: None
+    reached = torch.cuda.Event(blocking=True)
+    reached.record()
+    return reached.synchronize

@@ -8,9 +8,10 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from stylize_batch.images.plot import line_plot
 from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import DESIGNS
-from stylize_batch.model.device import keep_float32, usable_device
+from stylize_batch.model.device import begin_to_host, keep_float32, to_device, usable_device
 from stylize_batch.model.grid import grid_energy
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
@@ -48,6 +49,18 @@ FREE = {
     "stages": {"__all__": {"iterations", "learning_rate", "decay", "crop", "batch"}},
 }
 """What of a recipe may change under way: the length, the rate and the batches of stages, and where the images and φ lie."""
+
+
+class Launched(NamedTuple):
+    """An iteration that a GPU may still be at: what is known of it, and what waits for the rest.
+
+    Attributes:
+        step: its losses are those of no iteration yet.
+        numbers: loss, content loss, style loss and whether it changed the weights, float32 [4] on the CPU.
+    """
+
+    step: Step
+    numbers: Callable[[], tuple[Tensor, ...]]
 
 
 class Trainer:
@@ -89,6 +102,12 @@ class Trainer:
             quick_targets=self.device.type == "cpu" and not self._autocast,
         )
         self.objective = objective.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._style_transfer = self.objective.style_transfer
+        if self.device.type == "cuda":
+            # Every batch of a stage has one shape: worth the search for cuDNN's best way, and a minute of compiling,
+            # which takes what stands between convolutions in one pass.
+            torch.backends.cudnn.benchmark = True
+            self._style_transfer = torch.compile(self._style_transfer, dynamic=False)
         self._weights = {
             name: weight
             for name, weight in self.objective.transfer.named_parameters()
@@ -137,24 +156,35 @@ class Trainer:
         started = saved = time.monotonic()
         before = self.seconds
         batches = Prefetch(self._draw, self.iterations, min(8, os.cpu_count() or 1))
+        launched: deque[Launched] = deque()
+        ahead = (
+            1 if self.device.type == "cuda" else 0
+        )  # so that a GPU never waits for what becomes of its numbers
+
+        def read(left: int) -> None:
+            while len(launched) > left:
+                self.seconds = before + time.monotonic() - started
+                self._note(launched.popleft())
+                report(self._rows[-1])
+
         try:
             with _held_signals() as interrupted:
                 while self.iteration < self.iterations:
-                    step = self._step(*batches.take(self.iteration))
+                    launched.append(self._step(*batches.take(self.iteration)))
+                    read(ahead)
                     now = time.monotonic()
-                    self.seconds = before + now - started
-                    self._rows.append(step._replace(seconds=self.seconds))
-                    report(self._rows[-1])
-                    if self._bad_steps == MAX_BAD_STEPS:
+                    if self._bad_steps >= MAX_BAD_STEPS:
                         raise JobFailedError(
                             f"loss or gradient are not finite since {MAX_BAD_STEPS} iterations; "
                             "lower the stage's learning_rate"
                         )
                     if self.iteration % self.recipe.sample_every == 0 or self.iteration == self.iterations:
                         self.write_samples()
-                    if now - saved > 60 * self.recipe.checkpoint_minutes and not self._bad_steps:
-                        self.save()
-                        saved = now
+                    if now - saved > 60 * self.recipe.checkpoint_minutes:
+                        read(0)
+                        if not self._bad_steps:
+                            self.save()
+                            saved = now
                     if minutes is not None and now - started > 60 * minutes:
                         break
                     if interrupted():
@@ -163,6 +193,7 @@ class Trainer:
             raise JobFailedError("the GPU has too little memory; lower the stage's batch or crop") from None
         finally:
             batches.close()
+            read(0)
             at_end = self.iteration == self.iterations and self._bad_steps < MAX_BAD_STEPS
             # Among such steps the weights may be beyond repair, and before the first there is nothing to keep.
             if self.iteration and (not self._bad_steps or at_end):
@@ -191,7 +222,7 @@ class Trainer:
         )
         return contents, styles
 
-    def _step(self, contents: Tensor, styles: Tensor) -> Step:
+    def _step(self, contents: Tensor, styles: Tensor) -> Launched:
         stage, offset = self._stage(self.iteration)
         rate = stage.learning_rate / (1 + stage.decay * offset)
         for group in self.optimizer.param_groups:
@@ -202,11 +233,11 @@ class Trainer:
                 # Half photographs, half paintings: the decoder must know both kinds of colour.
                 half = stage.batch // 2
                 loss = self.objective.reconstruction(torch.cat([contents[half:], styles[:half]]))
-                content = style = torch.tensor(math.nan)
+                content = style = torch.full_like(loss, math.nan, requires_grad=False)
             else:
                 same = stage.identity_pairs
                 styles[:same] = contents[:same]
-                images, content, style = self.objective.style_transfer(contents, styles)
+                images, content, style = self._style_transfer(contents, styles)
                 loss = content + stage.style_weight * style
                 if same:
                     loss = loss + stage.identity_weight * F.mse_loss(images[:same].float(), contents[:same])
@@ -215,27 +246,39 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRADIENT_NORM)
-        if torch.isfinite(norm) and torch.isfinite(loss):
-            self.optimizer.step()
+        # Decided on the device, which the host does not wait for: Adam passes over a step with this set.
+        sound = (torch.isfinite(norm) & torch.isfinite(loss)).float()
+        self.optimizer.found_inf = 1 - sound  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimizer.step()
+        self._follow(sound)
+        self.iteration += 1
+        numbers = begin_to_host(torch.stack([loss.detach(), content.detach(), style.detach(), sound]))
+        unknown = math.nan
+        step = Step(self.iteration, self.iterations, stage.loss, unknown, unknown, unknown, rate, seconds=0.0)
+        return Launched(step, numbers)
+
+    def _note(self, launched: Launched) -> None:
+        """Wait for an iteration's numbers and keep them."""
+        (numbers,) = launched.numbers()
+        loss, content, style, sound = numbers.tolist()
+        if sound:
             self._updates += 1
-            self._follow()
             self._bad_steps = 0
         else:
             self._bad_steps += 1
-        self.iteration += 1
-        return Step(
-            self.iteration, self.iterations, stage.loss, loss.item(), content.item(), style.item(), rate, 0.0
-        )
+        losses = {"loss": loss, "content_loss": content, "style_loss": style}
+        self._rows.append(launched.step._replace(**losses, seconds=self.seconds))
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the running mean of the weights a little; early on it forgets faster."""
-        decay = min(self.recipe.average, self._updates / (self._updates + 9))
+    def _follow(self, sound: Tensor) -> None:
+        """Move the running mean of the weights a little after a sound step; early on it forgets faster."""
+        updates = self._updates + 1
+        step = sound * (1 - min(self.recipe.average, updates / (updates + 9)))
         for name, weight in self._weights.items():
-            self._average[name].lerp_(weight, 1 - decay)
+            self._average[name].lerp_(weight, step)
 
     def _upload(self, images: Tensor) -> Tensor:
-        return to_tensor(images.to(self.device))
+        return to_tensor(to_device(images, self.device))
 
     @contextmanager
     def averaged(self) -> Generator[None]:
