@@ -8,6 +8,8 @@ how many multiplications there are:
 - Winograd's F(4×4, r×r) takes 2.25 per place instead of 9 for a 3×3 kernel, and 1.6 instead of 4 for a 2×2 one
   (`winograd`).
 - For the three channels of a picture the nine products of a place are made side by side (`to_rgb`).
+
+On a GPU, whose arithmetic is fast, what stands between convolutions counts as much: one kernel does all of it (`fused`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stylize_batch.model.chain import Chain
 
 WINOGRAD_CHANNELS = 32
 """Channels, of the input and of the output, from which on Winograd's way is the faster one on a CPU."""
@@ -96,13 +100,33 @@ class SubPixelConv2d(nn.Module):
 def quicken(network: nn.Module) -> None:
     """Rewrite a network's convolutions for inference, in place; it computes the same, but for rounding.
 
-    What is compiled is for float32 on a CPU: GPU libraries have their own ways, and smaller types would lose digits.
+    What is compiled for a CPU is for float32: smaller types would lose digits.
     """
     for name, conv in list(network.named_children()):
         if isinstance(conv, ReflectedConv2d):
             plain = SubPixelConv2d(conv) if isinstance(conv, EnlargingConv2d) else conv
             compiles = conv.weight.device.type == "cpu" and conv.weight.dtype == torch.float32
             network.add_module(name, _compiled(conv, plain) if compiles and has_fast_groups() else plain)
+    if isinstance(network, Chain):
+        _fuse(network)
+
+
+def _fuse(chain: Chain) -> None:
+    """Have each convolution on a GPU write the next one's input."""
+    convs = {
+        name: conv
+        for name, conv in chain.named_children()
+        if isinstance(conv, ReflectedConv2d | SubPixelConv2d) and conv.weight.is_cuda
+    }
+    if not convs:
+        return
+    try:
+        from stylize_batch.model.fused import FusedConv2d, works
+    except ImportError:  # only torch's CUDA builds come with Triton
+        return
+    if all(works(conv.weight.device, conv.weight.dtype) for conv in convs.values()):
+        for (name, conv), following in zip(convs.items(), [*convs.values(), None][1:], strict=True):
+            chain.add_module(name, FusedConv2d(conv, following))
 
 
 def _compiled(conv: ReflectedConv2d, plain: ReflectedConv2d | SubPixelConv2d) -> nn.Module:

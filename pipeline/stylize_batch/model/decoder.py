@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 from stylize_batch.model.architecture import VggArchitecture, vgg_decoder
+from stylize_batch.model.chain import Chain
 from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d
 
 
-class Decoder(nn.Module):
+class Decoder(Chain):
     """Mirror of `Encoder`: nearest ×2 up-sampling for pooling, reflection padding, ReLU after all but the last.
 
     Input: relu4_1 features, float [N, 512, h, w], h and w ≥ 2. Output: [N, 3, 8h, 8w], RGB around 0..1
@@ -25,10 +24,3 @@ class Decoder(nn.Module):
             kind = EnlargingConv2d if enlarge else ReflectedConv2d
             self.add_module(conv.name, kind(conv.channels_in, conv.channels_out, relu=conv is not last))
             enlarge = conv.name.endswith("_1")  # the encoder pools before each block's first convolution
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Decode features to images (T = g(t), Eq. 9)."""
-        x = features
-        for conv in self.children():
-            x = conv(x)
-        return x

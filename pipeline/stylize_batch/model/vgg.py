@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from stylize_batch.model.architecture import VggArchitecture, vgg_encoder
+from stylize_batch.model.chain import Chain
 from stylize_batch.model.convolution import ReflectedConv2d
 
 
-class Encoder(nn.Module):
+class Encoder(Chain):
     """VGG up to relu4_1 with reflection padding and ceil-mode pooling.
 
     Input: float [N, 3, H, W], RGB in 0..1, H and W ≥ `architecture.MIN_SIDE`; the scaling and mean the original
@@ -29,18 +30,9 @@ class Encoder(nn.Module):
 
     def taps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the activations at `architecture.TAPS`, each [N, C, H', W'] at 1, 1/2, 1/4 and 1/8 of the size."""
-        x = images
-        found: list[Tensor] = []
-        for name, conv in self.named_children():
-            x = conv(x)
-            if name.endswith("_1"):
-                found.append(x)
-        relu1_1, relu2_1, relu3_1, relu4_1 = found
+        maps = zip(self.named_children(), self.maps(images), strict=True)
+        relu1_1, relu2_1, relu3_1, relu4_1 = (found for (name, _), found in maps if name.endswith("_1"))
         return relu1_1, relu2_1, relu3_1, relu4_1
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return relu4_1, the representation AdaIN works on."""
-        return self.taps(images)[-1]
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps AdaIN works on: relu4_1 alone."""

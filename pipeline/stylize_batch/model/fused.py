@@ -1,0 +1,253 @@
+"""What stands between two convolutions on a GPU, in one pass over the map.
+
+cuDNN convolves without bias and without padding. One kernel then reads what it made and writes the next convolution's
+input, border included: bias, ReLU, pooling, the places of up-sampling and the border, each of which would be one or two
+passes over the map of its own. At the full size a pass takes as long as much of a convolution.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from stylize_batch.model.chain import Framed
+from stylize_batch.model.convolution import ReflectedConv2d, SubPixelConv2d
+
+ALIGNMENT = 8
+"""Channels are made a multiple of this with zeros: tensor cores take 16 bytes of them at once."""
+
+NUMBERS = 2048
+"""Numbers of the map that a program of the kernel writes."""
+
+CHANNELS = 128
+"""At most so many channels of a place are one program's."""
+
+_LAUNCHING = threading.Lock()
+"""Triton compiles a kernel when it is first launched, and two threads feed a GPU."""
+
+
+class Border(NamedTuple):
+    """What a convolution sees.
+
+    Attributes:
+        channels: with those added for alignment.
+        reflect: whether the border is reflected or replicated.
+    """
+
+    channels: int
+    reflect: bool
+
+    @classmethod
+    def of(cls, conv: ReflectedConv2d | SubPixelConv2d) -> Border:
+        """Return what a convolution as trained, or one of the small map, sees."""
+        return cls(_aligned(conv.weight.shape[1]), isinstance(conv, ReflectedConv2d))
+
+
+class FusedConv2d(nn.Module):
+    """A 3×3 convolution, or four 2×2 ones of the small map, and what stands between it and the next one.
+
+    [N, C, h, w] → [N, K, s h, s w], or pooled to half the size; `Framed` for the next one, where there is one.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, conv: ReflectedConv2d | SubPixelConv2d, following: ReflectedConv2d | SubPixelConv2d | None
+    ) -> None:
+        """Take over a convolution's weights; the one that follows sees the result."""
+        super().__init__()
+        made, channels = conv.weight.shape[:2]
+        weight = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, -channels % ALIGNMENT, 0, -made % ALIGNMENT))
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
+        self._scale = 2 if isinstance(conv, SubPixelConv2d) else 1
+        self._channels = made // self._scale**2
+        self._relu, self._pool = conv.relu, isinstance(conv, ReflectedConv2d) and conv.pool
+        self._sees = Border.of(conv)
+        self._next = following and Border.of(following)
+
+    def forward(self, input: Tensor | Framed) -> Tensor | Framed:
+        """Convolve."""
+        if not isinstance(input, Framed):
+            _, channels, height, width = input.shape
+            input = Framed(_written(input, None, channels, height, width, self._sees), channels)
+        height, width = (self._scale * (side - 2) for side in input.whole.shape[2:])
+        if self._pool:
+            height, width = -(-height // 2), -(-width // 2)
+        found = _written(
+            F.conv2d(input.whole, self.weight), self.bias, self._channels, height, width, self._next,
+            scale=self._scale, relu=self._relu, pool=self._pool,
+        )  # fmt: skip
+        return Framed(found, self._channels) if self._next else found
+
+
+@functools.cache
+def works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel can be compiled for a GPU, which also takes a C compiler, and does there what it should."""
+    with torch.random.fork_rng([]):
+        conv = ReflectedConv2d(3, 5, relu=True, pool=True)
+    images = torch.linspace(-1, 1, 3 * 5 * 7).view(1, 3, 5, 7).to(device, dtype)
+    try:
+        with torch.no_grad():
+            conv = conv.to(device, dtype)  # pyright: ignore
+            found = FusedConv2d(conv, conv)(images)
+            assert isinstance(found, Framed)
+            return torch.allclose(found.map, conv(images), rtol=0.02, atol=0.02)
+    except Exception:  # whatever a compiler, a loader or a driver raises: torch's own operators do the same
+        return False
+
+
+def _aligned(channels: int) -> int:
+    return channels + -channels % ALIGNMENT
+
+
+def _written(
+    made: Tensor,
+    bias: Tensor | None,
+    channels: int,
+    height: int,
+    width: int,
+    border: Border | None,
+    *,
+    scale: int = 1,
+    relu: bool = False,
+    pool: bool = False,
+) -> Tensor:
+    """Return the map [N, channels, height, width] of what a convolution made, as the next one sees it.
+
+    Args:
+        made: [N, ≥ channels, height, width], twice that size where it is pooled, and
+            [N, ≥ 4 channels, height / 2 + 1, width / 2 + 1] where the places of a cell are to be brought together.
+        bias: of its channels, not yet added.
+        channels: of the map.
+        height: of the map.
+        width: of the map.
+        border: what to write around it; None leaves the map as it is.
+        scale: places on a cell's side.
+        relu: whether to rectify.
+        pool: whether to keep the highest of 2×2 places, of one or two at an odd border.
+    """
+    samples, _, rows, columns = made.shape
+    by_sample, by_channel, by_row, by_column = made.stride()
+    frame = 0 if border is None else 1
+    written = channels if border is None else border.channels
+    out = torch.empty(
+        (samples, written, height + 2 * frame, width + 2 * frame),
+        dtype=made.dtype, device=made.device, memory_format=torch.channels_last,
+    )  # fmt: skip
+    block_channels = min(CHANNELS, triton.next_power_of_2(written))
+    block_places = NUMBERS // block_channels
+    places = out.shape[2] * out.shape[3]
+    blocks = triton.cdiv(places, block_places)
+    write: Any = _write[samples * blocks, triton.cdiv(written, block_channels)]  # its types are those inside
+    with torch.cuda.device_of(made), _LAUNCHING:
+        write(
+            made, made if bias is None else bias, out, by_sample, by_channel, by_row, by_column,
+            places, blocks, height, width, rows, columns,
+            channels=channels, written=written, scale=scale, pool=pool, relu=relu, biased=bias is not None,
+            frame=frame, reflect=int(border is not None and border.reflect),
+            block_places=block_places, block_channels=block_channels,
+        )  # fmt: skip
+    return out
+
+
+# Sizes vary from picture to picture: a kernel compiled for what divides them would be compiled again and again.
+@triton.jit(do_not_specialize=["places", "blocks", "height", "width", "rows", "columns"])
+def _write(
+    made: tl.tensor,
+    bias: tl.tensor,
+    out: tl.tensor,
+    by_sample: tl.tensor,
+    by_channel: tl.tensor,
+    by_row: tl.tensor,
+    by_column: tl.tensor,
+    places: tl.tensor,
+    blocks: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    channels: tl.constexpr,
+    written: tl.constexpr,
+    scale: tl.constexpr,
+    pool: tl.constexpr,
+    relu: tl.constexpr,
+    biased: tl.constexpr,
+    frame: tl.constexpr,
+    reflect: tl.constexpr,
+    block_places: tl.constexpr,
+    block_channels: tl.constexpr,
+):
+    # Offsets are int64 where maps can pass 2³¹ numbers.
+    program = tl.program_id(0)
+    sample = (program // blocks).to(tl.int64)
+    place = program % blocks * block_places + tl.arange(0, block_places)
+    channel = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
+    row = _inside(place // (width + 2 * frame) - frame, height, reflect)
+    column = _inside(place % (width + 2 * frame) - frame, width, reflect)
+    there = (place < places)[:, None]
+    known = there & (channel < channels)[None, :]
+    made += sample * by_sample
+    across = (channel * by_channel)[None, :]
+    if pool:
+        upper, lower = 2 * row, tl.minimum(2 * row + 1, rows - 1)
+        left, right = 2 * column, tl.minimum(2 * column + 1, columns - 1)
+        value = _highest(
+            _highest(
+                _at(made, upper, left, by_row, by_column, across, known),
+                _at(made, upper, right, by_row, by_column, across, known),
+            ),
+            _highest(
+                _at(made, lower, left, by_row, by_column, across, known),
+                _at(made, lower, right, by_row, by_column, across, known),
+            ),
+        )
+    elif scale == 2:
+        # A cell's odd places see one place further than its even ones.
+        which = (row % 2 * 2 + column % 2) * channels
+        made += which[:, None] * by_channel
+        value = _at(made, row // 2 + row % 2, column // 2 + column % 2, by_row, by_column, across, known)
+    else:
+        value = _at(made, row, column, by_row, by_column, across, known)
+    if biased:
+        value += tl.load(bias + channel, channel < channels, 0.0).to(tl.float32)[None, :]
+    if relu:
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    to = out + (sample * places + place)[:, None] * written + channel[None, :]
+    tl.store(to, value, there & (channel < written)[None, :])
+
+
+@triton.jit
+def _inside(at: tl.tensor, length: tl.tensor, reflect: tl.constexpr):
+    """Return which of a map's rows or columns stands at a place that may lie one beyond its border."""
+    at = tl.where(at < 0, reflect, at)
+    return tl.where(at >= length, length - 1 - reflect, at)
+
+
+@triton.jit
+def _at(
+    made: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    by_row: tl.tensor,
+    by_column: tl.tensor,
+    across: tl.tensor,
+    known: tl.tensor,
+):
+    """Return the channels of places; those that are not known are zero."""
+    offset = row.to(tl.int64) * by_row + column * by_column
+    return tl.load(made + (offset[:, None] + across), known, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _highest(one: tl.tensor, other: tl.tensor):
+    """Return the higher one, or NaN: a picture that has one is told to its user."""
+    return tl.maximum(one, other, propagate_nan=tl.PropagateNan.ALL)

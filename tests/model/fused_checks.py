@@ -1,0 +1,130 @@
+"""What `test_fused` has checked where Triton's interpreter runs the kernel: float32, so that nothing but the convolutions
+themselves may round differently."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylize_batch.model.chain import Chain, Framed
+from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d, SubPixelConv2d
+from stylize_batch.model.decoder import Decoder
+from stylize_batch.model.fused import FusedConv2d, works
+from stylize_batch.model.vgg import Encoder
+
+SIZES = [(2, 5), (6, 8), (33, 21)]
+
+
+def convolution(
+    kind: type[ReflectedConv2d], channels: int = 3, made: int = 5, *, relu: bool = True
+) -> ReflectedConv2d:
+    torch.manual_seed(channels)
+    conv = kind(channels, made, relu=relu)
+    return conv.to(memory_format=torch.channels_last).requires_grad_(False)  # pyright: ignore
+
+
+def check(conv: ReflectedConv2d, following: ReflectedConv2d | None, images: Tensor) -> None:
+    """Compare a convolution with the fused one: its map, and the border that the next one sees."""
+    plain = SubPixelConv2d(conv) if isinstance(conv, EnlargingConv2d) else conv
+    after = SubPixelConv2d(following) if isinstance(following, EnlargingConv2d) else following
+    expected = conv(images)
+    found = FusedConv2d(plain, after)(images)
+    if following is None:
+        assert isinstance(found, Tensor)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        return
+    assert isinstance(found, Framed)
+    assert found.whole.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.map, expected, rtol=1e-6, atol=1e-6)
+    mode = "replicate" if isinstance(following, EnlargingConv2d) else "reflect"
+    channels = expected.shape[1]
+    border = torch.nn.functional.pad(found.map, (1, 1, 1, 1), mode)
+    assert torch.equal(found.whole[:, :channels], border)
+    assert not found.whole[:, channels:].any()
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("following", [None, ReflectedConv2d, EnlargingConv2d])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("kind", [ReflectedConv2d, EnlargingConv2d])
+def test_a_convolution_makes_its_map_and_what_the_next_one_sees(
+    kind: type[ReflectedConv2d], relu: bool, following: type[ReflectedConv2d] | None, height: int, width: int
+) -> None:
+    after = following and convolution(following, 5)
+    check(convolution(kind, relu=relu), after, torch.randn(2, 3, height, width))
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 4), (33, 21)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_pooling_keeps_the_highest_of_four_and_of_fewer_at_an_odd_border(
+    relu: bool, height: int, width: int
+) -> None:
+    conv = convolution(ReflectedConv2d, relu=relu)
+    conv.pool = True
+    check(conv, convolution(ReflectedConv2d, 5), torch.randn(2, 3, height, width))
+
+
+@pytest.mark.parametrize("kind", [ReflectedConv2d, EnlargingConv2d])
+def test_channels_of_several_programs_lie_side_by_side(kind: type[ReflectedConv2d]) -> None:
+    check(convolution(kind, 4, 200), convolution(ReflectedConv2d, 200), torch.randn(1, 4, 9, 7))
+
+
+def test_every_memory_format_and_a_part_of_a_map_give_the_same_bits() -> None:
+    quick = FusedConv2d(convolution(ReflectedConv2d), None)
+    features = torch.randn(2, 3, 12, 11)
+    expected = quick(features)
+    assert torch.equal(quick(features.contiguous(memory_format=torch.channels_last)), expected)
+    assert torch.equal(quick(torch.nn.functional.pad(features, (3, 2, 1, 5))[..., 1:-5, 3:-2]), expected)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_what_is_not_a_number_stays_so(pool: bool) -> None:
+    conv = convolution(ReflectedConv2d)
+    conv.pool = pool
+    images = torch.randn(1, 3, 8, 8)
+    images[0, 1, 3, 4] = torch.nan
+    found = FusedConv2d(conv, None)(images)
+    assert isinstance(found, Tensor)
+    assert torch.equal(found.isnan(), conv(images).isnan())
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 9), (25, 18)])
+@pytest.mark.parametrize("network", [Encoder, Decoder])
+def test_a_network_of_fused_convolutions_makes_the_same_maps(
+    network: type[Encoder | Decoder], height: int, width: int
+) -> None:
+    torch.manual_seed(0)
+    plain = network("vgg16").requires_grad_(False)
+    quick = fused(plain)
+    given = torch.rand(2, 3, height, width) if network is Encoder else torch.rand(2, 512, 3, 2)
+    for found, expected in zip(quick.maps(given), plain.maps(given), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def fused(chain: Chain) -> Chain:
+    """Return a chain as a GPU has it."""
+    quick = copy.deepcopy(chain)
+    names = [name for name, _ in quick.named_children()]
+    convs = [
+        SubPixelConv2d(conv) if isinstance(conv, EnlargingConv2d) else conv
+        for conv in quick.children()
+        if isinstance(conv, ReflectedConv2d)
+    ]
+    for name, conv, following in zip(names, convs, [*convs[1:], None], strict=True):
+        quick.add_module(name, FusedConv2d(conv, following))
+    return quick
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_trial_before_the_kernel_is_used_finds_it_right_and_draws_no_random_numbers(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    assert works(torch.device("cpu"), dtype)
+    assert torch.equal(torch.rand(3), expected)
