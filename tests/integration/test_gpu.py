@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ import torch
 import stylize_batch
 from stylize_batch import stage
 from stylize_batch.images.decode import decode
+from stylize_batch.model import checkpoint, container
+from stylize_batch.model.convolution import ReflectedConv2d, quicken
+from stylize_batch.model.device import keep_float32
+from stylize_batch.model.network import Network
 from tests.conftest import MakeManifest, Row, read_results
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -86,3 +91,82 @@ def test_a_batch_that_does_not_fit_on_the_card_is_halved_and_no_row_fails(
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert len(made) == len(rows)
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 9), (64, 64), (257, 299)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.05)]
+)
+def test_one_kernel_between_convolutions_computes_what_the_layers_do(
+    dtype: torch.dtype, tolerance: float, height: int, width: int
+) -> None:
+    fused = pytest.importorskip("stylize_batch.model.fused")
+    keep_float32()
+    model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    torch.manual_seed(0)
+    given = torch.rand(3, 3, height, width, device="cuda")
+    with torch.inference_mode():
+        for network in (model.encoder, model.decoder):
+            plain = copy.deepcopy(network).cuda()
+            quick = copy.deepcopy(network).to("cuda", dtype, memory_format=torch.channels_last)  # pyright: ignore
+            quicken(quick)
+            assert all(isinstance(each, fused.FusedConv2d) for each in quick.children())
+            expected = plain(given)
+            found = quick(given.to(dtype))
+            assert found.shape == expected.shape
+            assert (found - expected).abs().mean() < tolerance * expected.abs().mean()
+            given = expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pool", [False, True])
+def test_the_kernel_between_convolutions_rounds_as_the_layers_do_in_batches_of_any_size(
+    pool: bool, dtype: torch.dtype
+) -> None:
+    fused = pytest.importorskip("stylize_batch.model.fused")
+    made = torch.randn(5, 64, 33, 47, device="cuda").to(dtype, memory_format=torch.channels_last)
+    bias = torch.randn(64, device="cuda", dtype=dtype)
+    border = fused.Border(64, reflect=True)
+    height, width = (17, 24) if pool else (33, 47)
+
+    def written(part: torch.Tensor) -> torch.Tensor:
+        return fused._written(part, bias, 64, height, width, border, relu=True, pool=pool)
+
+    expected = (made + bias[:, None, None]).relu_()
+    if pool:
+        expected = torch.nn.functional.max_pool2d(expected, 2, ceil_mode=True)
+    found = written(made)
+    assert torch.equal(found, torch.nn.functional.pad(expected, (1, 1, 1, 1), "reflect"))
+    assert torch.equal(torch.cat([written(part) for part in made.split(2)]), found)
+
+
+def test_offsets_beyond_two_to_the_power_of_31_reach_their_place() -> None:
+    fused = pytest.importorskip("stylize_batch.model.fused")
+    torch.cuda.empty_cache()
+    if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("two maps of 4.4 GB do not fit")
+    made = torch.empty(
+        33, 64, 1024, 1024, dtype=torch.float16, device="cuda", memory_format=torch.channels_last
+    )
+    made[-1] = 1
+    found = fused._written(made, None, 64, 1024, 1024, fused.Border(64, reflect=True))
+    assert bool((found[-1] == 1).all())
+
+
+def test_a_tiled_picture_is_the_one_in_a_piece() -> None:
+    model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    torch.manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.rand(1, 3, 60, 70), (601, 347), mode="bicubic").clamp(0, 1)
+    made: list[torch.Tensor] = []
+    for pixels_at_once in (2**22, 2**17):
+        network = Network(model, "cuda", "fp32", pass_pixels=pixels_at_once)
+        content = network.encode_contents(images, metrics=False)
+        made.append(network.stylize(content, network.encode_styles(images.flip(3)), torch.ones(1))[0].cpu())
+    assert (made[0] - made[1]).abs().max() < 1 / 255
+
+
+def test_other_networks_are_convolved_by_torchs_own_operators() -> None:
+    model = checkpoint.build("compact")
+    for network in model:
+        quicken(network.cuda())
+        assert any(isinstance(each, ReflectedConv2d) for each in network.children())
