@@ -19,9 +19,10 @@ RUN case "$DEVICE" in \
     && pip install --no-cache-dir --prefix=/install $more ".[cluster]" "ray==$RAY"
 
 FROM python:${PYTHON}-slim
-# Kubernetes asks Ray's nodes for their health with wget.
+ARG DEVICE=cpu
+# Kubernetes asks Ray's nodes for their health with wget. Triton compiles what launches a kernel with gcc.
 RUN apt-get update \
-    && apt-get install --no-install-recommends --yes wget \
+    && apt-get install --no-install-recommends --yes wget $([ "$DEVICE" != cuda ] || echo gcc libc6-dev) \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --create-home ray
 # Into the system's Python, whose folder is in the PATH of login shells too: KubeRay starts Ray from one.
