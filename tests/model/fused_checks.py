@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from stylize_batch.model.chain import Chain, Framed
-from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d, SubPixelConv2d
+from stylize_batch.model.compact import CompactDecoder
+from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d, SubPixelConv2d, quicken
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.fused import FusedConv2d, works
 from stylize_batch.model.vgg import Encoder
@@ -117,6 +118,15 @@ def fused(chain: Chain) -> Chain:
     for name, conv, following in zip(names, convs, [*convs[1:], None], strict=True):
         quick.add_module(name, FusedConv2d(conv, following))
     return quick
+
+
+def test_a_gpu_gets_fused_convolutions_where_one_follows_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    chain, other = (network.to(torch.float16) for network in (Decoder("vgg16"), CompactDecoder()))
+    for network in (chain, other):
+        quicken(network)
+    assert all(isinstance(each, FusedConv2d) for each in chain.children())
+    assert not any(isinstance(each, FusedConv2d) for each in other.children())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
