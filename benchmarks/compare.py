@@ -8,7 +8,6 @@ weights, same pictures, no losses. It is timed before and after all else.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from itertools import cycle, islice
@@ -17,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from harness import SAMPLE, Page, options, stylize
+from harness import SAMPLE, Page, options, stages_of, stylize, written
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
@@ -97,12 +96,12 @@ class Measured:
     def __init__(self, manifest: Path, output: Path, *given: object) -> None:
         started = time.time()
         told = stylize(manifest, "-o", output, *given)
-        stages = json.loads((output / "run.json").read_text())["totals"]["stages"]
+        stages = stages_of(output)
         busy = sum(stages.get(stage, 0.0) for stage in ("encode", "stylize", "metrics"))
         self.rate: float = told["images_per_second"]
-        written = [path.stat().st_mtime for path in (output / "images").iterdir()]
-        self.first = min(written) - started
-        self.steady = (len(written) - 1) / (max(written) - min(written))
+        times = written(output)
+        self.first = times[0] - started
+        self.steady = (len(times) - 1) / (times[-1] - times[0])
         self.network: float = busy / told["seconds"] / torch.get_num_threads()
 
 

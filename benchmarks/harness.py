@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from stylize_batch.job.record import installed
+
 SAMPLE = Path(__file__).parent.parent / "manifests" / "sample"
-COMMAND = str(Path(sys.executable).parent / "stylize-batch")
+COMMAND = (sys.executable, "-m", "stylize_batch")
 
 PASSES = 7
 PASS_SECONDS = 4.0
@@ -97,9 +98,8 @@ def machine(device: str = "cpu") -> str:
         (name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags), "no AVX2"
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("torch", "numba", "pillow", "pyarrow", "ray")
-    )
+    found = installed("torch", "numba", "pillow", "pyarrow", "ray")
+    versions = ", ".join(" ".join(each) for each in found.items())
     return (
         f"a {'virtual ' if 'hypervisor' in flags else ''}machine with {len(os.sched_getaffinity(0))} cores of "
         f"{said.get('model name', 'an unknown processor')} (family {said.get('cpu family', '?')}, model "
@@ -143,8 +143,18 @@ def best(
 
 def stylize(*arguments: object) -> dict[str, Any]:
     """Run `stylize-batch run` with `--json`; return what it prints."""
-    line = [COMMAND, "run", *map(str, arguments), "--json"]
+    line = [*COMMAND, "run", *map(str, arguments), "--json"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(line)} ended with {done.returncode}:\n{done.stderr}")
     return json.loads(done.stdout)
+
+
+def written(output: Path) -> list[float]:
+    """Return when each picture of a run was written, in seconds since 1970, sorted."""
+    return sorted(path.stat().st_mtime for path in (output / "images").rglob("*.jpg"))
+
+
+def stages_of(output: Path) -> dict[str, float]:
+    """Return the last run's seconds by stage, summed over its threads."""
+    return json.loads((output / "run.json").read_text())["totals"]["stages"]

@@ -34,7 +34,7 @@ def main() -> None:
         pq.write_table(
             pa.table({"content": [str(folder / "large.jpg")], "style": [style]}), folder / "one.parquet"
         )
-        command = [COMMAND, "run", str(folder / "one.parquet")]
+        command = [*COMMAND, "run", str(folder / "one.parquet")]
         command += ["-o", str(folder / "out"), "--model", model, "--in-process", *options]
         subprocess.run(command, check=True)
         totals = json.loads((folder / "out" / "run.json").read_text())["totals"]

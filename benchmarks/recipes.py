@@ -40,7 +40,7 @@ def make_dataset(folder: Path, contents: int) -> None:
 def run(recipe: Path, dataset: Path, output: Path, *options: str) -> tuple[float, list[int]]:
     """Run a recipe; return processor seconds and each picture's bytes."""
     command = [
-        COMMAND, "run", "--job", str(recipe), "--content", str(dataset),
+        *COMMAND, "run", "--job", str(recipe), "--content", str(dataset),
         "--style", str(STYLES), "-o", str(output), "--in-process", "--device", "cpu", *options,
     ]  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

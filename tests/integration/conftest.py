@@ -5,18 +5,23 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from ray.cluster_utils import Cluster
 
-from tests.faults.faults import cluster
 from tests.faults.processes import left_over, marked_environment, start_run
-from tests.integration.s3 import S3Server, s3_server
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+    from tests.integration.s3 import S3Server
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server with an empty bucket; each test uses a prefix of its own."""
+    from tests.integration.s3 import s3_server  # here, since tests on a GPU need neither S3 nor Ray
+
     with s3_server(tmp_path_factory.mktemp("s3")) as running:
         yield running
 
@@ -39,5 +44,7 @@ def start(marked_env: dict[str, str], tmp_path: Path) -> Callable[..., subproces
 @pytest.fixture
 def nodes(marked_env: dict[str, str]) -> Iterator[Cluster]:
     """A Ray cluster of one small node; tests add others."""
+    from tests.faults.faults import cluster
+
     with cluster(marked_env) as running:
         yield running

@@ -6,7 +6,6 @@ import platform
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib import metadata
 from pathlib import Path
 
 from stylize_batch import __version__
@@ -147,7 +146,7 @@ def _plan(
         versions={
             "python": platform.python_version(),
             "stylize-batch": __version__,
-            **{name: metadata.version(name) for name in ("torch", "numba", "pillow", "ray")},
+            **records.installed("torch", "numba", "pillow", "ray"),
         },
     )
     _save(record, root)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from importlib import metadata
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -125,3 +127,12 @@ def erase(root: Root) -> None:
         root.delete(root.list(prefix))
         root.drop_folders(prefix)
     root.delete([key for key in FILES if root.exists(key)])
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed: a run in one process needs no Ray."""
+    found: dict[str, str] = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
