@@ -25,7 +25,7 @@ from stylize_batch.storage import absolute, read_bytes
 from stylize_batch.styles import named
 
 LOOKAHEAD = 16
-"""Contents, or styles, fetched and decoded ahead of the one in hand."""
+"""Contents, or styles, fetched and decoded ahead of the one in hand, for so many threads as a worker has at least."""
 
 STYLES_AHEAD = 16
 """Style images fetched and decoded ahead of the re-coloured pair being prepared."""
@@ -95,9 +95,12 @@ def contents_of(plan: pa.Table) -> list[Content]:
 
 
 def begun_ahead(
-    threads: ThreadPoolExecutor, call: Callable[[_Item], _T], items: Iterable[_Item]
+    threads: ThreadPoolExecutor,
+    call: Callable[[_Item], _T],
+    items: Iterable[_Item],
+    ahead: int = LOOKAHEAD,
 ) -> Iterator[tuple[_Item, Future[_T]]]:
-    """Yield items in order, each with a call for it that threads have begun `LOOKAHEAD` items before.
+    """Yield items in order, each with a call for it that threads have begun so many items before.
 
     Whoever stops early leaves nothing behind that they would still begin.
     """
@@ -105,7 +108,7 @@ def begun_ahead(
     try:
         for item in items:
             waiting.append((item, threads.submit(call, item)))
-            if len(waiting) > LOOKAHEAD:
+            if len(waiting) > ahead:
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
@@ -123,6 +126,7 @@ class ContentLoader:
         threads: ThreadPoolExecutor,
         clock: Stopwatch,
         large: Callable[[tuple[int, ...]], bool],
+        ahead: int = LOOKAHEAD,
     ) -> None:
         """Get ready.
 
@@ -131,15 +135,17 @@ class ContentLoader:
             threads: that fetch and decode.
             clock: counts seconds by stage, and bytes read.
             large: whether a picture of this shape is to be decoded only when its turn has come.
+            ahead: contents that are begun before the one in hand.
         """
         self._settings = settings
         self._threads = threads
         self._clock = clock
         self._large = large
+        self._ahead = ahead
 
     def load_ahead(self, contents: list[Content]) -> Iterator[tuple[Content, Loaded | RowError]]:
         """Yield the contents in order, each with what was loaded, or the reason why it cannot be."""
-        for content, load in begun_ahead(self._threads, self._load_content, contents):
+        for content, load in begun_ahead(self._threads, self._load_content, contents, self._ahead):
             yield content, self._loaded(content, load.result())
 
     def _loaded(self, content: Content, loaded: Loaded | Fetched | RowError) -> Loaded | RowError:
@@ -156,10 +162,13 @@ class ContentLoader:
                 uris = {uri for pair in content.pairs for uri in pair.masks}
                 masks = {uri: self._fetch_mask(uri) for uri in uris}
             size, crop = self._settings.size, self._settings.crop
-            short, long = sides_of(data)
-            whole = (short, long) if size is None else resized(short, long, size)
             fetched = Fetched(data, masks)
-            return fetched if self._large((crop, crop) if crop else whole) else self._decode(content, fetched)
+            if crop is None:
+                short, long = sides_of(data)
+                shape = (short, long) if size is None else resized(short, long, size)
+            else:
+                shape = (crop, crop)
+            return fetched if self._large(shape) else self._decode(content, fetched)
         except RowError as error:
             return error.bare()
 

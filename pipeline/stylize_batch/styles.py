@@ -86,7 +86,8 @@ class StyleBank:
         for style in styles:
             if style in self.failures:
                 raise named(self.failures[style], "style", style)
-        return self.matrix[[self._rows[style] for style in styles]]
+        rows = [self._rows[style] for style in styles]
+        return self.matrix[rows[0] : rows[0] + 1] if len(rows) == 1 else self.matrix[rows]
 
 
 def named(error: RowError, role: str, uri: str) -> RowError:

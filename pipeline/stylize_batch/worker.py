@@ -19,8 +19,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from stylize_batch.contents import (
+    LOOKAHEAD,
     Content,
     ContentLoader,
     Loaded,
@@ -52,7 +54,11 @@ WINDOW_BATCHES = 8
 
 FETCH_THREADS = 8
 WRITE_THREADS = 4
-MAX_PENDING_WRITES = 32
+"""At least. Beside a GPU there are as many as cores, and half as many: it makes pictures as fast as all of them decode
+and encode."""
+
+PENDING_WRITES = 8
+"""Pictures of each thread that may wait to be written."""
 
 Made = tuple[Pair, Outcome | Picture]
 """A pair, and its failure or its picture."""
@@ -103,9 +109,13 @@ class Worker:
         self._clock = Stopwatch()
         self._stage = StylizeStage(settings, model, self._clock, self._stay)
         self._root = Root(settings.root, settings.run)
-        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
-        self._writers = ThreadPoolExecutor(WRITE_THREADS, "write")
-        self._loader = ContentLoader(settings, self._fetchers, self._clock, self._stage.large)
+        cores = 0 if settings.device == "cpu" else settings.threads or torch.get_num_threads()
+        fetchers, writers = max(FETCH_THREADS, cores), max(WRITE_THREADS, cores // 2)
+        self._fetchers = ThreadPoolExecutor(fetchers, "fetch")
+        self._writers = ThreadPoolExecutor(writers, "write")
+        self._pending_writes = PENDING_WRITES * writers
+        ahead = LOOKAHEAD * fetchers // FETCH_THREADS
+        self._loader = ContentLoader(settings, self._fetchers, self._clock, self._stage.large, ahead)
         self._heard = heard
         self.rows_done = 0
         """Rows of the shard in hand that are finished; a live counter for progress."""
@@ -263,12 +273,12 @@ class Worker:
         """Make the pictures and hand them over; return what became of each row, in order."""
         outcomes: dict[int, Outcome] = {}
         writes: deque[tuple[int, Future[Outcome]]] = deque()
-        pairs = plan["pair_id"]
+        pairs = plan["pair_id"].to_pylist()
 
         def finish(row: int, outcome: Outcome) -> None:
             outcomes[row] = outcome
             self.rows_done += 1
-            self._heard(pairs[row].as_py(), outcome)
+            self._heard(pairs[row], outcome)
 
         def settle(limit: int) -> None:
             while len(writes) > limit:
@@ -286,7 +296,7 @@ class Worker:
                         finish(pair.row, self._write(pair, made, pictures))
                     else:
                         writes.append((pair.row, self._writers.submit(self._write, pair, made, pictures)))
-                        settle(MAX_PENDING_WRITES)
+                        settle(self._pending_writes)
             settle(0)
         except BaseException:
             for _, write in writes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from typing import Literal
 
 from PIL import Image
@@ -34,13 +36,12 @@ def encode(image: Array, format: Format, quality: int) -> bytes:
     longest = max(image.shape[:2])
     if longest > MAX_SIDE[format]:
         raise RowError("TooLarge", f"{longest} pixels a side, {format} holds {MAX_SIDE[format]}; use png")
-    buffer = io.BytesIO()
     picture = Image.fromarray(image)
     try:
         if format == "jpeg":
-            subsampling = 0 if quality >= FULL_CHROMA_QUALITY else 2
-            picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-        elif format == "webp":
+            return _jpeg(picture, quality)
+        buffer = io.BytesIO()
+        if format == "webp":
             picture.save(buffer, "WEBP", quality=quality)
         else:
             picture.save(buffer, "PNG", compress_level=4)
@@ -49,3 +50,17 @@ def encode(image: Array, format: Format, quality: int) -> bytes:
     except (OSError, ValueError) as error:
         raise RowError("Unencodable", f"{format}: {error}") from None
     return buffer.getvalue()
+
+
+def _jpeg(picture: Image.Image, quality: int) -> bytes:
+    subsampling = 0 if quality >= FULL_CHROMA_QUALITY else 2
+    if sys.platform != "linux":
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+        return buffer.getvalue()
+    # Into a file, which only memory holds: Pillow keeps Python's lock, and so all other threads waiting, while it
+    # encodes into anything else.
+    with open(os.memfd_create("picture"), "w+b", buffering=0) as file:  # noqa: PTH123 (no path)
+        picture.save(file, "JPEG", quality=quality, subsampling=subsampling)
+        file.seek(0)
+        return file.readall()

@@ -131,7 +131,7 @@ def _plan(
     A plan that was begun and not completed, or has lost files, is made again under its own identity, and nothing is
     erased: should the run that began it be alive after all, both make the same.
     """
-    shard_pairs = (begun or spec).shard_pairs or usual_shard_pairs(partition.pairs)
+    shard_pairs = (begun or spec).shard_pairs or usual_shard_pairs(partition.pairs, gpus=_on_gpus(spec))
     record = RunRecord(
         run=begun.run if begun else uuid.uuid4().hex,
         state="erasing" if erasing and not begun else "planning",
@@ -161,6 +161,15 @@ def _plan(
     record.pairs, record.shards, record.state = plan.pairs, plan.shards, "running"
     _save(record, root)
     return record
+
+
+def _on_gpus(spec: JobSpec) -> bool:
+    """Whether GPUs alone will do the work, as far as can be said before Ray has started."""
+    if spec.in_process and spec.device == "auto":
+        from stylize_batch.model.device import usable_device  # brings torch
+
+        return usable_device("auto").type == "cuda"
+    return spec.devices == ["cuda"]
 
 
 def _save(record: RunRecord, root: Root) -> None:

@@ -79,9 +79,10 @@ CHECK_THREADS = 2
 PUT_THREADS = 16
 
 MAX_SHARD_PAIRS = 128
+MAX_GPU_SHARD_PAIRS = 2048
 MIN_SHARDS = 16
 MAX_SHARDS = 16_384
-"""A shard holds at most so many pairs; fewer where there would be under so many shards, and more where there
+"""A shard holds at most so many pairs, on GPUs alone, which have nothing to do where one ends, more; fewer where there would be under so many shards, and more where there
 would be over so many: each costs a file of the plan, a task and a part of the results."""
 
 OVERSIZE = 4
@@ -118,9 +119,10 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
     return partition
 
 
-def usual_shard_pairs(pairs: int) -> int:
-    """Return the pairs per shard for a manifest of so many."""
-    return max(1, min(MAX_SHARD_PAIRS, -(-pairs // MIN_SHARDS)), -(-pairs // MAX_SHARDS))
+def usual_shard_pairs(pairs: int, *, gpus: bool = False) -> int:
+    """Return the pairs per shard for a manifest of so many, which GPUs alone are to work on, or others too."""
+    most = MAX_GPU_SHARD_PAIRS if gpus else MAX_SHARD_PAIRS
+    return max(1, min(most, -(-pairs // MIN_SHARDS)), -(-pairs // MAX_SHARDS))
 
 
 def write_plan(partition: Partition, root: Root, shard_pairs: int, run: str) -> Plan:
