@@ -34,6 +34,13 @@ def test_high_quality_jpeg_keeps_full_chroma(quality: int, sampling: int) -> Non
         assert JpegImagePlugin.get_sampling(image) == sampling
 
 
+def test_a_jpeg_is_the_one_that_pillow_writes_into_memory() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 301, 3), np.uint8)  # larger than its buffer
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", quality=95, subsampling=0)
+    assert encode(noise, "jpeg", 95) == buffer.getvalue()
+
+
 @pytest.mark.parametrize(("format", "side"), [("webp", 16_400), ("jpeg", 65_600)])
 def test_a_side_the_format_cannot_hold_is_the_rows_failure(format: Format, side: int) -> None:
     with pytest.raises(RowError, match=r"TooLarge: .*use png"):

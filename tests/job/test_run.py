@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY, Mock, call
@@ -611,3 +612,21 @@ def test_very_long_names_fit_into_the_default_key(
     content.write_bytes(Path(contents[0]).read_bytes())
     style.write_bytes(Path(styles[0]).read_bytes())
     assert run(make_manifest([{"content": str(content), "style": [str(style)]}]), tmp_path / "out").ok == 1
+
+
+def test_a_run_in_one_process_needs_no_ray(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = metadata.version
+
+    def without_ray(package: str) -> str:
+        if package == "ray":
+            raise metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(metadata, "version", without_ray)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run(manifest, tmp_path / "out").ok == 12
+    versions = json.loads((tmp_path / "out" / "run.json").read_text())["versions"]
+    assert "torch" in versions
+    assert "ray" not in versions

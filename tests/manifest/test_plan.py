@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest import plan
-from stylize_batch.manifest.plan import Plan, check_and_partition, write_plan
+from stylize_batch.manifest.plan import Plan, check_and_partition, usual_shard_pairs, write_plan
 from stylize_batch.manifest.schema import ManifestError, check_row, remarkable_rows
 from stylize_batch.manifest.shards import largest_first, read_shard, read_styles
 from stylize_batch.manifest.source import fingerprint, locate
@@ -439,3 +439,9 @@ def test_an_output_root_that_is_the_manifests_folder_is_refused_as_that(tmp_path
     pq.write_table(pa.table({"content": ["c"], "style": ["s"]}), tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match="is the manifest's own folder; choose another --output"):
         locate(str(tmp_path), str(tmp_path))
+
+
+def test_shards_for_gpus_are_longer_and_small_runs_have_as_many() -> None:
+    assert usual_shard_pairs(1_000_000) == 128
+    assert usual_shard_pairs(1_000_000, gpus=True) == 2048
+    assert usual_shard_pairs(160) == usual_shard_pairs(160, gpus=True) == 10
