@@ -29,6 +29,7 @@ from stylize_batch.model.grid import grid_energy
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
 from stylize_batch.training import log, state
+from stylize_batch.training.channels import Centering, wake
 from stylize_batch.training.data import MAX_STORED_SIDE, ImagePool, Prefetch, to_array, to_tensor
 from stylize_batch.training.log import Step
 from stylize_batch.training.objective import Objective, Transfer
@@ -39,8 +40,17 @@ from stylize_batch.weights import read_model
 MODEL, LOG, PLOT = "model.safetensors", "training.csv", "training.png"
 MAX_GRADIENT_NORM = 10.0
 MAX_BAD_STEPS = 20
+LOOK_EVERY = 50
+"""Iterations between two looks at the means of what convolutions get."""
+
+WAKING_BATCHES = 4
+"""Batches that no channel may be silent on when training begins."""
+
 SAMPLES = 4
 """Contents and styles of the sample grid."""
+
+THREADS = 4
+"""Threads that prepare batches: some milliseconds of one for a batch. More would take turns with the loop's own."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -107,6 +117,8 @@ class Trainer:
             # Every batch of a stage has one shape: worth the search for cuDNN's best way, and a minute of compiling,
             # which takes what stands between convolutions in one pass.
             torch.backends.cudnn.benchmark = True
+            # What is left for the CPU is small; threads of threads would only get in each other's way.
+            torch.set_num_threads(1)
             self._style_transfer = torch.compile(self._style_transfer, dynamic=False)
         self._weights = {
             name: weight
@@ -114,6 +126,7 @@ class Trainer:
             if weight.requires_grad
         }
         self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._centering = Centering(self.objective.transfer)
         self.optimizer = torch.optim.Adam(self._weights.values(), lr=1e-4, fused=True)
         self._scales = recipe.min_scale, recipe.max_scale
         self.iterations = sum(stage.iterations for stage in recipe.stages)
@@ -135,6 +148,8 @@ class Trainer:
             raise UsageError(f"cannot read {self.root.uri}: {error.strerror or error}") from None
         if recipe.start and not resumed:
             self._start()
+        if not resumed:
+            self._begin()
         try:
             self.root.put("recipe.json", recipe.model_dump_json(indent=2).encode())
         except OSError as error:
@@ -155,7 +170,7 @@ class Trainer:
             return True
         started = saved = time.monotonic()
         before = self.seconds
-        batches = Prefetch(self._draw, self.iterations, min(8, os.cpu_count() or 1))
+        batches = Prefetch(self._draw, self.iterations, min(THREADS, os.cpu_count() or 1))
         launched: deque[Launched] = deque()
         ahead = (
             1 if self.device.type == "cuda" else 0
@@ -245,11 +260,15 @@ class Trainer:
                     loss = loss + stage.grid_weight * grid_energy(images.float())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.iteration % LOOK_EVERY == 0:
+            self._centering.look(lambda: self.objective.stylize(contents, styles))
+        self._centering.begin()
         norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRADIENT_NORM)
         # Decided on the device, which the host does not wait for: Adam passes over a step with this set.
         sound = (torch.isfinite(norm) & torch.isfinite(loss)).float()
         self.optimizer.found_inf = 1 - sound  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
+        self._centering.end()
         self._follow(sound)
         self.iteration += 1
         numbers = begin_to_host(torch.stack([loss.detach(), content.detach(), style.detach(), sound]))
@@ -358,6 +377,7 @@ class Trainer:
         parts = {
             "weights": self._weights,
             "average": self._average,
+            "means": self._centering.means,
             **({"buffers": buffers} if buffers else {}),
         }
         for moment in MOMENTS:
@@ -419,6 +439,18 @@ class Trainer:
             )
         transfer.decoder.load_state_dict(start.decoder.state_dict())
         self._provenance["start_digest"] = start.digest
+
+    def _begin(self) -> None:
+        """Have all channels at work on the first batches; the running mean begins with what they are then.
+
+        Raises:
+            JobFailedError: too many images are unreadable, or storage does not answer.
+        """
+        batches = [self._draw(number) for number in range(min(WAKING_BATCHES, self.iterations))]
+        contents, styles = (self._upload(torch.cat(images)) for images in zip(*batches, strict=True))
+        # Without a cache of weights, which change under way.
+        with torch.autocast(self.device.type, torch.bfloat16, self._autocast, cache_enabled=False):
+            wake(self.objective.transfer, lambda: self.objective.stylize(contents, styles))
         for key, weight in self._weights.items():
             self._average[key].copy_(weight.detach())
 
@@ -438,6 +470,7 @@ class Trainer:
         self._set_weights(parts["weights"])
         for name, buffer in self.objective.transfer.named_buffers():
             buffer.copy_(parts["buffers"][name])
+        self._centering.means = {name: mean.to(self.device) for name, mean in parts["means"].items()}
         for name, weight in self._weights.items():
             self._average[name].copy_(parts["average"][name])
             if position.updates:

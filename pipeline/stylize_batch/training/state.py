@@ -21,8 +21,8 @@ DAMAGED = (
 """What reading a checkpoint, and the log beside it, raises if they are not what was written."""
 
 Parts = dict[str, dict[str, Tensor]]
-"""Tensors by parameter name, by part: `weights`, `average`, `exp_avg`, `exp_avg_sq`, and `buffers` where there are any; each
-part is one file."""
+"""Tensors by parameter name, by part: `weights`, `average`, `exp_avg`, `exp_avg_sq`, `means` by convolution, and `buffers`
+where there are any; each part is one file."""
 
 
 class Position(NamedTuple):
