@@ -69,6 +69,16 @@ def test_pooling_keeps_the_highest_of_four_and_of_fewer_at_an_odd_border(
     check(conv, convolution(ReflectedConv2d, 5), torch.randn(2, 3, height, width))
 
 
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (2, 2), (16, 24)])
+@pytest.mark.parametrize("following", [None, ReflectedConv2d, EnlargingConv2d])
+@pytest.mark.parametrize("made", [1, 3, 4])
+def test_few_channels_are_made_cell_by_cell(
+    made: int, following: type[ReflectedConv2d] | None, height: int, width: int
+) -> None:
+    after = following and convolution(following, made)
+    check(convolution(ReflectedConv2d, 9, made, relu=made == 4), after, torch.randn(2, 9, height, width))
+
+
 @pytest.mark.parametrize("kind", [ReflectedConv2d, EnlargingConv2d])
 def test_channels_of_several_programs_lie_side_by_side(kind: type[ReflectedConv2d]) -> None:
     check(convolution(kind, 4, 200), convolution(ReflectedConv2d, 200), torch.randn(1, 4, 9, 7))

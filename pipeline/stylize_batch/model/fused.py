@@ -29,6 +29,13 @@ NUMBERS = 2048
 CHANNELS = 128
 """At most so many channels of a place are one program's."""
 
+CELL_CHANNELS = 16
+"""At most so many channels of a 2×2 cell's four places come from one 4×4 kernel.
+
+A picture's three channels leave most of a tensor core idle, and each place reads its whole neighborhood: so a cell costs
+little more than one of its places.
+"""
+
 _LAUNCHING = threading.Lock()
 """Triton compiles a kernel when it is first launched, and two threads feed a GPU."""
 
@@ -58,6 +65,7 @@ class FusedConv2d(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    cells: Tensor | None
 
     def __init__(
         self, conv: ReflectedConv2d | SubPixelConv2d, following: ReflectedConv2d | SubPixelConv2d | None
@@ -71,6 +79,9 @@ class FusedConv2d(nn.Module):
         self._scale = 2 if isinstance(conv, SubPixelConv2d) else 1
         self._channels = made // self._scale**2
         self._relu, self._pool = conv.relu, isinstance(conv, ReflectedConv2d) and conv.pool
+        self.register_buffer("cells", None)
+        if isinstance(conv, ReflectedConv2d) and 4 * made <= CELL_CHANNELS and not self._pool:
+            self.cells = _of_cells(self.weight, made)
         self._sees = Border.of(conv)
         self._next = following and Border.of(following)
 
@@ -82,9 +93,13 @@ class FusedConv2d(nn.Module):
         height, width = (self._scale * (side - 2) for side in input.whole.shape[2:])
         if self._pool:
             height, width = -(-height // 2), -(-width // 2)
+        if self.cells is not None and height % 2 == width % 2 == 0:
+            made, scale, overlap = F.conv2d(input.whole, self.cells, stride=2), 2, False
+        else:
+            made, scale, overlap = F.conv2d(input.whole, self.weight), self._scale, True
         found = _written(
-            F.conv2d(input.whole, self.weight), self.bias, self._channels, height, width, self._next,
-            scale=self._scale, relu=self._relu, pool=self._pool,
+            made, self.bias, self._channels, height, width, self._next,
+            scale=scale, overlap=overlap, relu=self._relu, pool=self._pool,
         )  # fmt: skip
         return Framed(found, self._channels) if self._next else found
 
@@ -93,16 +108,26 @@ class FusedConv2d(nn.Module):
 def works(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel can be compiled for a GPU, which also takes a C compiler, and does there what it should."""
     with torch.random.fork_rng([]):
-        conv = ReflectedConv2d(3, 5, relu=True, pool=True)
-    images = torch.linspace(-1, 1, 3 * 5 * 7).view(1, 3, 5, 7).to(device, dtype)
+        convs = ReflectedConv2d(3, 5, relu=True, pool=True), ReflectedConv2d(5, 3)
+    images = torch.linspace(-1, 1, 3 * 11 * 7).view(1, 3, 11, 7).to(device, dtype)
     try:
         with torch.no_grad():
-            conv = conv.to(device, dtype)  # pyright: ignore
-            found = FusedConv2d(conv, conv)(images)
-            assert isinstance(found, Framed)
-            return torch.allclose(found.map, conv(images), rtol=0.02, atol=0.02)
+            first, last = (conv.to(device, dtype) for conv in convs)  # pyright: ignore
+            found = FusedConv2d(last, None)(FusedConv2d(first, last)(images))
+            assert isinstance(found, Tensor)
+            return torch.allclose(found, last(first(images)), rtol=0.02, atol=0.02)
     except Exception:  # whatever a compiler, a loader or a driver raises: torch's own operators do the same
         return False
+
+
+def _of_cells(weight: Tensor, made: int) -> Tensor:
+    """Return what makes the four places of a cell, row by row, from the 4×4 places that they see together."""
+    channels = weight.shape[1]
+    cells = weight.new_zeros(CELL_CHANNELS, channels, 4, 4)
+    for place in range(4):
+        row, column = place // 2, place % 2
+        cells[place * made : (place + 1) * made, :, row : row + 3, column : column + 3] = weight[:made]
+    return cells.contiguous(memory_format=torch.channels_last)
 
 
 def _aligned(channels: int) -> int:
@@ -118,6 +143,7 @@ def _written(
     border: Border | None,
     *,
     scale: int = 1,
+    overlap: bool = True,
     relu: bool = False,
     pool: bool = False,
 ) -> Tensor:
@@ -125,13 +151,15 @@ def _written(
 
     Args:
         made: [N, ≥ channels, height, width], twice that size where it is pooled, and
-            [N, ≥ 4 channels, height / 2 + 1, width / 2 + 1] where the places of a cell are to be brought together.
+            [N, ≥ 4 channels, height / 2, width / 2] where the places of a cell are to be brought together, with one
+            row and one column more where they overlap.
         bias: of its channels, not yet added.
         channels: of the map.
         height: of the map.
         width: of the map.
         border: what to write around it; None leaves the map as it is.
         scale: places on a cell's side.
+        overlap: whether a cell's odd places were made one place further than its even ones.
         relu: whether to rectify.
         pool: whether to keep the highest of 2×2 places, of one or two at an odd border.
     """
@@ -152,7 +180,7 @@ def _written(
         write(
             made, made if bias is None else bias, out, by_sample, by_channel, by_row, by_column,
             places, blocks, height, width, rows, columns,
-            channels=channels, written=written, scale=scale, pool=pool, relu=relu, biased=bias is not None,
+            channels=channels, written=written, scale=scale, overlap=int(overlap), pool=pool, relu=relu, biased=bias is not None,
             frame=frame, reflect=int(border is not None and border.reflect),
             block_places=block_places, block_channels=block_channels,
         )  # fmt: skip
@@ -178,6 +206,7 @@ def _write(
     channels: tl.constexpr,
     written: tl.constexpr,
     scale: tl.constexpr,
+    overlap: tl.constexpr,
     pool: tl.constexpr,
     relu: tl.constexpr,
     biased: tl.constexpr,
@@ -211,10 +240,10 @@ def _write(
             ),
         )
     elif scale == 2:
-        # A cell's odd places see one place further than its even ones.
         which = (row % 2 * 2 + column % 2) * channels
         made += which[:, None] * by_channel
-        value = _at(made, row // 2 + row % 2, column // 2 + column % 2, by_row, by_column, across, known)
+        cell_row, cell_column = row // 2 + row % 2 * overlap, column // 2 + column % 2 * overlap
+        value = _at(made, cell_row, cell_column, by_row, by_column, across, known)
     else:
         value = _at(made, row, column, by_row, by_column, across, known)
     if biased:
