@@ -121,12 +121,15 @@ def _fuse(chain: Chain) -> None:
     if not convs:
         return
     try:
+        from stylize_batch.model.from_rgb import FromRgb, suits
         from stylize_batch.model.fused import FusedConv2d, works
     except ImportError:  # only torch's CUDA builds come with Triton
         return
-    if all(works(conv.weight.device, conv.weight.dtype) for conv in convs.values()):
+    weight = next(iter(convs.values())).weight
+    if works(weight.device, weight.dtype):
         for (name, conv), following in zip(convs.items(), [*convs.values(), None][1:], strict=True):
-            chain.add_module(name, FusedConv2d(conv, following))
+            kind = FromRgb if suits(conv) and works(weight.device, weight.dtype, FromRgb) else FusedConv2d
+            chain.add_module(name, kind(conv, following))
 
 
 def _compiled(conv: ReflectedConv2d, plain: ReflectedConv2d | SubPixelConv2d) -> nn.Module:

@@ -36,7 +36,7 @@ A picture's three channels leave most of a tensor core idle, and each place read
 little more than one of its places.
 """
 
-_LAUNCHING = threading.Lock()
+LAUNCHING = threading.Lock()
 """Triton compiles a kernel when it is first launched, and two threads feed a GPU."""
 
 
@@ -87,35 +87,53 @@ class FusedConv2d(nn.Module):
 
     def forward(self, input: Tensor | Framed) -> Tensor | Framed:
         """Convolve."""
-        if not isinstance(input, Framed):
-            _, channels, height, width = input.shape
-            input = Framed(_written(input, None, channels, height, width, self._sees), channels)
-        height, width = (self._scale * (side - 2) for side in input.whole.shape[2:])
+        whole = self._framed(input)
+        height, width = (self._scale * (side - 2) for side in whole.shape[2:])
         if self._pool:
             height, width = -(-height // 2), -(-width // 2)
         if self.cells is not None and height % 2 == width % 2 == 0:
-            made, scale, overlap = F.conv2d(input.whole, self.cells, stride=2), 2, False
+            made, scale, overlap = F.conv2d(whole, self.cells, stride=2), 2, False
         else:
-            made, scale, overlap = F.conv2d(input.whole, self.weight), self._scale, True
+            made, scale, overlap = F.conv2d(whole, self.weight), self._scale, True
         found = _written(
             made, self.bias, self._channels, height, width, self._next,
             scale=scale, overlap=overlap, relu=self._relu, pool=self._pool,
         )  # fmt: skip
+        return self._finished(found)
+
+    def _framed(self, input: Tensor | Framed) -> Tensor:
+        """Return what the convolution sees of its input, [N, C′, h + 2, w + 2]."""
+        if isinstance(input, Framed):
+            return input.whole
+        _, channels, height, width = input.shape
+        return _written(input, None, channels, height, width, self._sees)
+
+    def _finished(self, found: Tensor) -> Tensor | Framed:
         return Framed(found, self._channels) if self._next else found
 
 
 @functools.cache
-def works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel can be compiled for a GPU, which also takes a C compiler, and does there what it should."""
+def works(device: torch.device, dtype: torch.dtype, kind: type[FusedConv2d] = FusedConv2d) -> bool:
+    """Whether the kernel can be compiled for a GPU, which also takes a C compiler, and does there what it should.
+
+    Args:
+        device: the GPU.
+        dtype: of the network.
+        kind: of the first convolution.
+    """
     with torch.random.fork_rng([]):
-        convs = ReflectedConv2d(3, 5, relu=True, pool=True), ReflectedConv2d(5, 3)
+        convs = [
+            ReflectedConv2d(3, 64, relu=True),
+            ReflectedConv2d(64, 5, relu=True, pool=True),
+            ReflectedConv2d(5, 3),
+        ]
     images = torch.linspace(-1, 1, 3 * 11 * 7).view(1, 3, 11, 7).to(device, dtype)
     try:
         with torch.no_grad():
-            first, last = (conv.to(device, dtype) for conv in convs)  # pyright: ignore
-            found = FusedConv2d(last, None)(FusedConv2d(first, last)(images))
+            first, second, last = (conv.to(device, dtype) for conv in convs)  # pyright: ignore
+            found = FusedConv2d(last, None)(FusedConv2d(second, last)(kind(first, second)(images)))
             assert isinstance(found, Tensor)
-            return torch.allclose(found, last(first(images)), rtol=0.02, atol=0.02)
+            return torch.allclose(found, last(second(first(images))), rtol=0.02, atol=0.02)
     except Exception:  # whatever a compiler, a loader or a driver raises: torch's own operators do the same
         return False
 
@@ -132,6 +150,15 @@ def _of_cells(weight: Tensor, made: int) -> Tensor:
 
 def _aligned(channels: int) -> int:
     return channels + -channels % ALIGNMENT
+
+
+def room(like: Tensor, channels: int, height: int, width: int, border: Border | None) -> Tensor:
+    """Return memory for a map as the next convolution sees it, of a tensor's type and samples."""
+    frame = 0 if border is None else 1
+    return torch.empty(
+        (len(like), channels if border is None else border.channels, height + 2 * frame, width + 2 * frame),
+        dtype=like.dtype, device=like.device, memory_format=torch.channels_last,
+    )  # fmt: skip
 
 
 def _written(
@@ -165,23 +192,19 @@ def _written(
     """
     samples, _, rows, columns = made.shape
     by_sample, by_channel, by_row, by_column = made.stride()
-    frame = 0 if border is None else 1
-    written = channels if border is None else border.channels
-    out = torch.empty(
-        (samples, written, height + 2 * frame, width + 2 * frame),
-        dtype=made.dtype, device=made.device, memory_format=torch.channels_last,
-    )  # fmt: skip
+    out = room(made, channels, height, width, border)
+    written = out.shape[1]
     block_channels = min(CHANNELS, triton.next_power_of_2(written))
     block_places = NUMBERS // block_channels
     places = out.shape[2] * out.shape[3]
     blocks = triton.cdiv(places, block_places)
     write: Any = _write[samples * blocks, triton.cdiv(written, block_channels)]  # its types are those inside
-    with torch.cuda.device_of(made), _LAUNCHING:
+    with torch.cuda.device_of(made), LAUNCHING:
         write(
             made, made if bias is None else bias, out, by_sample, by_channel, by_row, by_column,
             places, blocks, height, width, rows, columns,
             channels=channels, written=written, scale=scale, overlap=int(overlap), pool=pool, relu=relu, biased=bias is not None,
-            frame=frame, reflect=int(border is not None and border.reflect),
+            frame=0 if border is None else 1, reflect=int(border is not None and border.reflect),
             block_places=block_places, block_channels=block_channels,
         )  # fmt: skip
     return out
@@ -220,8 +243,8 @@ def _write(
     sample = (program // blocks).to(tl.int64)
     place = program % blocks * block_places + tl.arange(0, block_places)
     channel = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
-    row = _inside(place // (width + 2 * frame) - frame, height, reflect)
-    column = _inside(place % (width + 2 * frame) - frame, width, reflect)
+    row = inside(place // (width + 2 * frame) - frame, height, reflect)
+    column = inside(place % (width + 2 * frame) - frame, width, reflect)
     there = (place < places)[:, None]
     known = there & (channel < channels)[None, :]
     made += sample * by_sample
@@ -255,7 +278,7 @@ def _write(
 
 
 @triton.jit
-def _inside(at: tl.tensor, length: tl.tensor, reflect: tl.constexpr):
+def inside(at: tl.tensor, length: tl.tensor, reflect: tl.constexpr):
     """Return which of a map's rows or columns stands at a place that may lie one beyond its border."""
     at = tl.where(at < 0, reflect, at)
     return tl.where(at >= length, length - 1 - reflect, at)
