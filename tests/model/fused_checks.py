@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylize_batch.model.chain import Chain, Framed
+from stylize_batch.model.adain import AffineMap
+from stylize_batch.model.chain import Chain, Framed, Mapped, mapped
 from stylize_batch.model.compact import CompactDecoder
 from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d, SubPixelConv2d, quicken
 from stylize_batch.model.decoder import Decoder
@@ -111,6 +112,44 @@ def test_every_memory_format_and_a_part_of_a_map_give_the_same_bits() -> None:
     assert torch.equal(quick(torch.nn.functional.pad(features, (3, 2, 1, 5))[..., 1:-5, 3:-2]), expected)
 
 
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("kind", [ReflectedConv2d, EnlargingConv2d])
+@pytest.mark.parametrize("channels", [3, 200])
+def test_an_affine_map_is_applied_on_the_way_in(
+    channels: int, kind: type[ReflectedConv2d], height: int, width: int
+) -> None:
+    conv = convolution(kind, channels)
+    whole = torch.randn(2, channels, height + 2, width + 2)
+    affine = AffineMap(*torch.randn(2, 2, channels, 1, 1))
+    chain = fused(one(conv))
+    for features in (
+        whole[..., 1:-1, 1:-1].contiguous(memory_format=torch.channels_last),
+        whole.contiguous(memory_format=torch.channels_last)[..., 1:-1, 1:-1],
+    ):
+        given = mapped(features, affine, chain)
+        assert isinstance(given, Mapped)
+        torch.testing.assert_close(chain(given), conv(affine.apply(features)), rtol=1e-5, atol=1e-5)
+
+
+def test_an_affine_map_that_differs_from_place_to_place_is_applied_before() -> None:
+    features, affine = torch.randn(2, 3, 4, 5), AffineMap(*torch.randn(2, 2, 3, 4, 5))
+    chain = one(convolution(ReflectedConv2d))
+    for network in (chain, fused(chain)):
+        given = mapped(features, affine, network)
+        assert isinstance(given, Tensor)
+        assert torch.equal(given, affine.apply(features))
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("kind", [FusedConv2d, FromRgb])
+def test_bytes_count_as_255ths(kind: type[FusedConv2d], height: int, width: int) -> None:
+    conv = convolution(ReflectedConv2d)
+    images = torch.randint(256, (2, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    for given in (images, images.contiguous()):
+        torch.testing.assert_close(kind(conv, None)(given), conv(images / 255), rtol=1e-6, atol=1e-6)
+    assert FusedConv2d(conv.half(), None)(images).dtype == torch.float16
+
+
 @pytest.mark.parametrize("pool", [False, True])
 def test_what_is_not_a_number_stays_so(pool: bool) -> None:
     conv = convolution(ReflectedConv2d)
@@ -135,6 +174,12 @@ def test_a_network_of_fused_convolutions_makes_the_same_maps(
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def one(conv: ReflectedConv2d) -> Chain:
+    chain = Chain()
+    chain.add_module("conv", conv)
+    return chain
+
+
 def fused(chain: Chain) -> Chain:
     """Return a chain as a GPU has it."""
     quick = copy.deepcopy(chain)
@@ -146,6 +191,7 @@ def fused(chain: Chain) -> Chain:
     ]
     for name, conv, following in zip(names, convs, [*convs[1:], None], strict=True):
         quick.add_module(name, FusedConv2d(conv, following))
+    quick.fused = True
     return quick
 
 
@@ -159,6 +205,7 @@ def test_a_gpu_gets_fused_convolutions_where_one_follows_the_other(monkeypatch: 
     quicken(encoder)
     assert [type(each) for each in encoder.children()][:2] == [FromRgb, FusedConv2d]
     assert not suits(ReflectedConv2d(3, 64, relu=True))
+    assert chain.fused
     assert not any(isinstance(each, FusedConv2d) for each in other.children())
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from stylize_batch.model.adain import AffineMap
+
 
 class Framed(NamedTuple):
     """A map with what the next convolution sees around it.
@@ -26,16 +28,48 @@ class Framed(NamedTuple):
         return self.whole[:, : self.channels, 1:-1, 1:-1]
 
 
+class Mapped(NamedTuple):
+    """A map that is still to be mapped.
+
+    Attributes:
+        map: [N, C, h, w].
+        affine: of each sample and channel, [N, C, 1, 1].
+    """
+
+    map: Tensor
+    affine: AffineMap
+
+
+Given = Tensor | Framed | Mapped
+"""What a fused convolution takes."""
+
+
 class Chain(nn.Module):
     """Its children are convolutions, each of which takes what the one before makes: a map, or a `Framed` one."""
 
-    def maps(self, x: Tensor) -> Iterator[Tensor]:
+    fused: bool = False
+    """Whether the first one takes bytes too, of which 255 counts as 1, and a `Mapped` map."""
+
+    def maps(self, x: Tensor | Mapped) -> Iterator[Tensor]:
         """Yield the map that each convolution makes."""
-        made = x
+        made: Given = x
         for conv in self.children():
             made = conv(made)
             yield made.map if isinstance(made, Framed) else made
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Mapped) -> Tensor:
         """Return the last convolution's map."""
-        return functools.reduce(lambda _, found: found, self.maps(x), x)
+        maps = self.maps(x)
+        return functools.reduce(lambda _, found: found, maps, next(maps))
+
+
+def is_fused(network: nn.Module) -> bool:
+    """Whether a network is a chain whose first convolution takes bytes too, and a `Mapped` map."""
+    return isinstance(network, Chain) and network.fused
+
+
+def mapped(features: Tensor, affine: AffineMap, network: nn.Module) -> Tensor | Mapped:
+    """Return an affine map of features as a network takes it; a fused one applies it itself."""
+    if is_fused(network) and affine.scale.shape == affine.shift.shape == (*features.shape[:2], 1, 1):
+        return Mapped(features, affine)
+    return affine.apply(features)

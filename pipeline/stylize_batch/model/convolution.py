@@ -130,6 +130,7 @@ def _fuse(chain: Chain) -> None:
         for (name, conv), following in zip(convs.items(), [*convs.values(), None][1:], strict=True):
             kind = FromRgb if suits(conv) and works(weight.device, weight.dtype, FromRgb) else FusedConv2d
             chain.add_module(name, kind(conv, following))
+        chain.fused = True
 
 
 def _compiled(conv: ReflectedConv2d, plain: ReflectedConv2d | SubPixelConv2d) -> nn.Module:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stylize_batch.model.chain import Framed
+from stylize_batch.model.chain import Framed, Given
 from stylize_batch.model.convolution import ReflectedConv2d, SubPixelConv2d
 from stylize_batch.model.fused import ALIGNMENT, LAUNCHING, FusedConv2d, inside, room
 
@@ -58,7 +58,7 @@ class FromRgb(FusedConv2d):
             "matrix", F.pad(matrix, (0, CHANNELS - self._channels, 0, -len(matrix) % DEPTH)).contiguous()
         )
 
-    def forward(self, input: Tensor | Framed) -> Tensor | Framed:
+    def forward(self, input: Given) -> Tensor | Framed:
         """Convolve."""
         given = self._framed(input)
         height, width = (side - 2 for side in given.shape[2:])

@@ -2,7 +2,7 @@
 
 cuDNN convolves without bias and without padding. One kernel then reads what it made and writes the next convolution's
 input, border included: bias, ReLU, pooling, the places of up-sampling and the border, each of which would be one or two
-passes over the map of its own. At the full size a pass takes as long as much of a convolution.
+passes over the map of its own. What comes before the first one, from bytes to numbers or AdaIN, is done likewise. At the full size a pass takes as long as much of a convolution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from stylize_batch.model.chain import Framed
+from stylize_batch.model.adain import AffineMap
+from stylize_batch.model.chain import Framed, Given, Mapped
 from stylize_batch.model.convolution import ReflectedConv2d, SubPixelConv2d
 
 ALIGNMENT = 8
@@ -60,7 +61,8 @@ class Border(NamedTuple):
 class FusedConv2d(nn.Module):
     """A 3×3 convolution, or four 2×2 ones of the small map, and what stands between it and the next one.
 
-    [N, C, h, w] → [N, K, s h, s w], or pooled to half the size; `Framed` for the next one, where there is one.
+    [N, C, h, w] → [N, K, s h, s w], or pooled to half the size; `Framed` for the next one, where there is one. Bytes
+    count as 255ths.
     """
 
     weight: Tensor
@@ -85,7 +87,7 @@ class FusedConv2d(nn.Module):
         self._sees = Border.of(conv)
         self._next = following and Border.of(following)
 
-    def forward(self, input: Tensor | Framed) -> Tensor | Framed:
+    def forward(self, input: Given) -> Tensor | Framed:
         """Convolve."""
         whole = self._framed(input)
         height, width = (self._scale * (side - 2) for side in whole.shape[2:])
@@ -101,12 +103,15 @@ class FusedConv2d(nn.Module):
         )  # fmt: skip
         return self._finished(found)
 
-    def _framed(self, input: Tensor | Framed) -> Tensor:
+    def _framed(self, input: Given) -> Tensor:
         """Return what the convolution sees of its input, [N, C′, h + 2, w + 2]."""
         if isinstance(input, Framed):
             return input.whole
-        _, channels, height, width = input.shape
-        return _written(input, None, channels, height, width, self._sees)
+        map, affine = input if isinstance(input, Mapped) else (input, None)
+        _, channels, height, width = map.shape
+        return _written(
+            map, None, channels, height, width, self._sees, affine=affine, dtype=self.weight.dtype
+        )
 
     def _finished(self, found: Tensor) -> Tensor | Framed:
         return Framed(found, self._channels) if self._next else found
@@ -127,13 +132,21 @@ def works(device: torch.device, dtype: torch.dtype, kind: type[FusedConv2d] = Fu
             ReflectedConv2d(64, 5, relu=True, pool=True),
             ReflectedConv2d(5, 3),
         ]
-    images = torch.linspace(-1, 1, 3 * 11 * 7).view(1, 3, 11, 7).to(device, dtype)
+    images = torch.linspace(0, 255, 3 * 11 * 7).view(1, 3, 11, 7).to(device, dtype) / 16
     try:
         with torch.no_grad():
             first, second, last = (conv.to(device, dtype) for conv in convs)  # pyright: ignore
-            found = FusedConv2d(last, None)(FusedConv2d(second, last)(kind(first, second)(images)))
-            assert isinstance(found, Tensor)
-            return torch.allclose(found, last(second(first(images))), rtol=0.02, atol=0.02)
+            affine = AffineMap(*torch.linspace(-1, 1, 6, device=device).view(2, 1, 3, 1, 1))
+            quick = kind(first, second), FusedConv2d(second, last), FusedConv2d(last, None)
+            return all(
+                torch.allclose(
+                    quick[2](quick[1](quick[0](given))), last(second(first(seen))), rtol=0.02, atol=0.02
+                )
+                for given, seen in (
+                    (Mapped(images, affine), affine.apply(images)),
+                    (images.byte(), images.byte().to(dtype) / 255),
+                )
+            )
     except Exception:  # whatever a compiler, a loader or a driver raises: torch's own operators do the same
         return False
 
@@ -152,12 +165,19 @@ def _aligned(channels: int) -> int:
     return channels + -channels % ALIGNMENT
 
 
-def room(like: Tensor, channels: int, height: int, width: int, border: Border | None) -> Tensor:
-    """Return memory for a map as the next convolution sees it, of a tensor's type and samples."""
+def room(
+    like: Tensor,
+    channels: int,
+    height: int,
+    width: int,
+    border: Border | None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return memory for a map as the next convolution sees it, of a tensor's samples, and of its type or another."""
     frame = 0 if border is None else 1
     return torch.empty(
         (len(like), channels if border is None else border.channels, height + 2 * frame, width + 2 * frame),
-        dtype=like.dtype, device=like.device, memory_format=torch.channels_last,
+        dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last,
     )  # fmt: skip
 
 
@@ -173,6 +193,8 @@ def _written(
     overlap: bool = True,
     relu: bool = False,
     pool: bool = False,
+    affine: AffineMap | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return the map [N, channels, height, width] of what a convolution made, as the next one sees it.
 
@@ -189,10 +211,13 @@ def _written(
         overlap: whether a cell's odd places were made one place further than its even ones.
         relu: whether to rectify.
         pool: whether to keep the highest of 2×2 places, of one or two at an odd border.
+        affine: of each sample and channel, applied before all else, in float32.
+        dtype: of what is returned; None is the map's. Of bytes 255 becomes 1.
     """
     samples, _, rows, columns = made.shape
     by_sample, by_channel, by_row, by_column = made.stride()
-    out = room(made, channels, height, width, border)
+    out = room(made, channels, height, width, border, dtype)
+    gain, offset = (made, made) if affine is None else (each.contiguous() for each in affine)
     written = out.shape[1]
     block_channels = min(CHANNELS, triton.next_power_of_2(written))
     block_places = NUMBERS // block_channels
@@ -201,9 +226,10 @@ def _written(
     write: Any = _write[samples * blocks, triton.cdiv(written, block_channels)]  # its types are those inside
     with torch.cuda.device_of(made), LAUNCHING:
         write(
-            made, made if bias is None else bias, out, by_sample, by_channel, by_row, by_column,
+            made, made if bias is None else bias, gain, offset, out, by_sample, by_channel, by_row, by_column,
             places, blocks, height, width, rows, columns,
             channels=channels, written=written, scale=scale, overlap=int(overlap), pool=pool, relu=relu, biased=bias is not None,
+            affine=affine is not None, of_bytes=made.dtype == torch.uint8,
             frame=0 if border is None else 1, reflect=int(border is not None and border.reflect),
             block_places=block_places, block_channels=block_channels,
         )  # fmt: skip
@@ -215,6 +241,8 @@ def _written(
 def _write(
     made: tl.tensor,
     bias: tl.tensor,
+    gain: tl.tensor,
+    offset: tl.tensor,
     out: tl.tensor,
     by_sample: tl.tensor,
     by_channel: tl.tensor,
@@ -233,6 +261,8 @@ def _write(
     pool: tl.constexpr,
     relu: tl.constexpr,
     biased: tl.constexpr,
+    affine: tl.constexpr,
+    of_bytes: tl.constexpr,
     frame: tl.constexpr,
     reflect: tl.constexpr,
     block_places: tl.constexpr,
@@ -269,6 +299,13 @@ def _write(
         value = _at(made, cell_row, cell_column, by_row, by_column, across, known)
     else:
         value = _at(made, row, column, by_row, by_column, across, known)
+    if of_bytes:
+        value = tl.div_rn(value, 255.0)
+    if affine:
+        number = sample * channels + channel
+        scale_of = tl.load(gain + number, channel < channels, 0.0)
+        shift_of = tl.load(offset + number, channel < channels, 0.0)
+        value = value * scale_of[None, :] + shift_of[None, :]
     if biased:
         value += tl.load(bias + channel, channel < channels, 0.0).to(tl.float32)[None, :]
     if relu:

@@ -21,6 +21,7 @@ from stylize_batch.model.architecture import (
     transfer_channels,
     transfer_strides,
 )
+from stylize_batch.model.chain import is_fused, mapped
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.color import ColorMap
 from stylize_batch.model.convolution import quicken
@@ -132,6 +133,7 @@ class Network:
         self._phi = self._place(phi)
         self._encoder = self._phi if own else self._place(model.encoder)
         self._decoder = self._place(model.decoder)
+        self._takes_bytes = is_fused(self._encoder) and is_fused(self._phi)
         architecture = model.encoder.architecture
         self._transfer_channels = () if own else transfer_channels(architecture)
         self._transfer_strides = transfer_strides(architecture)
@@ -206,7 +208,9 @@ class Network:
     def _maps(self, content: ContentFeatures, images: Tensor, box: Box) -> tuple[Tensor, ...]:
         """Encode a part of the contents, and give it exactly the features it has in the whole."""
         outer = box.grown(ENCODER_HALO, content.height, content.width)
-        pixels = self._upload(outer.crop(images, Box(0, 0, content.height, content.width)))
+        pixels = outer.crop(images, Box(0, 0, content.height, content.width))
+        takes = self._takes_bytes and pixels.dtype == torch.uint8
+        pixels = to_device(pixels, self.device) if takes else self._upload(pixels)
         maps = self._encoder.features(pixels)
         if content.metrics and self._encoder is not self._phi:
             maps = (*maps, self._phi(pixels))
@@ -294,7 +298,7 @@ class Network:
             needed = shown.grown(self._decoder_halo, content.height, content.width)
             maps = self._maps_of(content, needed)
             targets = [
-                over_regions(each, regions.weights(needed, stride, features)).apply(features)
+                mapped(features, over_regions(each, regions.weights(needed, stride, features)), self._decoder)
                 for each, features, stride in zip(
                     zip(*transfers, strict=True), maps, self._transfer_strides, strict=False
                 )
