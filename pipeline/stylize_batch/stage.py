@@ -255,7 +255,7 @@ class StylizeStage:
         # A function of its own: what a failed attempt holds in memory goes with its frame.
         try:
             with self._clock("stylize"):
-                index = torch.tensor([index for index, _ in batch], device=self._network.device)
+                index = [index for index, _ in batch]
                 vectors = torch.from_numpy(np.stack([job.vectors for _, job in batch]))  # pyright: ignore
                 alpha = torch.tensor([job.pair.alpha for _, job in batch])
                 masks = None
@@ -272,9 +272,9 @@ class StylizeStage:
                     sound &= good
                     return pixels
 
-                images, losses = self._network.stylize(
-                    features.select(index), vectors, alpha, masks, finish=to_pixels
-                )
+                if index != list(range(features.contents)):
+                    features = features.select(torch.tensor(index, device=self._network.device))
+                images, losses = self._network.stylize(features, vectors, alpha, masks, finish=to_pixels)
                 pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
                 measured = [(None, None, None)] * len(batch)
                 if losses is not None:

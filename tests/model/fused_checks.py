@@ -16,6 +16,8 @@ from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d, Su
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.from_rgb import FromRgb, suits
 from stylize_batch.model.fused import FusedConv2d, works
+from stylize_batch.model.half_moments import mean_and_variance
+from stylize_batch.model.half_moments import works as measures
 from stylize_batch.model.vgg import Encoder
 
 SIZES = [(2, 5), (6, 8), (33, 21)]
@@ -220,3 +222,28 @@ def test_the_trial_before_the_kernel_is_used_finds_it_right_and_draws_no_random_
     if dtype != torch.bfloat16:  # of which the interpreter makes no products of matrices
         assert works(torch.device("cpu"), dtype, FromRgb)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "height", "width"), [(1, 1, 1), (32, 16, 8), (40, 13, 21), (70, 2, 129)]
+)
+def test_moments_of_small_types_are_those_of_their_numbers_in_float32(
+    channels: int, height: int, width: int, dtype: torch.dtype
+) -> None:
+    features = (torch.randn(3, channels, height + 2, width + 2) + 30).to(dtype)
+    for given in (features, features.contiguous(memory_format=torch.channels_last)):
+        given = given[..., 1:-1, 1:-1]
+        mean, variance = mean_and_variance(given)
+        expected = torch.var_mean(given.double(), (2, 3), correction=0)
+        torch.testing.assert_close(mean, expected[1].float(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(variance, expected[0].float(), rtol=1e-5, atol=1e-6)
+        assert torch.equal(torch.stack(mean_and_variance(given[1:2])), torch.stack((mean, variance))[:, 1:2])
+    assert measures(torch.device("cpu"), dtype)
+
+
+def test_moments_of_what_is_not_a_number_are_none() -> None:
+    features = torch.ones(1, 2, 4, 5).half()
+    features[0, 1, 2, 3] = torch.nan
+    for found in mean_and_variance(features):
+        assert found.isnan().tolist() == [[False, True]]

@@ -80,17 +80,30 @@ class _MeanAndVariance(torch.autograd.Function):
 
 def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
     """Return the moments over space of features [N, C, h, w], each position counting `weights`, [N, 1, h, w]."""
-    x = features.float()
     if weights is None:
-        mean, variance = _MeanAndVariance.apply(x)
-        weight = torch.full_like(mean[:, :1], x[0, 0].numel())
+        mean, variance = _mean_and_variance(features)
+        weight = torch.full_like(mean[:, :1], features[0, 0].numel())
     else:
+        x = features.float()
         # In two steps: a sum of one number would be taken in parts, as many as there are cores.
         weight = weights.double().sum(3).sum(2)
         shares = weights / weight.float().clamp(min=torch.finfo(torch.float32).tiny)[:, :, None, None]
         mean = (x * shares).sum((2, 3))
         variance = ((x - mean[:, :, None, None]).square() * shares).sum((2, 3))
     return Moments(weight.double(), mean.double(), variance.double())
+
+
+def _mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance over space, each float32 [N, C]."""
+    if features.is_cuda and features.dtype.itemsize == 2 and not features.requires_grad:
+        try:
+            from stylize_batch.model import half_moments
+        except ImportError:  # only torch's CUDA builds come with Triton
+            pass
+        else:
+            if half_moments.suits(features):
+                return half_moments.mean_and_variance(features)
+    return _MeanAndVariance.apply(features.float())
 
 
 def merged(before: Sequence[Moments], more: Sequence[Moments]) -> list[Moments]:

@@ -54,8 +54,9 @@ class Chain(nn.Module):
         """Yield the map that each convolution makes."""
         made: Given = x
         for conv in self.children():
-            made = conv(made)
-            yield made.map if isinstance(made, Framed) else made
+            found: Tensor | Framed = conv(made)
+            yield found.map if isinstance(found, Framed) else found
+            made = found
 
     def forward(self, x: Tensor | Mapped) -> Tensor:
         """Return the last convolution's map."""
