@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stylize_batch.model import checkpoint, container
 from stylize_batch.model.adain import AffineMap
 from stylize_batch.model.chain import Chain, Framed, Mapped, mapped
 from stylize_batch.model.compact import CompactDecoder
@@ -18,6 +19,7 @@ from stylize_batch.model.from_rgb import FromRgb, suits
 from stylize_batch.model.fused import FusedConv2d, works
 from stylize_batch.model.half_moments import mean_and_variance
 from stylize_batch.model.half_moments import works as measures
+from stylize_batch.model.network import Network
 from stylize_batch.model.vgg import Encoder
 
 SIZES = [(2, 5), (6, 8), (33, 21)]
@@ -185,16 +187,39 @@ def one(conv: ReflectedConv2d) -> Chain:
 def fused(chain: Chain) -> Chain:
     """Return a chain as a GPU has it."""
     quick = copy.deepcopy(chain)
+    fuse_in_place(quick)
+    return quick
+
+
+def fuse_in_place(quick: Chain) -> None:
     names = [name for name, _ in quick.named_children()]
     convs = [
         SubPixelConv2d(conv) if isinstance(conv, EnlargingConv2d) else conv
         for conv in quick.children()
-        if isinstance(conv, ReflectedConv2d)
+        if isinstance(conv, ReflectedConv2d | SubPixelConv2d)
     ]
     for name, conv, following in zip(names, convs, [*convs[1:], None], strict=True):
         quick.add_module(name, FusedConv2d(conv, following))
     quick.fused = True
-    return quick
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pictures_are_those_of_the_plain_network(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stylize_batch.model.convolution.has_fast_groups", lambda: False)
+    torch.manual_seed(0)
+    images = torch.randint(256, (2, 20, 25, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    masks = torch.randint(256, (2, 2, 20, 25), dtype=torch.uint8) if masked else None
+    found: list[Tensor] = []
+    for fuse in (lambda chain: None, fuse_in_place):
+        monkeypatch.setattr("stylize_batch.model.convolution._fuse", fuse)
+        network = Network(checkpoint.loads(container.builtin_bytes(container.DEFAULT)))
+        styles = network.encode_styles(images.flip(0, 3))
+        styles = styles[:, None].expand(-1, 2, -1) if masked else styles
+        for content in (images, images / 255):
+            content = network.encode_contents(content, metrics=False)
+            found.append(network.stylize(content, styles, torch.tensor([0.5, 1]), masks)[0])
+    for each in found[1:]:
+        torch.testing.assert_close(each, found[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_gpu_gets_fused_convolutions_where_one_follows_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
