@@ -34,6 +34,7 @@ from stylize_batch.model.device import (
     wait_for,
 )
 from stylize_batch.model.network import ContentFeatures, Network
+from stylize_batch.model.pixels import to_bytes
 from stylize_batch.results import Outcome
 from stylize_batch.settings import WorkerSettings
 from stylize_batch.stopwatch import Stopwatch
@@ -267,8 +268,7 @@ class StylizeStage:
                 def to_pixels(images: Tensor) -> Tensor:
                     nonlocal sound
                     # Infinities are clamped by now, as whatever else lies outside 0..1: what can be found is NaN.
-                    numbers = ~images.isnan().flatten(1).any(1)
-                    pixels, good = to_host((images.float() * 255).round().byte(), numbers)
+                    pixels, good = to_host(*to_bytes(images))
                     sound &= good
                     return pixels
 

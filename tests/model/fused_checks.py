@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylize_batch.model import checkpoint, container
+from stylize_batch.model import checkpoint, container, fused_pixels
 from stylize_batch.model.adain import AffineMap
 from stylize_batch.model.chain import Chain, Framed, Mapped, mapped
 from stylize_batch.model.compact import CompactDecoder
@@ -20,6 +20,7 @@ from stylize_batch.model.fused import FusedConv2d, works
 from stylize_batch.model.half_moments import mean_and_variance
 from stylize_batch.model.half_moments import works as measures
 from stylize_batch.model.network import Network
+from stylize_batch.model.pixels import plain_bytes
 from stylize_batch.model.vgg import Encoder
 
 SIZES = [(2, 5), (6, 8), (33, 21)]
@@ -272,3 +273,19 @@ def test_moments_of_what_is_not_a_number_are_none() -> None:
     features[0, 1, 2, 3] = torch.nan
     for found in mean_and_variance(features):
         assert found.isnan().tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (9, 13), (40, 33)])
+def test_pictures_become_the_same_bytes(height: int, width: int, dtype: torch.dtype) -> None:
+    images = torch.rand(3, height, width, 3)
+    halves = (torch.arange(height * 3) % 255 + 0.5) / 255
+    images[2] = halves.view(height, 1, 3)
+    images = images.to(dtype).permute(0, 3, 1, 2)
+    for found, expected in zip(fused_pixels.to_bytes(images), plain_bytes(images), strict=True):
+        assert torch.equal(found, expected)
+    images[1, 2, -1, -1] = torch.nan
+    pixels, sound = fused_pixels.to_bytes(images)
+    assert sound.tolist() == [True, False, True]
+    assert torch.equal(pixels[::2], plain_bytes(images[::2])[0])
+    assert fused_pixels.works(torch.device("cpu"), dtype)
