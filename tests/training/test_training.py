@@ -28,6 +28,7 @@ from stylize_batch import cli
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.job import lease
 from stylize_batch.model import checkpoint, container
+from stylize_batch.model.convolution import ReflectedConv2d
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
@@ -276,7 +277,7 @@ def test_only_the_last_checkpoint_is_kept(recipe: Recipe, tmp_path: Path) -> Non
     train(recipe, tmp_path, stop_after=2)
     train(recipe, tmp_path)
     names = [name for name in state_files(tmp_path) if name != "state.json"]
-    assert len(names) == 4
+    assert len(names) == 5
     assert all(name.startswith("state-000006-") for name in names)
 
 
@@ -308,14 +309,29 @@ def test_an_output_that_cannot_be_read_is_not_taken_for_a_damaged_checkpoint(
         Trainer(recipe, "s3://bucket/run")
 
 
-def test_training_starts_from_a_models_weights(recipe: Recipe, tmp_path: Path) -> None:
+def test_training_starts_from_a_models_weights_and_wakes_its_silent_channels(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    shipped = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    silenced = shipped.decoder.conv3_3
+    assert isinstance(silenced, ReflectedConv2d)
+    assert silenced.bias is not None
+    silenced.bias[:3] = -1e4
+    (tmp_path / "start.safetensors").write_bytes(
+        checkpoint.dumps(shipped.encoder, shipped.decoder, shipped.metadata)
+    )
     stage = recipe.stages[1].model_copy(update={"learning_rate": 1e-9, "iterations": 1})
-    started = recipe.model_copy(update={"start": container.DEFAULT, "stages": [stage]})
-    train(started, tmp_path)
-    shipped = checkpoint.loads(container.builtin_bytes(container.DEFAULT)).decoder.state_dict()
-    found = checkpoint.loads((tmp_path / "model.safetensors").read_bytes()).decoder.state_dict()
-    for name, weight in shipped.items():
-        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
+    started = recipe.model_copy(update={"start": str(tmp_path / "start.safetensors"), "stages": [stage]})
+    train(started, tmp_path / "out")
+    found = checkpoint.loads((tmp_path / "out" / "model.safetensors").read_bytes()).decoder
+    assert isinstance(found, Decoder)
+    # No ReLU follows the last one, which so cannot be silent.
+    torch.testing.assert_close(
+        found.conv1_1.state_dict(), shipped.decoder.conv1_1.state_dict(), rtol=1e-3, atol=1e-4
+    )
+    assert isinstance(found.conv3_3, ReflectedConv2d)
+    assert found.conv3_3.bias is not None
+    assert (found.conv3_3.bias[:3] > -1e3).all()
 
 
 def test_a_start_model_of_other_features_is_refused(

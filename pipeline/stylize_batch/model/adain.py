@@ -95,7 +95,9 @@ def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
 
 def _mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance over space, each float32 [N, C]."""
-    if features.is_cuda and features.dtype.itemsize == 2 and not features.requires_grad:
+    # Training's compiler makes a kernel of torch's own operators, and knows no layout of maps that another one needs.
+    compiling = torch.compiler.is_compiling()
+    if features.is_cuda and features.dtype.itemsize == 2 and not (features.requires_grad or compiling):
         try:
             from stylize_batch.model import half_moments
         except ImportError:  # only torch's CUDA builds come with Triton

@@ -92,7 +92,13 @@ def wake(network: nn.Module, run: Callable[[], object]) -> int:
             return made
         woken += count
         assert conv.bias is not None
-        size = QUIET * conv.weight[~silent].square().mean().sqrt() if count < len(silent) else QUIET
+        # As large as those of the others, or where all are silent as they are before training.
+        usual = (
+            conv.weight[~silent]
+            if count < len(silent)
+            else conv.weight.new_tensor(conv.weight[0].numel() ** -0.5)
+        )
+        size = QUIET * usual.square().mean().sqrt()
         conv.weight[silent] = size * torch.randn_like(conv.weight[silent])
         conv.bias[silent] = 0
         conv.bias[silent] = -_before_relu(conv, x)[:, silent].float().mean((0, 2, 3))

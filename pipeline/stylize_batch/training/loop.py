@@ -239,7 +239,8 @@ class Trainer:
 
     def _step(self, contents: Tensor, styles: Tensor) -> Launched:
         stage, offset = self._stage(self.iteration)
-        rate = stage.learning_rate / (1 + stage.decay * offset)
+        rise = min(1.0, (offset + 1) / (stage.warm_up + 1))
+        rate = rise * stage.learning_rate / (1 + stage.decay * offset)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         contents, styles = self._upload(contents), self._upload(styles)

@@ -28,6 +28,7 @@ class Stage(BaseModel):
     batch: int = Field(8, gt=0, description="content-style pairs per iteration")
     learning_rate: float = Field(1e-4, gt=0)
     decay: float = Field(5e-5, ge=0, description="lr / (1 + decay · iteration of the stage)")
+    warm_up: int = Field(0, ge=0, description="iterations over which the rate rises to that")
     style_weight: float = Field(10.0, ge=0, description="λ of Eq. 11")
     identity_pairs: int = Field(
         0, ge=0, description="pairs per batch whose style is the content itself, compared by pixels too"
