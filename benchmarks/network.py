@@ -211,8 +211,8 @@ def write_halves(page: Page, stage: Stage, sizes: list[int], passes: int) -> Non
     """Table of encoder and decoder, as trained and as rewritten for inference."""
     page.say(
         "## The convolutions, as trained and as rewritten for inference\n\n"
-        f"Pictures of size × size, {stage.precision}, {stage.arrangement}; milliseconds from one to the next, the "
-        f"best of up to {passes} passes. The last column is the network's convolutions one by one, without what stands "
+        f"Pictures of size × size, in batches of the worker's size, {stage.precision}, {stage.arrangement}; milliseconds "
+        f"from one picture to the next, the best of up to {passes} passes. The last column is the network's convolutions one by one, without what stands "
         "between them."
     )
     page.table(
@@ -220,7 +220,8 @@ def write_halves(page: Page, stage: Stage, sizes: list[int], passes: int) -> Non
         "plain convolutions",
     )  # fmt: skip
     for size in sizes:
-        images = torch.rand(1, 3, size, size).to(**stage.form)
+        batch = stage.batch((size, size))
+        images = torch.rand(batch, 3, size, size).to(**stage.form)
         given: tuple[Tensor, ...] = (images,)
         for name in ("encoder", "decoder"):
             trained = copy.deepcopy(getattr(stage.model, name)).to(**stage.form)
@@ -231,12 +232,13 @@ def write_halves(page: Page, stage: Stage, sizes: list[int], passes: int) -> Non
             convs = convolutions(copy.deepcopy(getattr(stage.model, name)).to("meta"), *shapes)
             flop = sum(conv.flop for conv in convs)
             before, after = (
-                stage.seconds(size * size, functools.partial(call, *given), passes) for call in calls
+                stage.seconds(batch * size * size, functools.partial(call, *given), passes) / batch
+                for call in calls
             )
-            plain = stage.plain([(1.0, conv) for conv in convs], (size, size), 1)
+            plain = stage.plain([(1.0, conv) for conv in convs], (size, size), batch)
             given = calls[0](*given) if name == "encoder" else ()
             page.row(
-                size, name, f"{flop / 1e9:.1f}", f"{before * 1e3:.1f}", f"{after * 1e3:.1f}", f"{before / after:.2f}",
+                size, name, f"{flop / 1e9:.1f}", f"{before * 1e3:.3g}", f"{after * 1e3:.3g}", f"{before / after:.2f}",
                 *(f"{flop / seconds / 1e9:,.0f}" for seconds in (before, after, plain)),
             )  # fmt: skip
     page.end_table()

@@ -18,7 +18,12 @@ from stylize_batch.model import checkpoint, container
 from stylize_batch.model.convolution import ReflectedConv2d, quicken
 from stylize_batch.model.device import keep_float32
 from stylize_batch.model.network import Network
+from stylize_batch.training import log
+from stylize_batch.training.loop import Trainer
+from stylize_batch.training.recipe import Recipe
 from tests.conftest import MakeManifest, Row, read_results
+
+SAMPLE = Path(__file__).parents[2] / "manifests" / "sample"
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -170,3 +175,19 @@ def test_other_networks_are_convolved_by_torchs_own_operators() -> None:
     for network in model:
         quicken(network.cuda())
         assert any(isinstance(each, ReflectedConv2d) for each in network.children())
+
+
+def test_a_gpu_trains_as_a_cpu_does(tmp_path: Path) -> None:
+    stage = {"loss": "style", "iterations": 3, "crop": 64, "batch": 2, "identity_pairs": 1}
+    recipe = Recipe.model_validate(
+        {
+            "name": "test", "architecture": "vgg16", "encoder": "adain-vgg16", "start": "adain-vgg16", "stages": [stage],
+            "contents": str(SAMPLE / "content"), "styles": str(SAMPLE / "style"),
+        }
+    )  # fmt: skip
+    losses: dict[str, list[float]] = {}
+    for device in ("cpu", "cuda"):
+        trainer = Trainer(recipe, str(tmp_path / device), device)
+        assert trainer.run(lambda _: None)
+        losses[device] = [step.loss for step in log.load(trainer.root.read("training.csv"))]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)

@@ -99,7 +99,8 @@ def wake(network: nn.Module, run: Callable[[], object]) -> int:
             else conv.weight.new_tensor(conv.weight[0].numel() ** -0.5)
         )
         size = QUIET * usual.square().mean().sqrt()
-        conv.weight[silent] = size * torch.randn_like(conv.weight[silent])
+        # Drawn on the CPU, so that a GPU begins with the same ones.
+        conv.weight[silent] = size * torch.randn(count, *conv.weight.shape[1:]).to(size.device)
         conv.bias[silent] = 0
         conv.bias[silent] = -_before_relu(conv, x)[:, silent].float().mean((0, 2, 3))
         return conv.forward(x)
