@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import resource
 import time
 from collections import deque
@@ -19,7 +20,6 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from stylize_batch.contents import (
     LOOKAHEAD,
@@ -54,8 +54,11 @@ WINDOW_BATCHES = 8
 
 FETCH_THREADS = 8
 WRITE_THREADS = 4
-"""At least. Beside a GPU there are as many as cores, and half as many: it makes pictures as fast as all of them decode
-and encode."""
+"""At least: a GPU makes pictures as fast as all cores decode and encode, so beside one there is a thread that fetches and
+decodes for every core, and half as many that encode and write."""
+
+MOST_CORES = 16
+"""Counted so: with their threads grows what waits in memory."""
 
 PENDING_WRITES = 8
 """Pictures of each thread that may wait to be written."""
@@ -109,7 +112,7 @@ class Worker:
         self._clock = Stopwatch()
         self._stage = StylizeStage(settings, model, self._clock, self._stay)
         self._root = Root(settings.root, settings.run)
-        cores = 0 if settings.device == "cpu" else settings.threads or torch.get_num_threads()
+        cores = 0 if settings.device == "cpu" else min(len(os.sched_getaffinity(0)), MOST_CORES)
         fetchers, writers = max(FETCH_THREADS, cores), max(WRITE_THREADS, cores // 2)
         self._fetchers = ThreadPoolExecutor(fetchers, "fetch")
         self._writers = ThreadPoolExecutor(writers, "write")

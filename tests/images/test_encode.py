@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -34,7 +37,14 @@ def test_high_quality_jpeg_keeps_full_chroma(quality: int, sampling: int) -> Non
         assert JpegImagePlugin.get_sampling(image) == sampling
 
 
-def test_a_jpeg_is_the_one_that_pillow_writes_into_memory() -> None:
+@pytest.mark.parametrize("kind", ["as here", "without the call", "with no file left"])
+def test_a_jpeg_is_the_one_that_pillow_writes_into_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "without the call":
+        monkeypatch.delattr(os, "memfd_create")
+    elif kind == "with no file left":
+        monkeypatch.setattr(
+            os, "memfd_create", Mock(side_effect=OSError(errno.EMFILE, "Too many open files"))
+        )
     noise = np.random.default_rng(0).integers(0, 256, (300, 301, 3), np.uint8)  # larger than its buffer
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=95, subsampling=0)

@@ -442,6 +442,7 @@ def test_an_output_root_that_is_the_manifests_folder_is_refused_as_that(tmp_path
 
 
 def test_shards_for_gpus_are_longer_and_small_runs_have_as_many() -> None:
-    assert usual_shard_pairs(1_000_000) == 128
-    assert usual_shard_pairs(1_000_000, gpus=True) == 2048
+    assert usual_shard_pairs(2_000_000) == 128
+    assert usual_shard_pairs(2_000_000, gpus=True) == 2048
+    assert usual_shard_pairs(51_200) == usual_shard_pairs(51_200, gpus=True) == 128  # 400 for as many GPUs
     assert usual_shard_pairs(160) == usual_shard_pairs(160, gpus=True) == 10

@@ -47,7 +47,7 @@ def test_a_convolution_trained_on_centred_inputs_is_that_with_the_mean_taken_off
                 centering.begin()
             optimizer.step()
             if network is conv:
-                centering.end()
+                centering.end(torch.tensor(1.0))
         torch.testing.assert_close(conv(x), explicit(x), rtol=1e-4, atol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_a_rate_that_silences_channels_silences_none_on_centred_inputs() -> None
                 centering.begin()
             optimizer.step()
             if centred:
-                centering.end()
+                centering.end(torch.tensor(1.0))
         return int((conv(x).amax((0, 2, 3)) <= 0).sum())
 
     assert silent_after_training(centred=False) > 4

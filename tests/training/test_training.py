@@ -31,8 +31,8 @@ from stylize_batch.model import checkpoint, container
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
-from stylize_batch.training import data, loop
-from stylize_batch.training.data import ImagePool
+from stylize_batch.training import data, log, loop
+from stylize_batch.training.data import ImagePool, to_tensor
 from stylize_batch.training.log import Step
 from stylize_batch.training.loop import Trainer
 from stylize_batch.training.objective import Objective, Transfer
@@ -109,6 +109,40 @@ def test_an_interrupted_training_continues_exactly_where_it_was(recipe: Recipe, 
     assert all(torch.equal(one[key], other[key]) for key in one)
     with (tmp_path / "split" / "training.csv").open() as file:
         assert [int(row["iteration"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_iteration_launched_before_the_last_is_read_makes_the_same_model(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, and stopped in between."""
+    train(recipe, tmp_path / "one by one")
+    first, second = recipe.stages
+    short = recipe.model_copy(update={"stages": [first, second.model_copy(update={"iterations": 1})]})
+    for part in (short, recipe):
+        trainer = Trainer(part, str(tmp_path / "ahead"))
+        monkeypatch.setattr(trainer, "_ahead", 1)
+        assert trainer.run(lambda _: None)
+    models = (
+        safetensors.torch.load((tmp_path / name / "model.safetensors").read_bytes())
+        for name in ("one by one", "ahead")
+    )
+    one, other = models
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    rows = [log.load((tmp_path / name / "training.csv").read_bytes()) for name in ("one by one", "ahead")]
+    assert [row.loss for row in rows[0]] == [row.loss for row in rows[1]]
+
+
+def test_the_rate_rises_where_the_recipe_says_so(recipe: Recipe, tmp_path: Path) -> None:
+    first, second = recipe.stages
+    stage = second.model_copy(update={"warm_up": 2, "decay": 0.0, "learning_rate": 3e-4})
+    steps = train(recipe.model_copy(update={"stages": [first, stage]}), tmp_path)
+    assert [step.learning_rate for step in steps[3:]] == pytest.approx([1e-4, 2e-4, 3e-4])
+
+
+def test_a_first_stage_of_few_iterations_may_have_crops_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
+    first, second = recipe.stages
+    stages = [first.model_copy(update={"iterations": 1}), second.model_copy(update={"crop": 48})]
+    assert len(train(recipe.model_copy(update={"stages": stages}), tmp_path)) == 4
 
 
 def test_what_a_network_has_learnt_beside_its_weights_is_kept_too(recipe: Recipe, tmp_path: Path) -> None:
@@ -201,6 +235,24 @@ def test_a_gradient_that_is_not_finite_ends_the_training_and_spoils_nothing(
     with pytest.raises(JobFailedError, match="learning_rate"):
         trainer.run(lambda step: None)
     assert state_files(tmp_path) == before
+
+
+def test_a_batch_that_is_not_finite_costs_its_own_step_alone(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_EVERY", 1)
+    trainer = Trainer(recipe, str(tmp_path))
+    real = to_tensor
+
+    def images(batch: Tensor) -> Tensor:
+        return real(batch) * (math.nan if trainer.iteration == 4 else 1)
+
+    monkeypatch.setattr(loop, "to_tensor", images)
+    losses: list[float] = []
+    assert trainer.run(lambda step: losses.append(step.loss))
+    assert [math.isfinite(loss) for loss in losses] == [True, True, True, True, False, True]
+    model = safetensors.torch.load((tmp_path / "model.safetensors").read_bytes())
+    assert all(weight.isfinite().all() for weight in model.values())
 
 
 def test_an_interruption_among_such_gradients_keeps_the_last_sound_checkpoint(

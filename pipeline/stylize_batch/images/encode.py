@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import sys
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from PIL import Image
 
@@ -54,13 +53,17 @@ def encode(image: Array, format: Format, quality: int) -> bytes:
 
 def _jpeg(picture: Image.Image, quality: int) -> bytes:
     subsampling = 0 if quality >= FULL_CHROMA_QUALITY else 2
-    if sys.platform != "linux":
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
-        return buffer.getvalue()
     # Into a file, which only memory holds: Pillow keeps Python's lock, and so all other threads waiting, while it
     # encodes into anything else.
-    with open(os.memfd_create("picture"), "w+b", buffering=0) as file:  # noqa: PTH123 (no path)
+    with _file_in_memory() or io.BytesIO() as file:
         picture.save(file, "JPEG", quality=quality, subsampling=subsampling)
         file.seek(0)
-        return file.readall()
+        return file.read()
+
+
+def _file_in_memory() -> BinaryIO | None:
+    """Return a file of the system's that is nowhere but in memory, where the system, this Python and its limits have one."""
+    try:
+        return open(os.memfd_create("picture"), "w+b", buffering=0)  # noqa: PTH123 (no path)
+    except (AttributeError, OSError):
+        return None

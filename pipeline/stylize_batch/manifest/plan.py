@@ -79,11 +79,15 @@ CHECK_THREADS = 2
 PUT_THREADS = 16
 
 MAX_SHARD_PAIRS = 128
-MAX_GPU_SHARD_PAIRS = 2048
 MIN_SHARDS = 16
 MAX_SHARDS = 16_384
-"""A shard holds at most so many pairs, on GPUs alone, which have nothing to do where one ends, more; fewer where there would be under so many shards, and more where there
-would be over so many: each costs a file of the plan, a task and a part of the results."""
+"""A shard holds at most so many pairs; fewer where there would be under so many shards, and more where there would be over
+so many: each costs a file of the plan, a task and a part of the results."""
+
+MAX_GPU_SHARD_PAIRS = 2048
+MIN_GPU_SHARDS = 512
+"""On GPUs alone, which have nothing to do where a shard ends, one holds up to so many pairs where that leaves so many shards:
+enough for many GPUs to finish together."""
 
 OVERSIZE = 4
 """A content with more pairs than this many shards is split over several."""
@@ -121,7 +125,9 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
 
 def usual_shard_pairs(pairs: int, *, gpus: bool = False) -> int:
     """Return the pairs per shard for a manifest of so many, which GPUs alone are to work on, or others too."""
-    most = MAX_GPU_SHARD_PAIRS if gpus else MAX_SHARD_PAIRS
+    most = MAX_SHARD_PAIRS
+    if gpus:
+        most = max(most, min(MAX_GPU_SHARD_PAIRS, pairs // MIN_GPU_SHARDS))
     return max(1, min(most, -(-pairs // MIN_SHARDS)), -(-pairs // MAX_SHARDS))
 
 

@@ -140,5 +140,5 @@ def _waiting(device: torch.device) -> Callable[[], None]:
     if device.type != "cuda":
         return lambda: None
     reached = torch.cuda.Event(blocking=True)
-    reached.record()
+    reached.record(torch.cuda.current_stream(device))
     return reached.synchronize

@@ -2,7 +2,8 @@
 
 cuDNN convolves without bias and without padding. One kernel then reads what it made and writes the next convolution's
 input, border included: bias, ReLU, pooling, the places of up-sampling and the border, each of which would be one or two
-passes over the map of its own. What comes before the first one, from bytes to numbers or AdaIN, is done likewise. At the full size a pass takes as long as much of a convolution.
+passes over the map of its own. What comes before the first one, from bytes to numbers or AdaIN, is done likewise. At the
+full size a pass takes as long as much of a convolution.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def works(device: torch.device, dtype: torch.dtype, kind: type[FusedConv2d] = Fu
         ]
     images = torch.linspace(0, 255, 3 * 11 * 7).view(1, 3, 11, 7).to(device, dtype) / 16
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             first, second, last = (conv.to(device, dtype) for conv in convs)  # pyright: ignore
             affine = AffineMap(*torch.linspace(-1, 1, 6, device=device).view(2, 1, 3, 1, 1))
             quick = kind(first, second), FusedConv2d(second, last), FusedConv2d(last, None)
@@ -228,7 +229,8 @@ def _written(
         write(
             made, made if bias is None else bias, gain, offset, out, by_sample, by_channel, by_row, by_column,
             places, blocks, height, width, rows, columns,
-            channels=channels, written=written, scale=scale, overlap=int(overlap), pool=pool, relu=relu, biased=bias is not None,
+            channels=channels, written=written, scale=scale, overlap=int(overlap), pool=pool, relu=relu,
+            biased=bias is not None,
             affine=affine is not None, of_bytes=made.dtype == torch.uint8,
             frame=0 if border is None else 1, reflect=int(border is not None and border.reflect),
             block_places=block_places, block_channels=block_channels,

@@ -47,8 +47,10 @@ class Centering:
         def seeing(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
             def see(_: nn.Module, given: tuple[Tensor]) -> None:
                 mean = given[0].float().mean((0, 2, 3))
-                before = self.means.get(name, mean)
-                self.means[name] = before.lerp(mean, FOLLOWED)
+                before = self.means.get(name)
+                mean = mean if before is None else before.lerp(mean, FOLLOWED)
+                # A batch that is not finite costs its own step alone.
+                self.means[name] = mean.where(mean.isfinite(), 0 if before is None else before)
 
             return see
 
@@ -68,11 +70,12 @@ class Centering:
             self._sums.append(weight.sum((2, 3)) @ mean)
 
     @torch.no_grad()
-    def end(self) -> None:
-        """Bring back the bias; call it after the step."""
+    def end(self, sound: Tensor) -> None:
+        """Bring back the bias; call it after the step, and say whether it changed the weights."""
         for (name, conv), before in zip(self._convs.items(), self._sums, strict=True):
             assert conv.bias is not None
-            conv.bias.add_(before - conv.weight.sum((2, 3)) @ self.means[name])
+            moved = before - conv.weight.sum((2, 3)) @ self.means[name]
+            conv.bias.add_(moved.where(sound > 0, 0))
 
 
 @torch.no_grad()

@@ -49,6 +49,8 @@ WAKING_BATCHES = 4
 SAMPLES = 4
 """Contents and styles of the sample grid."""
 
+LITTLE_MEMORY = "the GPU has too little memory; lower the stage's batch or crop"
+
 THREADS = 4
 """Threads that prepare batches: some milliseconds of one for a batch. More would take turns with the loop's own."""
 
@@ -56,7 +58,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 FREE = {
     **dict.fromkeys(("checkpoint_minutes", "sample_every", "contents", "styles", "encoder"), True),
-    "stages": {"__all__": {"iterations", "learning_rate", "decay", "crop", "batch"}},
+    "stages": {"__all__": {"iterations", "learning_rate", "decay", "warm_up", "crop", "batch"}},
 }
 """What of a recipe may change under way: the length, the rate and the batches of stages, and where the images and φ lie."""
 
@@ -113,13 +115,18 @@ class Trainer:
         )
         self.objective = objective.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._style_transfer = self.objective.style_transfer
+        self._ahead = 0
+        """Iterations launched before the numbers of one are read."""
         if self.device.type == "cuda":
+            # A GPU must not wait for what becomes of its numbers.
+            self._ahead = 1
             # Every batch of a stage has one shape: worth the search for cuDNN's best way, and a minute of compiling,
             # which takes what stands between convolutions in one pass.
             torch.backends.cudnn.benchmark = True
             # What is left for the CPU is small; threads of threads would only get in each other's way.
             torch.set_num_threads(1)
-            self._style_transfer = torch.compile(self._style_transfer, dynamic=False)
+            if _compiles(self.device):
+                self._style_transfer = torch.compile(self._style_transfer, dynamic=False)
         self._weights = {
             name: weight
             for name, weight in self.objective.transfer.named_parameters()
@@ -172,27 +179,24 @@ class Trainer:
         before = self.seconds
         batches = Prefetch(self._draw, self.iterations, min(THREADS, os.cpu_count() or 1))
         launched: deque[Launched] = deque()
-        ahead = (
-            1 if self.device.type == "cuda" else 0
-        )  # so that a GPU never waits for what becomes of its numbers
 
         def read(left: int) -> None:
             while len(launched) > left:
                 self.seconds = before + time.monotonic() - started
                 self._note(launched.popleft())
                 report(self._rows[-1])
+            if self._bad_steps >= MAX_BAD_STEPS:
+                raise JobFailedError(
+                    f"loss or gradient are not finite since {MAX_BAD_STEPS} iterations; "
+                    "lower the stage's learning_rate"
+                )
 
         try:
             with _held_signals() as interrupted:
                 while self.iteration < self.iterations:
                     launched.append(self._step(*batches.take(self.iteration)))
-                    read(ahead)
+                    read(self._ahead)
                     now = time.monotonic()
-                    if self._bad_steps >= MAX_BAD_STEPS:
-                        raise JobFailedError(
-                            f"loss or gradient are not finite since {MAX_BAD_STEPS} iterations; "
-                            "lower the stage's learning_rate"
-                        )
                     if self.iteration % self.recipe.sample_every == 0 or self.iteration == self.iterations:
                         self.write_samples()
                     if now - saved > 60 * self.recipe.checkpoint_minutes:
@@ -203,12 +207,13 @@ class Trainer:
                     if minutes is not None and now - started > 60 * minutes:
                         break
                     if interrupted():
+                        read(0)
                         raise KeyboardInterrupt
+                read(0)
         except torch.OutOfMemoryError:
-            raise JobFailedError("the GPU has too little memory; lower the stage's batch or crop") from None
+            raise JobFailedError(LITTLE_MEMORY) from None
         finally:
             batches.close()
-            read(0)
             at_end = self.iteration == self.iterations and self._bad_steps < MAX_BAD_STEPS
             # Among such steps the weights may be beyond repair, and before the first there is nothing to keep.
             if self.iteration and (not self._bad_steps or at_end):
@@ -262,14 +267,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.iteration % LOOK_EVERY == 0:
-            self._centering.look(lambda: self.objective.stylize(contents, styles))
+            self._look(contents, styles)
         self._centering.begin()
         norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), MAX_GRADIENT_NORM)
         # Decided on the device, which the host does not wait for: Adam passes over a step with this set.
         sound = (torch.isfinite(norm) & torch.isfinite(loss)).float()
         self.optimizer.found_inf = 1 - sound  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
-        self._centering.end()
+        self._centering.end(sound)
+        self._updates += 1
         self._follow(sound)
         self.iteration += 1
         numbers = begin_to_host(torch.stack([loss.detach(), content.detach(), style.detach(), sound]))
@@ -282,20 +288,27 @@ class Trainer:
         (numbers,) = launched.numbers()
         loss, content, style, sound = numbers.tolist()
         if sound:
-            self._updates += 1
             self._bad_steps = 0
         else:
+            self._updates -= 1
             self._bad_steps += 1
         losses = {"loss": loss, "content_loss": content, "style_loss": style}
         self._rows.append(launched.step._replace(**losses, seconds=self.seconds))
 
+    def _look(self, contents: Tensor, styles: Tensor) -> None:
+        """Follow the means of what convolutions get, and leave all else as it is."""
+        self.objective.eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            self._centering.look(lambda: self.objective.stylize(contents, styles))
+        self.objective.train()
+
     @torch.no_grad()
     def _follow(self, sound: Tensor) -> None:
         """Move the running mean of the weights a little after a sound step; early on it forgets faster."""
-        updates = self._updates + 1
-        step = sound * (1 - min(self.recipe.average, updates / (updates + 9)))
+        step = 1 - min(self.recipe.average, self._updates / (self._updates + 9))
         for name, weight in self._weights.items():
-            self._average[name].lerp_(weight, step)
+            mean = self._average[name]
+            mean.copy_(mean.lerp(weight, step).where(sound > 0, mean))
 
     def _upload(self, images: Tensor) -> Tensor:
         return to_tensor(to_device(images, self.device))
@@ -445,13 +458,17 @@ class Trainer:
         """Have all channels at work on the first batches; the running mean begins with what they are then.
 
         Raises:
-            JobFailedError: too many images are unreadable, or storage does not answer.
+            JobFailedError: too many images are unreadable, storage does not answer, or the GPU has too little memory.
         """
-        batches = [self._draw(number) for number in range(min(WAKING_BATCHES, self.iterations))]
+        count = min(WAKING_BATCHES, self.recipe.stages[0].iterations)
+        batches = [self._draw(number) for number in range(count)]
         contents, styles = (self._upload(torch.cat(images)) for images in zip(*batches, strict=True))
-        # Without a cache of weights, which change under way.
-        with torch.autocast(self.device.type, torch.bfloat16, self._autocast, cache_enabled=False):
-            wake(self.objective.transfer, lambda: self.objective.stylize(contents, styles))
+        try:
+            # Without a cache of weights, which change under way.
+            with torch.autocast(self.device.type, torch.bfloat16, self._autocast, cache_enabled=False):
+                wake(self.objective.transfer, lambda: self.objective.stylize(contents, styles))
+        except torch.OutOfMemoryError:
+            raise JobFailedError(LITTLE_MEMORY) from None
         for key, weight in self._weights.items():
             self._average[key].copy_(weight.detach())
 
@@ -533,6 +550,15 @@ def _digest(network: torch.nn.Module) -> str:
     for weight in network.state_dict().values():
         found.update(weight.cpu().numpy().tobytes())
     return found.hexdigest()
+
+
+def _compiles(device: torch.device) -> bool:
+    """Whether torch's compiler has what it takes on a GPU: Triton, a C compiler and Python's headers."""
+    try:
+        from stylize_batch.model.fused import works
+    except ImportError:
+        return False
+    return works(device, torch.float32)
 
 
 def _computes_bf16(device: torch.device) -> bool:
