@@ -27,6 +27,7 @@ from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.convolution import EnlargingConv2d, quicken
 from stylize_batch.model.device import BATCH_PIXELS, own_streams, to_host
 from stylize_batch.model.network import DTYPES, Network, loss_network
+from stylize_batch.model.pixels import to_bytes
 from stylize_batch.stage import GPU_LANES
 from stylize_batch.stopwatch import Stopwatch
 
@@ -197,7 +198,7 @@ def convolutions(network: nn.Module, *given: Tensor) -> list[Conv]:
 
 def to_pixels(images: Tensor) -> Tensor:
     """Return pictures as bytes on the CPU, after a look for NaN: what the worker does with them."""
-    pixels, _ = to_host((images.float() * 255).round().byte(), ~images.isnan().flatten(1).any(1))
+    pixels, _ = to_host(*to_bytes(images))
     return pixels
 
 
@@ -212,8 +213,8 @@ def write_halves(page: Page, stage: Stage, sizes: list[int], passes: int) -> Non
     page.say(
         "## The convolutions, as trained and as rewritten for inference\n\n"
         f"Pictures of size × size, in batches of the worker's size, {stage.precision}, {stage.arrangement}; milliseconds "
-        f"from one picture to the next, the best of up to {passes} passes. The last column is the network's convolutions one by one, without what stands "
-        "between them."
+        f"from one picture to the next, the best of up to {passes} passes. The last column is the network's convolutions "
+        "one by one, without what stands between them."
     )
     page.table(
         "size", "part", "GFLOP", "as trained, ms", "rewritten, ms", "ratio", "GFLOP/s as trained", "rewritten",

@@ -127,7 +127,7 @@ class AffineMap(NamedTuple):
     def apply(self, features: Tensor) -> Tensor:
         """Map features [N, C, h, w]; the result keeps their dtype and memory format.
 
-        Computed in float32, as scale and shift are: on flat contents scale and shift are in the thousands and nearly cancel.
+        Computed in float32, the type of scale and shift: on flat contents they are in the thousands and nearly cancel.
         """
         return torch.addcmul(self.shift, features, self.scale).to(features.dtype)
 
