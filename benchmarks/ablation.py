@@ -25,10 +25,11 @@ from stylize_batch.images.plot import line_plot
 from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model.convolution import ReflectedConv2d
 from stylize_batch.model.decoder import Decoder
+from stylize_batch.model.pixels import to_array
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.progress import TrainingLines
 from stylize_batch.training import log
-from stylize_batch.training.data import to_array, to_tensor
+from stylize_batch.training.data import to_tensor
 from stylize_batch.training.loop import Trainer
 from stylize_batch.training.objective import Features, Transfer
 from stylize_batch.training.recipe import Recipe

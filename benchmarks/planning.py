@@ -67,7 +67,7 @@ def plan(folder: Path) -> int:
     spill = folder / "spill"
     spill.mkdir()
     partition = check_and_partition(source, spill, "jpeg", None)
-    return write_plan(partition, Root(str(folder / "out")), usual_shard_pairs(partition.pairs), "run").shards
+    return write_plan(partition, Root(str(folder / "out")), usual_shard_pairs(partition.pairs), "run")
 
 
 def make_results(folder: Path) -> None:

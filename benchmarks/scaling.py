@@ -126,7 +126,7 @@ def prepare(folder: Path, pairs: int) -> list[int]:
     partition = check_and_partition(
         locate(str(folder / "pairs.parquet"), str(folder / "out")), folder / "spill", "jpeg", None
     )
-    return list(range(write_plan(partition, Root(str(folder / "out")), SHARD_PAIRS, "scaling").shards))
+    return list(range(write_plan(partition, Root(str(folder / "out")), SHARD_PAIRS, "scaling")))
 
 
 def run(nodes: Nodes, seconds: float) -> tuple[float, float]:

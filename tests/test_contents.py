@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stylize_batch.ahead import begun_ahead
 from stylize_batch.contents import (
     LOOKAHEAD,
     STYLES_AHEAD,
@@ -18,7 +19,6 @@ from stylize_batch.contents import (
     Pair,
     StyleImage,
     StyleImages,
-    begun_ahead,
 )
 from stylize_batch.errors import RowError
 from stylize_batch.stopwatch import Stopwatch
@@ -37,7 +37,7 @@ def pair(*masks: str) -> Pair:
 
 def test_no_more_calls_are_begun_than_the_next_ones(threads: ThreadPoolExecutor) -> None:
     taken = iter(range(1000))
-    calls = begun_ahead(threads, str, taken)
+    calls = begun_ahead(threads, str, taken, LOOKAHEAD)
     assert [next(calls)[1].result() for _ in range(5)] == ["0", "1", "2", "3", "4"]
     assert next(taken) == 5 + LOOKAHEAD
 

@@ -46,7 +46,7 @@ def test_what_is_put_can_be_read_listed_and_deleted(root: Root) -> None:
     assert root.list("a") == ["a/b c%20ü.bin"]
     assert root.list("") == ["a/b c%20ü.bin", "run.json"]
     assert root.list("absent") == []
-    root.delete(["a/b c%20ü.bin"])
+    root.delete(["absent", "a/b c%20ü.bin"])
     assert root.list("a") == []
 
 

@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from stylize_batch import __version__
 from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError, answer, forget_unwritten, say
 from stylize_batch.heap import keep_freed_memory
+from stylize_batch.model.container import DEFAULT
 
 
 class Exit(IntEnum):
@@ -404,7 +405,6 @@ def evaluate(
     keep_freed_memory()
     from stylize_batch.evaluation.protocol import Protocol
     from stylize_batch.evaluation.run import Evaluation
-    from stylize_batch.model.container import DEFAULT
     from stylize_batch.progress import TerminalProgress
 
     protocol = Protocol(
@@ -434,7 +434,7 @@ def evaluate(
 
 @model_app.command("show")
 def model_show(
-    model: Annotated[str, typer.Argument(help="Shipped model, or path or URI of one.")] = "adain-vgg16",
+    model: Annotated[str, typer.Argument(help="Shipped model, or path or URI of one.")] = DEFAULT,
 ) -> None:
     """Print what a model file says about itself, as YAML."""
     import yaml
@@ -487,7 +487,7 @@ def styles_encode(
         typer.Argument(help="Folder, list (CSV, JSON lines, Parquet) or archives; path, URI or glob."),
     ],
     output: Annotated[str, typer.Option("--output", "-o", help="The bank: a .parquet file; path or URI.")],
-    model: Annotated[str, typer.Option(help="Shipped model, or path or URI of one.")] = "adain-vgg16",
+    model: Annotated[str, typer.Option(help="Shipped model, or path or URI of one.")] = DEFAULT,
     style_size: Annotated[int, typer.Option(min=9, max=16384, help="Shorter side of the style.")] = 512,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs.")] = "auto",
     unpack: Annotated[str | None, typer.Option(help="Empty folder or URI to extract archives to.")] = None,
@@ -576,11 +576,10 @@ def manifest_build(
         preserve_color=preserve_color,
         keep_originals=keep_originals,
         sample=sample,
+        content_root=content_root,
     )
     with TerminalProgress() as progress:
-        built = build(
-            content, style, output, pairing, content_root=content_root, unpack=unpack, observer=progress
-        )
+        built = build(content, style, output, pairing, unpack=unpack, observer=progress)
     _say_some(built.notes)
     say(f"{built.rows} rows: {built.contents} contents with {built.used} of {built.styles} styles")
     if built.splits:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stylize_batch.ahead import begun_ahead
 from stylize_batch.errors import RowError
 from stylize_batch.images.decode import Array, decode, decode_whole, resized, sides_of
 from stylize_batch.images.mask import fit_mask, visible_part
@@ -32,10 +33,6 @@ STYLES_AHEAD = 16
 
 STYLES_KEPT = 32
 """Style images kept for other re-coloured pairs of the shard."""
-
-
-_Item = TypeVar("_Item")
-_T = TypeVar("_T")
 
 
 class Pair(NamedTuple):
@@ -92,29 +89,6 @@ def contents_of(plan: pa.Table) -> list[Content]:
             contents.append(Content(content, []))
         contents[-1].pairs.append(Pair(row, output, alpha, styles, weight, mask or [], bool(color)))
     return contents
-
-
-def begun_ahead(
-    threads: ThreadPoolExecutor,
-    call: Callable[[_Item], _T],
-    items: Iterable[_Item],
-    ahead: int = LOOKAHEAD,
-) -> Iterator[tuple[_Item, Future[_T]]]:
-    """Yield items in order, each with a call for it that threads have begun so many items before.
-
-    Whoever stops early leaves nothing behind that they would still begin.
-    """
-    waiting: deque[tuple[_Item, Future[_T]]] = deque()
-    try:
-        for item in items:
-            waiting.append((item, threads.submit(call, item)))
-            if len(waiting) > ahead:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        for _, future in waiting:
-            future.cancel()
 
 
 class ContentLoader:

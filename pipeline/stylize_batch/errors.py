@@ -137,11 +137,11 @@ class RowError(Exception):
         transient: storage did not answer as it should; trying again later may help.
     """
 
-    def __init__(self, kind: Kind, message: str, *, transient: bool = False) -> None:
+    def __init__(self, kind: Kind, message: str, transient: bool = False) -> None:
         self.kind: Kind = kind
         self.message = one_line(message)
         self.transient = transient
-        super().__init__(kind, self.message)
+        super().__init__(kind, self.message, transient)
 
     @property
     def blameless(self) -> bool:
@@ -154,10 +154,3 @@ class RowError(Exception):
     def bare(self) -> RowError:
         """Return the error without the frames it went through: an error that is kept keeps all they held, images too."""
         return RowError(self.kind, self.message, transient=self.transient)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_row_error, (self.kind, self.message, self.transient))
-
-
-def _row_error(kind: Kind, message: str, transient: bool) -> RowError:
-    return RowError(kind, message, transient=transient)

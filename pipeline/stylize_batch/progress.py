@@ -28,10 +28,16 @@ LINE_SECONDS = 15.0
 """Time between two lines without a terminal."""
 
 
+def _nothing() -> int:
+    return 0
+
+
 class Observer(Protocol):
     """Hears how a job comes along."""
 
-    def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
+    def phase(
+        self, name: str, total: int | None, done: int = 0, in_hand: Callable[[], int] = _nothing
+    ) -> None:
         """A phase begins: what is counted, how many in all (None: nobody knows), are done already, are in hand."""
         ...
 
@@ -47,7 +53,9 @@ class Observer(Protocol):
 class Silent:
     """Hears and says nothing."""
 
-    def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
+    def phase(
+        self, name: str, total: int | None, done: int = 0, in_hand: Callable[[], int] = _nothing
+    ) -> None:
         """Ignore it."""
 
     def advance(self, done: int, failed: int) -> None:
@@ -68,7 +76,7 @@ class _LiveBar(Progress):
 
     def __init__(self, console: Console) -> None:
         self.base = 0
-        self.in_hand: Callable[[], int] = lambda: 0
+        self.in_hand = _nothing
         super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -107,7 +115,9 @@ class TerminalProgress:
         if self._bar:
             self._bar.stop()
 
-    def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
+    def phase(
+        self, name: str, total: int | None, done: int = 0, in_hand: Callable[[], int] = _nothing
+    ) -> None:
         """Show a new bar, or a line."""
         if self._bar is None:
             self._lines.phase(name, total, done, in_hand)
@@ -142,7 +152,9 @@ class SparseLines:
         self._name, self._first, self._started, self._last = "", 0, 0.0, 0.0
         self._total: int | None = None
 
-    def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
+    def phase(
+        self, name: str, total: int | None, done: int = 0, in_hand: Callable[[], int] = _nothing
+    ) -> None:
         """Write the first line."""
         self._name, self._total, self._first = name, total, done
         self._started = self._last = time.monotonic()

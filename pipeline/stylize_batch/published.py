@@ -16,7 +16,7 @@ from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, decode
 from stylize_batch.model import importing
 from stylize_batch.model.importing import INPUTS, File
-from stylize_batch.storage import absolute, list_files, read_bytes, write_bytes
+from stylize_batch.storage import absolute, list_files, read_bytes, replacing
 
 TORCHVISION = "torchvision:"
 """Prefix of a VGG whose weights torchvision downloads."""
@@ -69,7 +69,8 @@ def import_model(
     )
     target = absolute(output)
     try:
-        write_bytes(target, data)
+        with replacing(target) as path:
+            path.write_bytes(data)
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error}") from None
     return target

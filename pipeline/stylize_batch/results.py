@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch import parquet
+from stylize_batch.ahead import begun_ahead
 from stylize_batch.manifest.schema import RESULT_COLUMNS
 from stylize_batch.storage import Root
 
@@ -220,17 +222,9 @@ def read_parts(root: Root, run: str, columns: list[str] | None = None) -> Iterat
     Raises:
         OSError: storage refused or did not answer.
     """
-    pending: deque[Future[pa.Table | None]] = deque()
     with ThreadPoolExecutor(READ_AHEAD) as threads:
-        for shard in sorted(listed_shards(root)):
-            pending.append(threads.submit(read_finished, root, shard, run, columns))
-            if len(pending) == READ_AHEAD:
-                yield from _found(pending.popleft())
-        while pending:
-            yield from _found(pending.popleft())
-
-
-def _found(part: Future[pa.Table | None]) -> Iterator[pa.Table]:
-    table = part.result()
-    if table is not None:
-        yield table
+        read = partial(read_finished, root, run=run, columns=columns)
+        for _, part in begun_ahead(threads, read, sorted(listed_shards(root)), READ_AHEAD):
+            table = part.result()
+            if table is not None:
+                yield table

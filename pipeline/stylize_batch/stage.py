@@ -73,12 +73,10 @@ class Prepared(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What the network made, or a content as it is: uint8 RGB [H, W, 3], whether every pixel was a number, and the
-    three losses."""
+    """What the network made, or a content as it is: uint8 RGB [H, W, 3], and the three losses."""
 
     pixels: Array
-    sound: bool
-    losses: tuple[float | None, float | None, float | None]
+    losses: tuple[float | None, float | None, float | None] = (None, None, None)
 
 
 class Retry(NamedTuple):
@@ -245,14 +243,9 @@ class StylizeStage:
             yield from self._stylize_batch(features, batch[:half])
             yield from self._stylize_batch(features, batch[half:])
             return
-        for each, picture in zip(batch, made, strict=True):
-            if not picture.sound:
-                error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
-                yield each, Outcome(error=str(error))
-            else:
-                yield each, picture
+        yield from zip(batch, made, strict=True)
 
-    def _run_network(self, features: ContentFeatures, batch: Batch) -> list[Picture] | RowError:
+    def _run_network(self, features: ContentFeatures, batch: Batch) -> list[Outcome | Picture] | RowError:
         # A function of its own: what a failed attempt holds in memory goes with its frame.
         try:
             with self._clock("stylize"):
@@ -282,7 +275,11 @@ class StylizeStage:
                         measured = torch.stack(losses, 1).tolist()
         except (RuntimeError, MemoryError) as error:
             return self._network_error(error, (features.height, features.width))
-        return [Picture(*each) for each in zip(pixels, sound.tolist(), measured, strict=True)]
+        error = RowError("NotFinite", "the network's output is not finite; try --precision fp32")
+        return [
+            Picture(picture, each) if good else Outcome(error=str(error))
+            for picture, good, each in zip(pixels, sound.tolist(), measured, strict=True)
+        ]
 
     def _network_error(self, error: RuntimeError | MemoryError, shape: tuple[int, ...]) -> RowError:
         """Translate what torch raised; an error of a GPU other than lack of memory outlives the batch.

@@ -234,27 +234,6 @@ def _refuse_endless(fs: Any, path: str) -> None:
         raise RowError("Unreadable", f"{path} is a device or a pipe, which may never end")
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write one file that lies under no root, whole or not at all, replacing what was there.
-
-    Raises:
-        OSError: storage refused or did not answer, after the retries inside.
-    """
-    fs, path = filesystem(uri)
-    if not isinstance(fs, LocalFileSystem):
-        with _os_errors():
-            fs.pipe_file(path, data)
-        return
-    target = Path(path)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _write_to_disk(temporary, lambda file: file.write(data))
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @contextmanager
 def replacing(uri: str) -> Generator[Path]:
     """Yield a local path to write a large file to; when that is done, it is put under `uri`, whole or not at all.
@@ -367,18 +346,14 @@ class Root:
     def __init__(self, uri: str, run: str | None = None) -> None:
         self.uri = absolute(uri)
         self._fs, self._path = filesystem(self.uri)
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self._real = os.path.realpath(self._path) if self._local else ""
-        self._temporary = Path(self._path) / TEMPORARY / (run or f"run-{os.getpid()}")
-
-    @property
-    def local(self) -> bool:
+        self.local = isinstance(self._fs, LocalFileSystem)
         """Whether the root lies on this machine's own file system."""
-        return self._local
+        self._real = os.path.realpath(self._path) if self.local else ""
+        self._temporary = Path(self._path) / TEMPORARY / (run or f"run-{os.getpid()}")
 
     def uri_of(self, key: str) -> str:
         """Return the absolute path or URI of a key."""
-        if self._local:
+        if self.local:
             return join(self._path, key)
         return join(self.uri, key)
 
@@ -388,7 +363,7 @@ class Root:
         Raises:
             OSError: storage refused or did not answer, after the retries inside, or the key leads out of the root.
         """
-        if self._local:
+        if self.local:
             self._put_locally(key, lambda file: file.write(data))
         else:
             with _os_errors():
@@ -404,7 +379,7 @@ class Root:
         Raises:
             OSError: as `put`, or the local disk cannot hold the file.
         """
-        if self._local:
+        if self.local:
             self._put_locally(key, write)
             return
         with tempfile.NamedTemporaryFile() as file:
@@ -418,7 +393,7 @@ class Root:
 
         For a local root it lies on the root's own disk, which has to hold the object anyway.
         """
-        if not self._local:
+        if not self.local:
             return tempfile.TemporaryFile()
         folder = self._inside(str(self._temporary / "spool")).parent
         for _ in range(PUT_ATTEMPTS):
@@ -513,18 +488,22 @@ class Root:
 
     def delete(self, keys: list[str]) -> None:
         """Delete objects, missing ones too."""
-        if self._local:
+        if self.local:
             for key in keys:
                 self._inside(key).unlink(missing_ok=True)
             return
-        with _os_errors(), ThreadPoolExecutor(16) as threads:  # `rm` would take names for patterns
+
+        def remove(key: str) -> None:
+            with suppress(FileNotFoundError):  # which S3 does not raise
+                self._fs.rm_file(join(self._path, key))  # `rm` would take names for patterns
+
+        with _os_errors(), ThreadPoolExecutor(16) as threads:
             for start in range(0, len(keys), DELETED_AT_ONCE):
-                some = [join(self._path, key) for key in keys[start : start + DELETED_AT_ONCE]]
-                list(threads.map(self._fs.rm_file, some))
+                list(threads.map(remove, keys[start : start + DELETED_AT_ONCE]))
 
     def drop_folders(self, prefix: str) -> None:
         """Remove the empty folders below a prefix, which may stand where the next run puts a file. Object stores have none."""
-        if self._local:
+        if self.local:
             top = self._inside(f"{prefix}/any").parent
             for folder, _, _ in os.walk(top, topdown=False):
                 with suppress(OSError):  # a link, or not empty
@@ -532,13 +511,13 @@ class Root:
 
     def clear_temporaries(self) -> None:
         """Remove what killed runs left unfinished. Object stores have nothing to remove."""
-        if self._local:
+        if self.local:
             # An actor that has outlived its driver may still be writing there.
             shutil.rmtree(Path(self._path) / TEMPORARY, ignore_errors=True)
 
     def drop_temporaries(self) -> None:
         """Remove the folder of this object's own temporaries, and the one around it unless others use it."""
-        if self._local:
+        if self.local:
             with suppress(OSError):
                 self._temporary.rmdir()
                 self._temporary.parent.rmdir()

@@ -50,19 +50,14 @@ class StyleBatch(NamedTuple):
     Attributes:
         vectors: of the styles that were encoded.
         failures: the reason for each style that failed.
-        unchanged: styles left alone because the bank has them as they are.
+        styles: how many were asked for; those that are neither are unchanged.
         seconds: by stage; what threads did at the same time adds up.
     """
 
     vectors: list[StyleVector]
     failures: dict[str, RowError]
-    unchanged: int = 0
-    seconds: Mapping[str, float] = {}
-
-    @property
-    def styles(self) -> int:
-        """How many styles were asked for."""
-        return len(self.vectors) + len(self.failures) + self.unchanged
+    styles: int
+    seconds: Mapping[str, float]
 
 
 class StyleBank:

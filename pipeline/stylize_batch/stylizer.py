@@ -19,6 +19,7 @@ from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import colors, recoloring
 from stylize_batch.model.device import images_at_once, usable_device
 from stylize_batch.model.network import Network
+from stylize_batch.model.pixels import to_array
 from stylize_batch.settings import Precision
 from stylize_batch.weights import read_model
 
@@ -118,7 +119,7 @@ class Stylizer:
 
         if isinstance(content, Image.Image):
             (output,) = stylized(slice(1))
-            return Image.fromarray((output.float() * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+            return Image.fromarray(to_array(output))
         # An ordinary tensor, which a training step may use: the network's are for inference.
         made = torch.empty(images.shape, dtype=content.dtype, device=content.device)
         step = images_at_once(images)

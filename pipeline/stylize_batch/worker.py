@@ -21,6 +21,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 
+from stylize_batch.ahead import begun_ahead
 from stylize_batch.contents import (
     LOOKAHEAD,
     Content,
@@ -30,7 +31,6 @@ from stylize_batch.contents import (
     StyleImage,
     StyleImages,
     as_tensor,
-    begun_ahead,
     contents_of,
 )
 from stylize_batch.errors import HandedBackError, RowError, SystemicError
@@ -171,7 +171,7 @@ class Worker:
             return self._load_style(uri, versions.get(uri))
 
         with self._stage.lanes() as lanes:
-            for uri, load in begun_ahead(self._fetchers, load_style, styles):
+            for uri, load in begun_ahead(self._fetchers, load_style, styles, LOOKAHEAD):
                 self._stay()
                 try:
                     loaded = load.result()
@@ -190,7 +190,7 @@ class Worker:
             for error in failures.values():
                 silence.add(error)
         seconds, _ = self._clock.take()
-        return StyleBatch(vectors, failures, len(styles) - len(vectors) - len(failures), seconds)
+        return StyleBatch(vectors, failures, len(styles), seconds)
 
     def _load_style(self, uri: str, known: str | None) -> tuple[str, Array] | None:
         path = absolute(uri, self._settings.base)
@@ -355,8 +355,7 @@ class Worker:
                             yield from stylize([Prepared(loaded.image, jobs)], left)
                             jobs = []
                     else:
-                        original = Picture(loaded.image, True, (None, None, None))
-                        yield pair, original
+                        yield pair, Picture(loaded.image)
                 except RowError as error:
                     if not alone and (isinstance(loaded, RowError) or pair.needs_files):
                         silence.add(error)

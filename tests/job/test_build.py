@@ -12,8 +12,8 @@ import pytest
 
 import stylize_batch
 from stylize_batch.errors import UsageError
-from stylize_batch.job.build import BuildSettings, ensure_manifest
-from stylize_batch.manifest.build import read_settings
+from stylize_batch.job.build import ensure_manifest
+from stylize_batch.manifest.build import Pairing, read_settings
 from stylize_batch.progress import Silent
 from tests.conftest import Cli, MakeManifest, Row, read_results
 
@@ -38,7 +38,7 @@ def source(photos: Path, pictures: Path) -> dict[str, Any]:
 def ensure(folder: Path, source: dict[str, Any], *, overwrite: bool = False, **settings: Any) -> list[Row]:
     manifest = folder / "built.parquet"
     ensure_manifest(
-        str(manifest), **source, settings=BuildSettings(**settings), observer=Silent(), overwrite=overwrite
+        str(manifest), **source, pairing=Pairing(**settings), observer=Silent(), overwrite=overwrite
     )
     return pq.read_table(manifest).to_pylist()
 

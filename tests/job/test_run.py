@@ -352,7 +352,7 @@ def test_a_column_that_may_be_a_misspelling_is_told_of_before_the_work(
     told: list[str] = []
 
     class Listening(Silent):
-        def phase(self, name: str, total: int | None, done: int, in_hand: Callable[[], int]) -> None:
+        def phase(self, name: str, *_: object, **__: object) -> None:
             told.append(name)
 
         def note(self, line: str) -> None:

@@ -11,8 +11,8 @@ from pydantic.fields import FieldInfo
 
 from stylize_batch.cli import manifest_build
 from stylize_batch.errors import UsageError
-from stylize_batch.job.build import BuildSettings
 from stylize_batch.job.spec import JobSpec, make_spec
+from stylize_batch.manifest.build import Pairing, Real, Whole
 
 MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(manifest_build).parameters}
 """The options of `manifest build`."""
@@ -84,13 +84,13 @@ def test_wrong_settings_are_refused_in_one_line_that_names_them(
 
 
 def is_number(field: FieldInfo) -> bool:
-    return bool({int, float} & {field.annotation, *get_args(field.annotation)})
+    return bool({int, float, Whole, Real} & {field.annotation, *get_args(field.annotation)})
 
 
 @pytest.mark.parametrize(
     "name",
     [name for name, field in JobSpec.model_fields.items() if is_number(field)]
-    + [f"build.{name}" for name, field in BuildSettings.model_fields.items() if is_number(field)],
+    + [f"build.{name}" for name, field in Pairing.model_fields.items() if is_number(field)],
 )
 def test_yes_and_no_are_no_numbers(tmp_path: Path, name: str) -> None:
     section, _, name = name.rpartition(".")
@@ -154,7 +154,7 @@ def test_the_section_build_takes_the_names_of_manifest_build(tmp_path: Path) -> 
         "0.5",
         True,
     )
-    for name in BuildSettings.model_fields:
+    for name in Pairing.model_fields:
         assert f"--{name.replace('_', '-')}" in MANIFEST_BUILD
 
 
@@ -174,7 +174,7 @@ def test_a_manifest_given_directly_takes_the_place_of_what_the_job_file_builds_o
         "m.parquet",
         "",
         "",
-        BuildSettings(),
+        Pairing(),
         256,
     )
     with pytest.raises(UsageError, match="exclude each other"):

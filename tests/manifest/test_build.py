@@ -37,7 +37,7 @@ def built(content: object, style: object, output: Path, **options: Any) -> list[
 
 
 def made(content: object, style: object, output: Path, **options: Any) -> Built:
-    sources = {name: options.pop(name) for name in ("content_root", "unpack") if name in options}
+    sources = {name: options.pop(name) for name in ("unpack",) if name in options}
     return build(str(content), str(style), str(output), Pairing(**options), observer=Silent(), **sources)
 
 

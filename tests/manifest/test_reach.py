@@ -164,8 +164,9 @@ def test_a_built_manifest_keeps_no_credential(tmp_path: Path, name: str) -> None
         "style": str(tmp_path),
         name: "https://u:hunter2@host/x",
     }
+    pairing = Pairing(content_root=places.pop("content_root", None))
     with pytest.raises(UsageError, match="URI carries a credential") as caught:
-        build(output=str(tmp_path / "m.parquet"), pairing=Pairing(), observer=Silent(), **places)
+        build(output=str(tmp_path / "m.parquet"), pairing=pairing, observer=Silent(), **places)
     assert "hunter2" not in str(caught.value)
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.manifest import unpack as module
@@ -119,6 +120,18 @@ def test_parquet_with_embedded_images_becomes_files_with_its_columns(tmp_path: P
     assert [row["output"] for row in rows[:2]] == ["dog_1.jpg", "00000001.jpg"]
     assert all(row["data"] == data for row in rows)
     assert built.problems == [f"{tmp_path}/train.parquet: 1 rows hold no image, such as row 2"]
+
+
+def test_a_stereo_photograph_without_a_name_in_parquet_is_a_jpeg(tmp_path: Path) -> None:
+    left, right = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
+    file = io.BytesIO()
+    left.save(file, "MPO", save_all=True, append_images=[right])
+    pq.write_table(
+        pa.table({"image": [{"bytes": file.getvalue(), "path": None}]}), tmp_path / "train.parquet"
+    )
+    built, rows = unpacked(tmp_path / "train.parquet", tmp_path)
+    assert built.problems == []
+    assert [row["output"] for row in rows] == ["00000000.jpg"]
 
 
 def test_bytes_that_are_no_image_are_carried_or_make_a_list(tmp_path: Path, pictures: Path) -> None:

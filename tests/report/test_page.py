@@ -177,7 +177,7 @@ def test_images_that_only_failed_rows_name_are_never_opened(
         opened.append(uri)
         return Path(uri).read_bytes()
 
-    monkeypatch.setattr(pages, "read_bytes", read)
+    monkeypatch.setattr("stylize_batch.layout.reading.read_bytes", read)
     report(make_root(tmp_path / "out", [[*rows, died]], pictures), pictures)
     assert len(opened) == 10
     assert not [uri for uri in opened if "deadly" in uri]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from stylize_batch.manifest.collect import SPLITS
 from stylize_batch.manifest.plan import METADATA
-from stylize_batch.manifest.schema import RESULT_COLUMNS
+from stylize_batch.manifest.schema import RESULT_COLUMNS, free_name
 from stylize_batch.results import OF_OUTCOME, read_parts
 from stylize_batch.storage import Root
 
@@ -95,12 +95,9 @@ def _without_references(names: list[str]) -> list[str]:
     """Rename carried columns that the loader would take for pictures beside the metadata."""
     kept: list[str] = []
     for name in names:
-        found = name
         if name.endswith(("file_name", "file_names")):
-            found = f"source_{name.replace('file_name', 'file')}"
-            while found in names or found in kept:
-                found = f"source_{found}"
-        kept.append(found)
+            name = free_name(f"source_{name.replace('file_name', 'file')}", {*names, *kept})
+        kept.append(name)
     return kept
 
 

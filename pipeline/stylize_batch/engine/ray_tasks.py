@@ -65,7 +65,7 @@ class StyleTask:
                 vectors.extend(found.vectors)
                 failures.update(found.failures)
                 seconds.update(found.seconds)
-        return StyleBatch(vectors, failures, len(uris) - len(vectors) - len(failures), seconds)
+        return StyleBatch(vectors, failures, len(uris), seconds)
 
 
 class ShardTask:

@@ -36,10 +36,10 @@ from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model import checkpoint
 from stylize_batch.model.device import usable_device
 from stylize_batch.model.network import Network, loss_network
+from stylize_batch.model.pixels import to_array
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.progress import Observer
 from stylize_batch.storage import Root
-from stylize_batch.training.data import to_array
 from stylize_batch.weights import read_model
 
 CELL = 256
@@ -200,7 +200,7 @@ class Evaluation:
         missing = [unit for unit in units if unit.key not in parts]
         steps = sum(unit.method.steps for unit in units)
         done = steps - sum(unit.method.steps for unit in missing)
-        observer.phase(phase, steps, done, lambda: 0)
+        observer.phase(phase, steps, done)
         content: Content | None = None
         for unit in missing:
             if content is None or content.digest != unit.content.digest:

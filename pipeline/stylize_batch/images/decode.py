@@ -35,7 +35,9 @@ MAX_PIXELS = 200_000_000
 MAX_SCANS = 50
 """Scans that a progressive JPEG of the most pixels may have, and a smaller one more: each takes time, and few bytes."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
+FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "GIF": ".gif", "BMP": ".bmp"}
+"""Formats that are decoded, by Pillow's names, and the ending of a file that has none."""
+
 _SRGB = ImageCms.createProfile("sRGB")
 _LOST_DATA = re.compile(r"premature end|bad (Huffman|arithmetic) code|instead of RST", re.IGNORECASE)
 _TURNS = {
@@ -187,7 +189,7 @@ def decode_whole(
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
     """Read an image's head, and refuse it if it has too many pixels."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=[*FORMATS])
     except Exception as error:
         raise _undecodable(data, error) from None
     _check_pixels(*image.size, max_pixels)

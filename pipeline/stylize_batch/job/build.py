@@ -9,18 +9,8 @@ from stylize_batch.manifest.build import Pairing, build, read_settings, settings
 from stylize_batch.progress import Observer
 
 
-class BuildSettings(Pairing):
-    """The section `build` of a job file: settings of `manifest build`, under their names.
-
-    Attributes:
-        content_root: what the relative paths of a list of contents start from; the list's folder by default.
-    """
-
-    content_root: str | None = None
-
-
 def ensure_manifest(
-    manifest: str, content: str, style: str, settings: BuildSettings, observer: Observer, *, overwrite: bool
+    manifest: str, content: str, style: str, pairing: Pairing, observer: Observer, *, overwrite: bool
 ) -> list[str]:
     """Build a manifest, or leave the one that an earlier run has built as it is: sources are listed once.
 
@@ -28,7 +18,7 @@ def ensure_manifest(
         manifest: path or URI to put it at.
         content: as for `manifest build`.
         style: the same.
-        settings: how contents and styles are paired.
+        pairing: how contents and styles are paired.
         observer: hears of progress.
         overwrite: build anew.
 
@@ -38,8 +28,7 @@ def ensure_manifest(
     Raises:
         UsageError: a source or a setting cannot be used, or the manifest there was built with others.
     """
-    pairing = Pairing(**settings.model_dump(exclude={"content_root"}))
-    wanted = settings_of(content, style, pairing, content_root=settings.content_root)
+    wanted = settings_of(content, style, pairing)
     found = read_settings(manifest)
     if found is not None and not overwrite:
         for name, value in wanted.items():
@@ -50,15 +39,13 @@ def ensure_manifest(
                 )
         return [f"{manifest} is used as it was built; its sources are not listed again"]
     try:
-        return build(
-            content, style, manifest, pairing, content_root=settings.content_root, observer=observer
-        ).notes
+        return build(content, style, manifest, pairing, observer=observer).notes
     except UsageError as error:
         raise UsageError(_as_settings(str(error))) from None
 
 
 def _as_settings(message: str) -> str:
     """Return a message with the options of `manifest build` named as they are here."""
-    options = "|".join(name.replace("_", "-") for name in BuildSettings.model_fields)
+    options = "|".join(name.replace("_", "-") for name in Pairing.model_fields)
     named, count = re.subn(rf"(?<![\w-])--({options})(?![\w-])", r"build.\1", message)
     return f"{named} (`build` is a section of a job file)" if count else named

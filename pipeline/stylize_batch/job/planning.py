@@ -47,6 +47,7 @@ def planned(
     Raises:
         UsageError: the manifest has a mistake, the settings are not those of the root's plan, another run is at work there,
             or it cannot be used.
+        OSError: the root cannot be read or written.
     """
     manifest = fingerprint(source)
 
@@ -56,11 +57,8 @@ def planned(
         if record is None or spec.overwrite:
             return record, True
         change = record.change(spec, model_digest, manifest, root.uri_of(""))
-        try:
-            if change and not records.untouched(root):
-                raise UsageError(change)
-        except OSError as error:
-            raise unwritable(root, error) from None
+        if change and not records.untouched(root):
+            raise UsageError(change)
         return record, change is not None
 
     columns = columns_of(source)
@@ -68,14 +66,11 @@ def planned(
     with temporary_folder() as folder:
 
         def check() -> Partition:
-            observer.phase("Checking the manifest", None, 0, lambda: 0)
+            observer.phase("Checking the manifest", None)
             return check_and_partition(source, Path(folder), spec.format, spec.limit)
 
         partition = check() if _lacks_plan(root, *look()) else None
-        try:
-            held.enter_context(lease(root, uuid.uuid4().hex))
-        except OSError as error:
-            raise unwritable(root, error) from None
+        held.enter_context(lease(root, uuid.uuid4().hex))
         root.clear_temporaries()
         record, anew = look()  # again: another run may just have ended
         if record is None or _lacks_plan(root, record, anew):
@@ -85,7 +80,7 @@ def planned(
             return _plan(spec, partition, source, root, model_digest, manifest, begun, erasing=there)
     record.settings, record.base = spec.model_dump(), source.base
     record.state = "running"
-    _save(record, root)
+    record.save(root)
     return record
 
 
@@ -93,26 +88,20 @@ def examine(root: Root) -> RunRecord | None:
     """Return what an output root says of itself; None for an empty one.
 
     Raises:
-        UsageError: it holds something, and no run.json of ours, or it cannot be used.
+        UsageError: it holds something, and no run.json of ours.
     """
-    try:
-        record = load_record(root)
-        if record is None and not root.empty(but=(LEASE,)):
-            raise UsageError(
-                f"{root.uri} is not empty and holds no {records.KEY}; choose another --output or empty it yourself"
-            )
-    except OSError as error:
-        raise unwritable(root, error) from None
+    record = load_record(root)
+    if record is None and not root.empty(but=(LEASE,)):
+        raise UsageError(
+            f"{root.uri} is not empty and holds no {records.KEY}; choose another --output or empty it yourself"
+        )
     return record
 
 
 def _lacks_plan(root: Root, record: RunRecord | None, anew: bool) -> bool:
     if record is None or anew or record.state in ("erasing", "planning"):
         return True
-    try:
-        return record.state == "running" and not is_whole(root, record.shards)
-    except OSError as error:
-        raise unwritable(root, error) from None
+    return record.state == "running" and not is_whole(root, record.shards)
 
 
 def _plan(
@@ -149,17 +138,14 @@ def _plan(
             **records.installed("torch", "numba", "pillow", "ray"),
         },
     )
-    _save(record, root)
-    try:
-        if record.state == "erasing":
-            records.erase(root)
-            record.state = "planning"
-            _save(record, root)
-        plan = write_plan(partition, root, shard_pairs, record.run)
-    except OSError as error:
-        raise unwritable(root, error) from None
-    record.pairs, record.shards, record.state = plan.pairs, plan.shards, "running"
-    _save(record, root)
+    record.save(root)
+    if record.state == "erasing":
+        records.erase(root)
+        record.state = "planning"
+        record.save(root)
+    record.shards = write_plan(partition, root, shard_pairs, record.run)
+    record.pairs, record.state = partition.pairs, "running"
+    record.save(root)
     return record
 
 
@@ -170,18 +156,6 @@ def _on_gpus(spec: JobSpec) -> bool:
 
         return usable_device("auto").type == "cuda"
     return spec.devices == ["cuda"]
-
-
-def _save(record: RunRecord, root: Root) -> None:
-    try:
-        record.save(root)
-    except OSError as error:
-        raise unwritable(root, error) from None
-
-
-def unwritable(root: Root, error: OSError) -> UsageError:
-    """Say that an output root cannot be written."""
-    return UsageError(f"cannot write to the output root {root.uri}: {error.strerror or error}")
 
 
 def _chroma(spec: JobSpec) -> str | None:

@@ -15,10 +15,10 @@ from typing import Any, cast
 
 from stylize_batch.annotations import write_annotations
 from stylize_batch.engine.base import Engine
-from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, one_line
+from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, UsageError, one_line
 from stylize_batch.job.build import ensure_manifest
 from stylize_batch.job.lease import refuse_others
-from stylize_batch.job.planning import examine, planned, unwritable
+from stylize_batch.job.planning import examine, planned
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
@@ -128,12 +128,10 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
             observer.note(line)
 
     if spec.content:
-        examine(root)
-        if spec.overwrite:  # the manifest too, which whoever is at work here needs to be resumed
-            try:
+        with _writable(root):
+            examine(root)
+            if spec.overwrite:  # the manifest too, which whoever is at work here needs to be resumed
                 refuse_others(root)
-            except OSError as error:
-                raise unwritable(root, error) from None
         tell(
             ensure_manifest(
                 manifest, spec.content, spec.style, spec.build, observer, overwrite=spec.overwrite
@@ -143,7 +141,8 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     source = locate(manifest, root.uri)
     categories = categories_of(source)
     with ExitStack() as held:
-        record = planned(spec, source, root, container.digest(model), held, observer, tell)
+        with _writable(root):
+            record = planned(spec, source, root, container.digest(model), held, observer, tell)
         try:
             summary = _work(spec, source, root, record, model, lent, observer, started)
             summary.notes = notes
@@ -167,6 +166,15 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
         summary.report_error = _report(root, record)
     root.clear_temporaries()
     return summary
+
+
+@contextmanager
+def _writable(root: Root) -> Generator[None]:
+    """Turn trouble with an output root, before anything is made, into a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write to the output root {root.uri}: {error.strerror or error}") from None
 
 
 def _report(root: Root, record: RunRecord) -> str | None:
@@ -211,7 +219,7 @@ def _work(
     _check_failures(totals, limit)
     if pending:
         styles = read_styles(root)
-        observer.phase("Starting workers", None, 0, lambda: 0)
+        observer.phase("Starting workers", None)
         with _engine(spec, len(styles) * 4 * _style_width(model)) as engine:
             devices = spec.devices or [engine.device]
             engine.start([_worker_settings(spec, source, root, record, device) for device in devices], model)

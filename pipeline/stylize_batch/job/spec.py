@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
-from stylize_batch.job.build import BuildSettings
-from stylize_batch.manifest.build import no_truth
+from stylize_batch.manifest.build import Pairing, Real, Whole
 from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.model import container
 from stylize_batch.settings import Device, Layout, Precision
@@ -67,45 +66,30 @@ class JobSpec(BaseModel):
     manifest: str = ""
     content: str = ""
     style: str = ""
-    build: BuildSettings = BuildSettings()
+    build: Pairing = Pairing()
     output: str = ""
     model: str = container.DEFAULT
     styles: str = ""
-    size: int | None = Field(None, ge=9, le=16384)
-    crop: int | None = Field(None, ge=9, le=16384)
-    style_size: int = Field(512, ge=9, le=16384)
+    size: Whole | None = Field(None, ge=9, le=16384)
+    crop: Whole | None = Field(None, ge=9, le=16384)
+    style_size: Whole = Field(512, ge=9, le=16384)
     format: Format = "jpeg"
-    quality: int = Field(95, ge=1, le=100)
+    quality: Whole = Field(95, ge=1, le=100)
     layout: Layout = "files"
     metrics: bool = True
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: Whole | None = Field(None, ge=1)
     actors: int | dict[Device, int] | None = None
-    gpus_per_actor: float | None = Field(None, ge=0.0001, le=1)  # Ray knows no smaller part
+    gpus_per_actor: Real | None = Field(None, ge=0.0001, le=1)  # Ray knows no smaller part
     device: Literal["auto", Device] = "auto"
     precision: Literal["auto", Precision] = "auto"
     address: str | None = None
     in_process: bool = False
-    shard_pairs: int | None = Field(None, ge=1)
+    shard_pairs: Whole | None = Field(None, ge=1)
     retry_failed: bool = False
     overwrite: bool = False
     max_failed: str = "100%"
-    limit: int | None = Field(None, ge=1)
+    limit: Whole | None = Field(None, ge=1)
     as_json: bool = Field(False, alias="json")
-
-    @field_validator(
-        "size",
-        "crop",
-        "style_size",
-        "quality",
-        "batch_size",
-        "gpus_per_actor",
-        "shard_pairs",
-        "limit",
-        mode="before",
-    )
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        return no_truth(value)
 
     @field_validator("batch_size", "actors", mode="before")
     @classmethod
@@ -194,7 +178,7 @@ class JobSpec(BaseModel):
             raise ValueError("no manifest: name one, or --content and --style to build it of")
         if self.manifest and (self.content or self.style):
             raise ValueError("a manifest and --content with --style exclude each other")
-        if self.manifest and self.build != BuildSettings():
+        if self.manifest and self.build != Pairing():
             raise ValueError(
                 "build: these settings make a manifest of --content and --style; with one that is there, leave them out"
             )
@@ -265,7 +249,7 @@ def make_spec(settings: dict[str, Any], job_file: str | os.PathLike[str] | None 
             ".".join((setting, *inner)) if setting == "build" else {"as_json": "json"}.get(setting, setting)
         )
         if first["type"] == "extra_forbidden":
-            fields = (BuildSettings if name.startswith("build.") else JobSpec).model_fields
+            fields = (Pairing if name.startswith("build.") else JobSpec).model_fields
             known = (field.alias or own for own, field in fields.items())
             raise UsageError(f"unknown setting '{name}'; known: {', '.join(known)}") from None
         message = first["msg"].removeprefix("Value error, ")

@@ -74,7 +74,7 @@ def encode_styles(
     failures: dict[str, RowError] = {}
     seconds: Counter[str] = Counter()
     banked = sum(uri in offered for uri in uris)
-    observer.phase(f"Encoding styles{f' ({banked} in the bank)' if banked else ''}", len(uris), 0, lambda: 0)
+    observer.phase(f"Encoding styles{f' ({banked} in the bank)' if banked else ''}", len(uris))
     done = 0
     for batch in engine.encode_styles(requests):
         if batch.vectors:

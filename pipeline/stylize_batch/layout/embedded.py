@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.layout.container import Read
+from stylize_batch.manifest.schema import free_name
 from stylize_batch.results import OF_OUTCOME
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -28,7 +29,9 @@ class ImageParquet:
 
     def write(self, file: IO[bytes], rows: pa.Table, keys: Sequence[str], read: Read) -> None:
         """See `Form`."""
-        known = with_free_name(rows.drop_columns(OF_OUTCOME), "image")
+        known = rows.drop_columns(OF_OUTCOME)
+        names = known.column_names
+        known = known.rename_columns([free_name(each, names) if each == "image" else each for each in names])
         schema = pa.schema([pa.field("image", IMAGE), *known.schema], FEATURES)
         # Pictures are compressed already, and all but the whole file.
         with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
@@ -51,14 +54,3 @@ def _groups(keys: Sequence[str], read: Read) -> Iterator[tuple[int, pa.Array]]:
         if len(images) == GROUP_ROWS or size >= GROUP_BYTES or row + 1 == len(keys):
             yield start, pa.array(images, IMAGE)
             start, images, size = row + 1, [], 0
-
-
-def with_free_name(table: pa.Table, name: str) -> pa.Table:
-    """Rename a carried column whose name is needed."""
-    names = list(table.column_names)
-    if name in names:
-        renamed = f"source_{name}"
-        while renamed in names:
-            renamed = f"source_{renamed}"
-        names[names.index(name)] = renamed
-    return table.rename_columns(names)

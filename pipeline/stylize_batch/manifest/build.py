@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.collect import Collected, collect
@@ -64,6 +64,10 @@ def no_truth(value: Any) -> Any:
     return value
 
 
+Whole = Annotated[int, BeforeValidator(no_truth)]
+Real = Annotated[float, BeforeValidator(no_truth)]
+
+
 class Pairing(BaseModel):
     """Which contents there are and which styles each gets, with the names of `manifest build`'s options.
 
@@ -78,25 +82,22 @@ class Pairing(BaseModel):
         preserve_color: value of the column of that name.
         keep_originals: each content as it is, beside its stylized pictures.
         sample: only so many contents, drawn; they get the styles they would get among all.
+        content_root: what the relative paths of a list of contents start from; the list's folder by default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    styles_per_content: int | None = None
+    styles_per_content: Whole | None = None
     all_pairs: bool = False
     style_map: str | None = None
-    seed: int = 0
+    seed: Whole = 0
     style_by_label: bool = False
     separate_splits: bool = False
     alpha: str | None = None
     preserve_color: bool = False
     keep_originals: bool = False
-    sample: int | None = None
-
-    @field_validator("styles_per_content", "seed", "sample", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        return no_truth(value)
+    sample: Whole | None = None
+    content_root: str | None = None
 
     @field_validator("alpha", mode="before")
     @classmethod
@@ -137,7 +138,6 @@ def build(
     output: str,
     pairing: Pairing,
     *,
-    content_root: str | None = None,
     unpack: str | None = None,
     observer: Observer,
 ) -> Built:
@@ -148,7 +148,6 @@ def build(
         style: the same.
         output: path or URI of the manifest; what lies below its folder is named relative to it.
         pairing: which styles each content gets.
-        content_root: what the relative paths of a list of contents start from; the list's folder by default.
         unpack: folder or URI that archives are extracted to.
         observer: hears of progress.
 
@@ -162,10 +161,10 @@ def build(
         style=style,
         output=output,
         style_map=pairing.style_map,
-        content_root=content_root,
+        content_root=pairing.content_root,
         unpack=unpack,
     )
-    settings = settings_of(content, style, pairing, content_root=content_root, unpack=unpack)
+    settings = settings_of(content, style, pairing, unpack)
     if not output.endswith(".parquet"):
         raise UsageError(f"-o {output}: a manifest's name ends in .parquet")
     if absolute(output) in {absolute(each) for each in (content, style, pairing.style_map) if each}:
@@ -176,7 +175,7 @@ def build(
         listed = collect(style, "style", Path(folder), unpacked=unpacked, observer=observer)
         styles = _load_styles(listed)
         contents = collect(
-            content, "content", Path(folder), root=content_root, unpacked=unpacked, observer=observer
+            content, "content", Path(folder), root=pairing.content_root, unpacked=unpacked, observer=observer
         )
         mapped = _load_map(pairing.style_map, styles, style) if pairing.style_map else None
         most = _most_styles(pairing, len(styles.keys), mapped) + pairing.keep_originals
@@ -186,7 +185,7 @@ def build(
         choose = _chooser(pairing, styles, survey.groups, mapped)
         rows = _Rows(parent(absolute(output)), pairing, alpha, styles, names, room)
         tables = rows.tables(contents, survey, choose, max(1, ROW_GROUP // most))
-        observer.phase("Pairing", survey.contents, 0, lambda: 0)
+        observer.phase("Pairing", survey.contents)
         _put(tables, output, settings, lambda: observer.advance(rows.contents, 0))
     splits: Counter[str] = Counter()
     for group, count in rows.groups.items():
@@ -205,16 +204,9 @@ def build(
     )
 
 
-def settings_of(
-    content: str,
-    style: str,
-    pairing: Pairing,
-    *,
-    content_root: str | None = None,
-    unpack: str | None = None,
-) -> dict[str, Any]:
+def settings_of(content: str, style: str, pairing: Pairing, unpack: str | None = None) -> dict[str, Any]:
     """Return what decides a manifest, besides what lies at its sources: equal settings build equal manifests."""
-    places = {"content_root": content_root, "style_map": pairing.style_map, "unpack": unpack}
+    places = {"content_root": pairing.content_root, "style_map": pairing.style_map, "unpack": unpack}
     drawn = not pairing.all_pairs and pairing.style_map is None
     return {
         "content": absolute(content),

@@ -1,8 +1,5 @@
 """Checking a manifest before a run: all that planning would refuse, and whether its images can be decoded."""
 
-# pyarrow makes its compute functions when it is imported.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import heapq
@@ -11,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
+import numpy as np
 
 from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import decode
@@ -111,7 +108,7 @@ def check(
     if size is not None and crop is not None and crop > size:
         raise UsageError(f"--crop {crop} is larger than --size {size}")
     source = locate(manifest, f"{absolute(manifest)}-stylized")
-    observer.phase("Checking rows", None, 0, lambda: 0)
+    observer.phase("Checking rows", None)
     with temporary_folder() as folder:
         partition = check_and_partition(source, Path(folder), format, None)
         report, styles, masks = _survey(partition)
@@ -119,13 +116,13 @@ def check(
         report.controls = [name for name in names if name in DECIDING and name not in ("content", "style")]
         report.carried = [name for name in names if name not in DECIDING]
         report.notes = [*misspellings(names), *unread_partitions(source, names)]
-        contents = _contents(partition)
+        contents = (content for content, _ in _contents(partition))
         total = report.contents + len(styles) + len(masks)
         if sample is not None:
             contents = _sampled(contents, sample)
             styles, masks = _sampled(styles, sample), _sampled(masks, sample)
             total = min(report.contents, sample) + len(styles) + len(masks)
-        observer.phase("Decoding images", total, 0, lambda: 0)
+        observer.phase("Decoding images", total)
         failed = 0
         as_content = partial(decode, size=size, crop=crop, min_side=MIN_SIDE)
         for images, read in ((contents, as_content), (styles, decode), (masks, decode)):
@@ -145,14 +142,8 @@ def _survey(partition: Partition) -> tuple[CheckReport, list[str], list[str]]:
     """Count what the rows hold; returns the distinct styles and masks, too."""
     values: dict[str, Counter[str]] = {"split": Counter(), "label": Counter()}
     images: dict[str, set[str]] = {"style": set(), "mask": set()}
-    rows = contents = most = 0
-    fewest = partition.pairs
+    counts = np.fromiter((pairs for _, pairs in _contents(partition)), np.int64)
     for table in partition.buckets():
-        if not len(table):
-            continue
-        counts = pc.value_counts(table["content"].combine_chunks()).field("counts")
-        rows, contents = rows + len(table), contents + len(counts)
-        fewest, most = min(fewest, pc.min(counts).as_py()), max(most, pc.max(counts).as_py())
         for name, found in images.items():
             if name in table.column_names:
                 for chunk in table[name].chunks:
@@ -162,10 +153,10 @@ def _survey(partition: Partition) -> tuple[CheckReport, list[str], list[str]]:
                 column = with_python_times(table.select([name]))[name]
                 counter.update(str(value) for value in column.to_pylist() if value is not None)
     report = CheckReport(
-        rows=rows,
-        contents=contents,
+        rows=partition.pairs,
+        contents=len(counts),
         styles=len(images["style"]),
-        pairs_per_content=(fewest, round(rows / contents, 3), most),
+        pairs_per_content=(int(counts.min()), round(float(counts.mean()), 3), int(counts.max())),
         splits=_most_first(values["split"]),
         labels=_most_first(values["label"]),
     )
@@ -177,9 +168,10 @@ def _most_first(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda each: (-each[1], each[0])))
 
 
-def _contents(partition: Partition) -> Iterator[str]:
-    for table in partition.buckets():
-        yield from pc.unique(table["content"]).to_pylist()
+def _contents(partition: Partition) -> Iterator[tuple[str, int]]:
+    """Yield each content once, and its pairs: a large bucket comes in parts, of which two may share a content."""
+    contents = (content for table in partition.buckets() for content in table["content"].to_pylist())
+    return ((content, sum(1 for _ in rows)) for content, rows in groupby(contents))
 
 
 def _sampled(images: Iterable[str], sample: int) -> list[str]:

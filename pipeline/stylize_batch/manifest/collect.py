@@ -129,7 +129,7 @@ def _spill(source: str, role: str, found: _Source, path: Path, observer: Observe
     count = 0
     folders: set[tuple[str | None, str | None]] = set()
     tops: set[str | None] = set()
-    observer.phase(f"Listing {role}s", None, 0, lambda: 0)
+    observer.phase(f"Listing {role}s", None)
     writer: Any = None
     try:
         for table in found.tables:

@@ -18,7 +18,7 @@ from pyarrow import json as json_lines
 
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.naming import key_below
-from stylize_batch.manifest.schema import CATEGORIES, RESULT_COLUMNS
+from stylize_batch.manifest.schema import CATEGORIES, RESULT_COLUMNS, free_name
 from stylize_batch.manifest.unpack import KEY, URI
 from stylize_batch.parquet import as_columns, as_text, unfit
 from stylize_batch.storage import absolute, failure, filesystem, kind, parent
@@ -130,8 +130,7 @@ def with_free_names(items: pa.Table, where: str, role: str, notes: list[str]) ->
     names = items.column_names
     for place, name in enumerate(names[2:], 2):
         if name in RESERVED or name.startswith("stylize_batch."):
-            while names[place] in RESERVED or names.count(names[place]) > 1 or names[place] == name:
-                names[place] = f"source_{names[place]}"
+            names[place] = free_name(name, {*RESERVED, *names})
             note = f"{where}: column '{name}' is carried as '{names[place]}', since the name is taken"
             if role == "content" and note not in notes:
                 notes.append(note)

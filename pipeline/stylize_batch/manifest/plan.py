@@ -15,9 +15,8 @@ import tempfile
 import time
 import zlib
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -28,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stylize_batch.ahead import begun_ahead
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
 from stylize_batch.manifest.identity import DEFAULTS, controls, output_keys, pair_ids
@@ -93,13 +93,6 @@ OVERSIZE = 4
 """A content with more pairs than this many shards is split over several."""
 
 
-class Plan(NamedTuple):
-    """What planning found: `shards` files under `plan/`, `pairs` rows in all."""
-
-    pairs: int
-    shards: int
-
-
 def check_and_partition(source: Source, folder: Path, format: Format, limit: int | None) -> Partition:
     """Check every row and spread the rows over buckets in a local folder.
 
@@ -131,20 +124,21 @@ def usual_shard_pairs(pairs: int, *, gpus: bool = False) -> int:
     return max(1, min(most, -(-pairs // MIN_SHARDS)), -(-pairs // MAX_SHARDS))
 
 
-def write_plan(partition: Partition, root: Root, shard_pairs: int, run: str) -> Plan:
-    """Cut the buckets into shards of about `shard_pairs` pairs and write them under `plan/`, as those of a run."""
+def write_plan(partition: Partition, root: Root, shard_pairs: int, run: str) -> int:
+    """Cut the buckets into shards of about `shard_pairs` pairs, write them under `plan/`, as those of a run, and return
+    how many there are."""
+
+    def put(numbered: tuple[int, pa.Table]) -> None:
+        put_shard(root, *numbered, run)
+
     shards = 0
-    pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(PUT_THREADS) as threads:
-        for table in _cut(partition.buckets(), shard_pairs):
-            pending.append(threads.submit(put_shard, root, shards, table, run))
+        tables = enumerate(_cut(partition.buckets(), shard_pairs))
+        for _, written in begun_ahead(threads, put, tables, 4 * PUT_THREADS):
+            written.result()
             shards += 1
-            if len(pending) > 4 * PUT_THREADS:
-                pending.popleft().result()
-        for put in pending:
-            put.result()
     put_styles(root, sorted(partition.styles))
-    return Plan(partition.pairs, shards)
+    return shards
 
 
 class _Rows(NamedTuple):
@@ -259,21 +253,24 @@ class Partition:
 
 def _checked(source: Source, format: Format, limit: int | None) -> Iterator[_Rows]:
     """Check the rows and bring them into the form of the plan, batch by batch, some at once."""
-    ahead: deque[Future[_Rows]] = deque()
-    left = limit
     allowed = reach(source.base)
+
+    def canonical(some: tuple[str, int, pa.RecordBatch]) -> _Rows:
+        return _canonical(*some, format, allowed)
+
     with ThreadPoolExecutor(CHECK_THREADS) as threads:
-        for uri, start, batch in read_batches(source):
-            if left is not None:
-                batch = batch.slice(0, left)
-                left -= batch.num_rows
-            ahead.append(threads.submit(_canonical, uri, start, batch, format, allowed))
-            if len(ahead) > CHECK_THREADS:
-                yield ahead.popleft().result()
-            if left == 0:
-                break
-        for check in ahead:
-            yield check.result()
+        for _, rows in begun_ahead(threads, canonical, _limited(source, limit), CHECK_THREADS):
+            yield rows.result()
+
+
+def _limited(source: Source, limit: int | None) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    left = limit
+    for uri, start, batch in read_batches(source):
+        yield uri, start, batch.slice(0, left)
+        if left is not None:
+            left -= batch.num_rows
+            if left <= 0:
+                return
 
 
 def _canonical(uri: str, start: int, batch: pa.RecordBatch, format: Format, allowed: Reach) -> _Rows:

@@ -83,8 +83,6 @@ class Reach(NamedTuple):
 
     def _suspicious(self, column: pa.Array) -> bool:
         """Whether any value may have to be refused: exact for plain paths, and for URIs but for odd ones."""
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary
         while not (pa.types.is_null(column.type) or _is_text(column.type)):
             column = column.dictionary if pa.types.is_dictionary(column.type) else pc.list_flatten(column)
         column = column.cast(pa.string())

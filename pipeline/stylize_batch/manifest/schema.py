@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,13 @@ class ManifestError(UsageError):
     def __init__(self, message: str) -> None:
         short = message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"
         super().__init__(printable(short, " "))
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a column's name, with `source_` in front as often as others have it."""
+    while name in taken:
+        name = f"source_{name}"
+    return name
 
 
 def check_schema(schema: pa.Schema, where: str) -> None:

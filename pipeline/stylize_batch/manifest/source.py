@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch import parquet
+from stylize_batch.ahead import begun_ahead
 from stylize_batch.manifest.schema import CATEGORIES, DECIDING, ManifestError, check_schema
 from stylize_batch.storage import (
     absolute,
@@ -260,23 +260,10 @@ def _decoded_leaf(kind: pa.DataType) -> pa.DataType:
 
 def _open_ahead(source: Source) -> Iterator[tuple[str, pq.ParquetFile]]:
     """Open the files in order, some ahead of the one in hand: many small ones wait for storage together."""
-    ahead: deque[tuple[str, Future[pq.ParquetFile]]] = deque()
     with ThreadPoolExecutor(OPEN_AHEAD) as threads:
-        try:
-            for uri in source.files:
-                ahead.append((uri, threads.submit(_open, uri)))
-                if len(ahead) > OPEN_AHEAD:
-                    yield from _opened(*ahead.popleft())
-            while ahead:
-                yield from _opened(*ahead.popleft())
-        finally:
-            for _, opening in ahead:
-                opening.cancel()
-
-
-def _opened(uri: str, opening: Future[pq.ParquetFile]) -> Iterator[tuple[str, pq.ParquetFile]]:
-    with opening.result() as file:
-        yield uri, file
+        for uri, opening in begun_ahead(threads, _open, source.files, OPEN_AHEAD):
+            with opening.result() as file:
+                yield uri, file
 
 
 def _open(uri: str) -> pq.ParquetFile:

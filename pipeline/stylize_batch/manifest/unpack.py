@@ -24,7 +24,7 @@ from PIL import Image
 
 from stylize_batch import parquet
 from stylize_batch.errors import JobFailedError, RowError, UsageError
-from stylize_batch.images.decode import SUFFIXES
+from stylize_batch.images.decode import FORMATS, SUFFIXES
 from stylize_batch.manifest.naming import MARK, digest, folded, marked, safe_key, shortened
 from stylize_batch.manifest.source import decoded, decoded_schema, gathered
 from stylize_batch.storage import Root, filesystem, fingerprint, join
@@ -61,7 +61,6 @@ ENDINGS = 5
 """Endings of names that a note about files left out counts one by one."""
 
 _META = b"stylize_batch.archive"
-_EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "GIF": ".gif", "BMP": ".bmp"}
 
 
 class Unpacked(NamedTuple):
@@ -121,7 +120,7 @@ def unpack(archives: list[str], base: str | None, root: Root, role: str, observe
             root.put(MARK_KEY, b"{}\n")
     except OSError as error:
         raise UsageError(f"cannot unpack to {root.uri}: {error.strerror or error}") from None
-    observer.phase(f"Unpacking {role} archives", len(archives), 0, lambda: 0)
+    observer.phase(f"Unpacking {role} archives", len(archives))
     indexes: list[str] = []
     schemas: list[pa.Schema] = []
     notes: list[str] = []
@@ -366,8 +365,8 @@ def _embedded_name(data: bytes | None, path: str | None, row: int) -> str | None
     if path and path.lower().endswith(SUFFIXES):
         return path
     try:
-        with Image.open(io.BytesIO(data), formats=list(_EXTENSIONS)) as image:
-            return f"{path or f'{row:08d}'}{_EXTENSIONS[str(image.format)]}"
+        with Image.open(io.BytesIO(data), formats=list(FORMATS)) as image:
+            return f"{path or f'{row:08d}'}{FORMATS.get(str(image.format), '.jpg')}"  # an MPO opens as a JPEG
     except Exception:
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,3 +24,8 @@ def to_bytes(images: Tensor) -> tuple[Tensor, Tensor]:
 def plain_bytes(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the same, on any device."""
     return (images.float() * 255).round().byte(), ~images.isnan().flatten(1).any(1)
+
+
+def to_array(image: Tensor) -> npt.NDArray[np.uint8]:
+    """Turn float [3, H, W] around 0..1 into uint8 RGB [H, W, 3]."""
+    return image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()

@@ -233,10 +233,7 @@ class RunNumbers:
         for name, groups in self._columns.items():
             if groups is None:
                 continue
-            column = part[name].combine_chunks()
-            if pa.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
-            groups.add(pc.cast(column, pa.string()), rows, facts)
+            groups.add(pc.cast(part[name].combine_chunks(), pa.string()), rows, facts)
             if groups.overflow:
                 self._columns[name] = None
 
@@ -250,8 +247,6 @@ def sorted_columns(names: Sequence[str]) -> list[str]:
 
 def _most_values(kind: pa.DataType) -> int:
     """Return how many values a column of a type may have for its rows to be grouped by them; 0 for none."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
     if pa.types.is_floating(kind):
         return MAX_NUMBERS
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)

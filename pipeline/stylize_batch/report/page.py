@@ -30,7 +30,7 @@ from stylize_batch.report.numbers import LOSSES, Groups, RunNumbers
 from stylize_batch.report.selection import RANKED, Row
 from stylize_batch.report.thumbnails import make_thumbnails
 from stylize_batch.results import read_parts
-from stylize_batch.storage import Root, absolute, is_uri, read_bytes
+from stylize_batch.storage import Root, absolute, is_uri
 
 SHOWN_STYLES = 3
 """Styles of a pair whose pictures are shown: the first."""
@@ -161,10 +161,7 @@ class _Images:
         sources = dict.fromkeys(
             locate(uri) for row in ok for uri in (row["content"], *row["style"][:SHOWN_STYLES])
         )
-        reader = PictureReader()
-        made = make_thumbnails(
-            pictures, sources, lambda uri: reader.read(uri) if in_container(uri) else read_bytes(uri), room
-        )
+        made = make_thumbnails(pictures, sources, PictureReader().read, room)
         self.problems = {uri: _shortened(found) for uri, found in made.items() if isinstance(found, str)}
         thumbnails = {uri: found for uri, found in made.items() if isinstance(found, bytes)}
         self.encoded = [base64.b64encode(found).decode() for found in thumbnails.values()]

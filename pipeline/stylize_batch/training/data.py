@@ -169,11 +169,6 @@ def to_tensor(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255)
 
 
-def to_array(image: Tensor) -> Array:
-    """Turn float [3, H, W] around 0..1 into uint8 RGB [H, W, 3]."""
-    return image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
 def _group(uri: str, separator: str) -> str:
     if not separator:
         return ""

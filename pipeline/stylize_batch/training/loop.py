@@ -26,11 +26,12 @@ from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import DESIGNS
 from stylize_batch.model.device import begin_to_host, keep_float32, to_device, usable_device
 from stylize_batch.model.grid import grid_energy
+from stylize_batch.model.pixels import to_array
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
 from stylize_batch.training import log, state
 from stylize_batch.training.channels import Centering, wake
-from stylize_batch.training.data import MAX_STORED_SIDE, ImagePool, Prefetch, to_array, to_tensor
+from stylize_batch.training.data import MAX_STORED_SIDE, ImagePool, Prefetch, to_tensor
 from stylize_batch.training.log import Step
 from stylize_batch.training.objective import Objective, Transfer
 from stylize_batch.training.recipe import Recipe, Stage
