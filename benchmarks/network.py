@@ -24,10 +24,11 @@ from stylize_batch.heap import keep_freed_memory
 from stylize_batch.lanes import Lanes
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.checkpoint import Checkpoint
-from stylize_batch.model.convolution import EnlargingConv2d, quicken
+from stylize_batch.model.convolution import EnlargingConv2d
 from stylize_batch.model.device import BATCH_PIXELS, own_streams, to_host
 from stylize_batch.model.network import DTYPES, Network, loss_network
 from stylize_batch.model.pixels import to_bytes
+from stylize_batch.model.quick import quicken
 from stylize_batch.stage import GPU_LANES
 from stylize_batch.stopwatch import Stopwatch
 

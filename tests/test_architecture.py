@@ -41,6 +41,22 @@ def imports(path: Path) -> Iterator[str]:
             yield from [below.partition(".")[0]] if below else [alias.name for alias in node.names]
 
 
+def test_no_modules_of_the_network_import_each_other_in_a_circle() -> None:
+    of_model = {path.stem: path for path in (PACKAGE / "model").glob("*.py")}
+    left = {
+        name: {
+            (node.module or "").rpartition(".")[2]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stylize_batch.model.")
+        }
+        for name, path in of_model.items()
+    }
+    assert sum(map(len, left.values())) > 30
+    while free := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert not left
+
+
 def test_imports_run_one_way_down_the_list() -> None:
     lines = listed()
     files = [

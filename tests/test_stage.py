@@ -111,6 +111,28 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(
     assert sizes[:7] == [4, 2, 1, 1, 2, 1, 1]
 
 
+def test_contents_that_do_not_fit_in_memory_together_are_halved(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = Network.encode_contents
+
+    def small_memory(self: Network, images: torch.Tensor, **options: Any) -> ContentFeatures:
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, images, **options)
+
+    monkeypatch.setattr(StylizeStage, "batch_size", lambda self, shape: 4)
+    monkeypatch.setattr(Network, "encode_contents", small_memory)
+    with cores(1):  # on which batches follow each other
+        summary, _ = run_in_process(
+            make_manifest(pairs[::2]), tmp_path / "out", size=40, crop=40, shard_pairs=100
+        )
+    assert summary.ok == len(pairs) / 2
+    assert sizes == [4, 2, 2, 2]
+
+
 def test_few_style_images_wait_for_a_content_with_many_recoloured_pairs(
     make_manifest: MakeManifest,
     contents: list[str],

@@ -191,8 +191,7 @@ class StylizeStage:
     ) -> Iterator[Tried]:
         features = encoded()
         if isinstance(features, RowError):
-            for index, job in (each for batch in batches for each in batch):
-                yield job.pair, Retry(bucket[index].image, job, features)
+            yield from self._with_fewer(bucket, batches, features)
             return
         for batch in batches:
             self._stay()
@@ -206,6 +205,20 @@ class StylizeStage:
                 for (index, job), made in self._stylize_batch(features, ready):
                     failed = isinstance(made, RowError)
                     yield job.pair, Retry(bucket[index].image, job, made) if failed else made
+
+    def _with_fewer(self, bucket: list[Prepared], batches: list[Batch], error: RowError) -> Iterator[Tried]:
+        """Take half of the contents at once, which did not fit in memory together, down to one."""
+        jobs: dict[int, list[Job]] = {}
+        for index, job in (each for batch in batches for each in batch):
+            jobs.setdefault(index, []).append(job)
+        contents = [Prepared(bucket[index].image, found) for index, found in jobs.items()]
+        if len(bucket) == 1:
+            yield from ((job.pair, Retry(contents[0].image, job, error)) for job in contents[0].jobs)
+            return
+        half = -(-len(contents) // 2)
+        for part in filter(None, (contents[:half], contents[half:])):
+            for unit in self.units(part, 1):
+                yield from unit()
 
     def _recolored(self, job: Job) -> Job:
         """Encode the styles that are to be re-coloured.
@@ -287,7 +300,7 @@ class StylizeStage:
         Raises:
             DeviceError: the device is unusable from now on.
         """
-        text = str(error)
+        text = str(error) or type(error).__name__
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         # The texts are torch's on a CPU and CUDA's own.
         if known or "can't allocate memory" in text or "out of memory" in text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import stylize_batch
 from stylize_batch import stage
 from stylize_batch.images.decode import decode
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.convolution import ReflectedConv2d, quicken
+from stylize_batch.model.adain import moments_of_halves
+from stylize_batch.model.convolution import ReflectedConv2d
 from stylize_batch.model.device import keep_float32
 from stylize_batch.model.network import Network
+from stylize_batch.model.pixels import bytes_in_one_pass
+from stylize_batch.model.quick import from_rgb, fused, quicken
 from stylize_batch.training import log
 from stylize_batch.training.loop import Trainer
 from stylize_batch.training.recipe import Recipe
@@ -105,7 +108,7 @@ def test_a_batch_that_does_not_fit_on_the_card_is_halved_and_no_row_fails(
 def test_one_kernel_between_convolutions_computes_what_the_layers_do(
     dtype: torch.dtype, tolerance: float, height: int, width: int
 ) -> None:
-    fused = pytest.importorskip("stylize_batch.model.fused")
+    module = pytest.importorskip("stylize_batch.model.fused")
     keep_float32()
     model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
     torch.manual_seed(0)
@@ -115,7 +118,7 @@ def test_one_kernel_between_convolutions_computes_what_the_layers_do(
             plain = copy.deepcopy(network).cuda()
             quick = copy.deepcopy(network).to("cuda", dtype, memory_format=torch.channels_last)  # pyright: ignore
             quicken(quick)
-            assert all(isinstance(each, fused.FusedConv2d) for each in quick.children())
+            assert all(isinstance(each, module.FusedConv2d) for each in quick.children())
             expected = plain(given)
             found = quick(given.to(dtype))
             assert found.shape == expected.shape
@@ -128,14 +131,14 @@ def test_one_kernel_between_convolutions_computes_what_the_layers_do(
 def test_the_kernel_between_convolutions_rounds_as_the_layers_do_in_batches_of_any_size(
     pool: bool, dtype: torch.dtype
 ) -> None:
-    fused = pytest.importorskip("stylize_batch.model.fused")
+    module = pytest.importorskip("stylize_batch.model.fused")
     made = torch.randn(5, 64, 33, 47, device="cuda").to(dtype, memory_format=torch.channels_last)
     bias = torch.randn(64, device="cuda", dtype=dtype)
-    border = fused.Border(64, reflect=True)
+    border = module.Border(64, reflect=True)
     height, width = (17, 24) if pool else (33, 47)
 
     def written(part: torch.Tensor) -> torch.Tensor:
-        return fused._written(part, bias, 64, height, width, border, relu=True, pool=pool)
+        return module._written(part, bias, 64, height, width, border, relu=True, pool=pool)
 
     expected = (made + bias[:, None, None]).relu_()
     if pool:
@@ -146,7 +149,7 @@ def test_the_kernel_between_convolutions_rounds_as_the_layers_do_in_batches_of_a
 
 
 def test_offsets_beyond_two_to_the_power_of_31_reach_their_place() -> None:
-    fused = pytest.importorskip("stylize_batch.model.fused")
+    module = pytest.importorskip("stylize_batch.model.fused")
     torch.cuda.empty_cache()
     if torch.cuda.mem_get_info()[0] < 12 * 2**30:
         pytest.skip("two maps of 4.4 GB do not fit")
@@ -154,7 +157,7 @@ def test_offsets_beyond_two_to_the_power_of_31_reach_their_place() -> None:
         33, 64, 1024, 1024, dtype=torch.float16, device="cuda", memory_format=torch.channels_last
     )
     made[-1] = 1
-    found = fused._written(made, None, 64, 1024, 1024, fused.Border(64, reflect=True))
+    found = module._written(made, None, 64, 1024, 1024, module.Border(64, reflect=True))
     assert bool((found[-1] == 1).all())
 
 
@@ -168,6 +171,13 @@ def test_a_tiled_picture_is_the_one_in_a_piece() -> None:
         content = network.encode_contents(images, metrics=False)
         made.append(network.stylize(content, network.encode_styles(images.flip(3)), torch.ones(1))[0].cpu())
     assert (made[0] - made[1]).abs().max() < 1 / 255
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [fused, from_rgb, moments_of_halves, bytes_in_one_pass])
+def test_every_kernel_passes_its_trial(kernel: Callable[..., object], dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    assert kernel(torch.device("cuda", torch.cuda.current_device()), dtype) is not None
 
 
 def test_other_networks_are_convolved_by_torchs_own_operators() -> None:

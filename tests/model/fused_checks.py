@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from stylize_batch.model import checkpoint, container, fused_pixels
-from stylize_batch.model.adain import AffineMap
+from stylize_batch.model.adain import AffineMap, moments_of_halves
 from stylize_batch.model.chain import Chain, Framed, Mapped, mapped
 from stylize_batch.model.compact import CompactDecoder
-from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d, SubPixelConv2d, quicken
+from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d, SubPixelConv2d
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.from_rgb import FromRgb, suits
-from stylize_batch.model.fused import FusedConv2d, works
+from stylize_batch.model.fused import FusedConv2d
 from stylize_batch.model.half_moments import mean_and_variance
-from stylize_batch.model.half_moments import works as measures
 from stylize_batch.model.network import Network
-from stylize_batch.model.pixels import plain_bytes
+from stylize_batch.model.pixels import bytes_in_one_pass, plain_bytes
+from stylize_batch.model.quick import from_rgb, quicken
+from stylize_batch.model.quick import fused as kernel
 from stylize_batch.model.vgg import Encoder
 
 SIZES = [(2, 5), (6, 8), (33, 21)]
@@ -206,13 +207,13 @@ def fuse_in_place(quick: Chain) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_pictures_are_those_of_the_plain_network(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylize_batch.model.convolution.has_fast_groups", lambda: False)
+    monkeypatch.setattr("stylize_batch.model.quick.has_fast_groups", lambda: False)
     torch.manual_seed(0)
     images = torch.randint(256, (2, 20, 25, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     masks = torch.randint(256, (2, 2, 20, 25), dtype=torch.uint8) if masked else None
     found: list[Tensor] = []
     for fuse in (lambda chain: None, fuse_in_place):
-        monkeypatch.setattr("stylize_batch.model.convolution._fuse", fuse)
+        monkeypatch.setattr("stylize_batch.model.quick._fuse", fuse)
         network = Network(checkpoint.loads(container.builtin_bytes(container.DEFAULT)))
         styles = network.encode_styles(images.flip(0, 3))
         styles = styles[:, None].expand(-1, 2, -1) if masked else styles
@@ -244,9 +245,9 @@ def test_the_trial_before_the_kernel_is_used_finds_it_right_and_draws_no_random_
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    assert works(torch.device("cpu"), dtype)
+    assert kernel(torch.device("cpu"), dtype)
     if dtype != torch.bfloat16:  # of which the interpreter makes no products of matrices
-        assert works(torch.device("cpu"), dtype, FromRgb)
+        assert from_rgb(torch.device("cpu"), dtype)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -265,7 +266,7 @@ def test_moments_of_small_types_are_those_of_their_numbers_in_float32(
         torch.testing.assert_close(mean, expected[1].float(), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(variance, expected[0].float(), rtol=1e-5, atol=1e-6)
         assert torch.equal(torch.stack(mean_and_variance(given[1:2])), torch.stack((mean, variance))[:, 1:2])
-    assert measures(torch.device("cpu"), dtype)
+    assert moments_of_halves(torch.device("cpu"), dtype)
 
 
 def test_moments_of_what_is_not_a_number_are_none() -> None:
@@ -288,4 +289,4 @@ def test_pictures_become_the_same_bytes(height: int, width: int, dtype: torch.dt
     pixels, sound = fused_pixels.to_bytes(images)
     assert sound.tolist() == [True, False, True]
     assert torch.equal(pixels[::2], plain_bytes(images[::2])[0])
-    assert fused_pixels.works(torch.device("cpu"), dtype)
+    assert bytes_in_one_pass(torch.device("cpu"), dtype)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylize_batch.model.adain import AffineMap, Statistics, adain, moments, over_regions, statistics
-from stylize_batch.model.architecture import ARCHITECTURES, TAP_STRIDES, transfer_strides
+from stylize_batch.model.architecture import ARCHITECTURES, DESIGNS, TAP_STRIDES
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.color import colors, recoloring
 from stylize_batch.model.losses import Losses
@@ -237,7 +237,7 @@ def test_losses_with_masks_colours_and_alpha_follow_their_definitions(
         targets = [
             target(layer[0].double(), [style[index] for style in own], weights(stride))
             for index, (layer, stride) in enumerate(
-                zip(model.encoder.features(image), transfer_strides(model.encoder.architecture), strict=True)
+                zip(model.encoder.features(image), DESIGNS[model.encoder.architecture].strides, strict=True)
             )
         ]
         expected = model.decoder(*(each[None].float() for each in targets))[..., :HEIGHT, :WIDTH].clamp(0, 1)

@@ -14,9 +14,8 @@ from stylize_batch.model.convolution import (
     EnlargingConv2d,
     ReflectedConv2d,
     SubPixelConv2d,
-    has_fast_groups,
-    quicken,
 )
+from stylize_batch.model.quick import has_fast_groups, quicken
 from stylize_batch.model.to_rgb import ToRgb
 from stylize_batch.model.winograd import Winograd
 from tests.model.models import picture

@@ -25,11 +25,11 @@ def test_what_stands_between_convolutions_is_computed_in_one_pass() -> None:
 def test_without_triton_a_network_is_rewritten_as_far_as_torch_goes() -> None:
     program = (
         "import sys, torch; sys.modules['triton'] = None\n"
-        "from stylize_batch.model import convolution\n"
+        "from stylize_batch.model import convolution, quick\n"
         "from stylize_batch.model.decoder import Decoder\n"
         "decoder = Decoder('vgg16').to(torch.bfloat16)\n"
         "torch.Tensor.is_cuda = property(lambda tensor: True)\n"
-        "convolution.quicken(decoder)\n"
+        "quick.quicken(decoder)\n"
         "assert any(isinstance(each, convolution.SubPixelConv2d) for each in decoder.children())"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

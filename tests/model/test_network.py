@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stylize_batch.model import checkpoint
 from stylize_batch.model.adain import adain, statistics
-from stylize_batch.model.architecture import ARCHITECTURES, Architecture, style_width, transfer_channels
+from stylize_batch.model.architecture import ARCHITECTURES, DESIGNS, Architecture, style_width
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.losses import feature_distance
 from stylize_batch.model.network import LOSS_WIDTH, Network, loss_network
@@ -116,7 +116,7 @@ def test_another_encoder_is_measured_on_the_same_loss_network(other: Checkpoint,
     network = Network(other)
     style = picture(32, 32).flip(1)
     vector = network.encode_styles(style)
-    own = sum(transfer_channels(other.encoder.architecture))
+    own = sum(DESIGNS[other.encoder.architecture].channels)
     assert vector.shape == (1, LOSS_WIDTH + 2 * own)
     torch.testing.assert_close(vector[:, :LOSS_WIDTH], Network(default).encode_styles(style))
     images, losses = stylize(network, picture(32, 32), style)

@@ -11,10 +11,9 @@ from torch import Tensor
 from stylize_batch.model.adain import moments
 from stylize_batch.model.architecture import (
     ARCHITECTURES,
+    DESIGNS,
     ENCODER_HALO,
     Architecture,
-    decoder_halo,
-    transfer_strides,
 )
 from stylize_batch.model.color import colors, recoloring
 from stylize_batch.model.losses import Losses
@@ -154,11 +153,11 @@ def test_nothing_beyond_the_halo_changes_a_tile(architecture: Architecture) -> N
 
     with torch.inference_mode():
         image = picture(SHORT, 336)
-        strides = transfer_strides(architecture)
+        strides = DESIGNS[architecture].strides
         maps, changed = model.encoder.features(image), model.encoder.features(beyond(ENCODER_HALO, 1, image))
         for one, other, stride in zip(maps, changed, strides, strict=True):
             torch.testing.assert_close(tile.crop(one, whole, stride), tile.crop(other, whole, stride))
-        halo = decoder_halo(architecture)
+        halo = DESIGNS[architecture].decoder_halo
         decoded = model.decoder(*maps)
         again = model.decoder(
             *(beyond(halo, stride, each) for each, stride in zip(maps, strides, strict=True))

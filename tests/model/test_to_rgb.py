@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stylize_batch.model.convolution import ReflectedConv2d, has_fast_groups
+from stylize_batch.model.convolution import ReflectedConv2d
+from stylize_batch.model.quick import has_fast_groups
 from stylize_batch.model.to_rgb import ROWS, ToRgb
 from tests.conftest import cores
 

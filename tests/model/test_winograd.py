@@ -19,8 +19,8 @@ from stylize_batch.model.convolution import (
     EnlargingConv2d,
     ReflectedConv2d,
     SubPixelConv2d,
-    has_fast_groups,
 )
+from stylize_batch.model.quick import has_fast_groups
 from stylize_batch.model.winograd import BLOCK_CHANNELS, BLOCK_TILES, MIN_TILES, Winograd
 from tests.conftest import cores
 
@@ -77,6 +77,20 @@ def test_pooling_keeps_the_highest_of_four_and_of_fewer_at_an_odd_border(
     conv, quick = pair(ReflectedConv2d, relu=relu, pool=True)
     features = torch.randn(2, 3, height, width)
     check_rounding(quick(features), conv(features))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "pool"), [(ReflectedConv2d, False), (ReflectedConv2d, True), (EnlargingConv2d, False)]
+)
+def test_what_is_not_a_number_is_none_afterwards(kind: type[ReflectedConv2d], pool: bool, relu: bool) -> None:
+    conv, quick = pair(kind, relu=relu, pool=pool)
+    features = torch.randn(1, 3, 24, 24)
+    features[0, 1, 9, 14] = torch.nan
+    expected = conv(features).isnan()
+    assert expected.any()
+    # Its whole tile is lost, which the convolution keeps in part.
+    assert (quick(features).isnan() >= expected).all()
 
 
 @pytest.mark.parametrize("kind", [ReflectedConv2d, EnlargingConv2d])

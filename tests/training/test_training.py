@@ -132,6 +132,27 @@ def test_an_iteration_launched_before_the_last_is_read_makes_the_same_model(
     assert [row.loss for row in rows[0]] == [row.loss for row in rows[1]]
 
 
+def test_an_error_loses_no_iteration_that_was_launched(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the last one is not read yet."""
+    trainer = Trainer(recipe, str(tmp_path))
+    step = trainer._step  # pyright: ignore[reportPrivateUsage]
+
+    def failing(contents: Tensor, styles: Tensor) -> Any:
+        if trainer.iteration == 4:
+            raise JobFailedError("images cannot be decoded")
+        return step(contents, styles)
+
+    monkeypatch.setattr(trainer, "_ahead", 1)
+    monkeypatch.setattr(trainer, "_step", failing)
+    with pytest.raises(JobFailedError, match="decoded"):
+        trainer.run(lambda _: None)
+    train(recipe, tmp_path)
+    rows = log.load((tmp_path / "training.csv").read_bytes())
+    assert [row.iteration for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
 def test_the_rate_rises_where_the_recipe_says_so(recipe: Recipe, tmp_path: Path) -> None:
     first, second = recipe.stages
     stage = second.model_copy(update={"warm_up": 2, "decay": 0.0, "learning_rate": 3e-4})

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, NestedIOFunction
 
+from stylize_batch.model.kernels import tried
+
 EPSILON = 1e-5
 """Added to the variance before the square root, for content and style alike."""
+
+MOST_PLACES = 64 * 64
+"""Of a map whose statistics one kernel finds: a program of it sums all places of its channels, so that no batch changes a
+bit, and of more would be slow."""
 
 
 class Statistics(NamedTuple):
@@ -45,7 +51,8 @@ class Moments(NamedTuple):
     def statistics(self, correction: int = 0) -> Statistics:
         """Return μ and σ = √(variance + ε); the variance divides by n, or by n − 1 with a correction of 1.
 
-        A region of at most one position has no unbiased variance, and keeps the biased one.
+        A region of at most one position has no unbiased variance, and keeps the biased one; of one to two positions, which
+        soft masks can leave, it is divided by one.
         """
         variance = self.variance * (self.weight / (self.weight - correction).clamp(min=1)).clamp(min=1)
         return Statistics(self.mean.float(), torch.sqrt(variance + EPSILON).float())
@@ -97,15 +104,25 @@ def _mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance over space, each float32 [N, C]."""
     # Training's compiler makes a kernel of torch's own operators, and knows no layout of maps that another one needs.
     compiling = torch.compiler.is_compiling()
-    if features.is_cuda and features.dtype.itemsize == 2 and not (features.requires_grad or compiling):
-        try:
-            from stylize_batch.model import half_moments
-        except ImportError:  # only torch's CUDA builds come with Triton
-            pass
-        else:
-            if half_moments.suits(features):
-                return half_moments.mean_and_variance(features)
+    suits = features.is_cuda and features.dtype.itemsize == 2 and features[0, 0].numel() <= MOST_PLACES
+    if suits and not (features.requires_grad or compiling):
+        kernel = moments_of_halves(features.device, features.dtype)
+        if kernel is not None:
+            return kernel(features)
     return _MeanAndVariance.apply(features.float())
+
+
+@tried
+def moments_of_halves(
+    device: torch.device, dtype: torch.dtype
+) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    from stylize_batch.model.half_moments import mean_and_variance
+
+    features = torch.linspace(-1, 2, 2 * 40 * 9 * 15).view(2, 9, 15, 40).to(device, dtype).permute(0, 3, 1, 2)
+    found = mean_and_variance(features)
+    expected = torch.var_mean(features.float(), (2, 3), correction=0)[::-1]
+    right = all(torch.allclose(*each, atol=1e-4) for each in zip(found, expected, strict=True))
+    return mean_and_variance if right else None
 
 
 def merged(before: Sequence[Moments], more: Sequence[Moments]) -> list[Moments]:

@@ -127,31 +127,6 @@ DESIGNS: dict[Architecture, Design] = {
 }
 
 
-def encoder_convolutions(architecture: Architecture) -> list[Convolution]:
-    """List the convolutions of an architecture's encoder."""
-    return DESIGNS[architecture].encoder
-
-
-def decoder_convolutions(architecture: Architecture) -> list[Convolution]:
-    """List the convolutions of an architecture's decoder."""
-    return DESIGNS[architecture].decoder
-
-
-def transfer_channels(architecture: Architecture) -> tuple[int, ...]:
-    """Return the channels of each feature map AdaIN works on."""
-    return DESIGNS[architecture].channels
-
-
-def transfer_strides(architecture: Architecture) -> tuple[int, ...]:
-    """Return the image pixels of a cell, a side, of each feature map AdaIN works on."""
-    return DESIGNS[architecture].strides
-
-
 def style_width(architecture: Architecture) -> int:
     """Return the floats of an encoded style, at most: μ and σ of φ's taps and of the feature maps AdaIN works on."""
-    return 2 * (sum(CHANNELS) + sum(transfer_channels(architecture)))
-
-
-def decoder_halo(architecture: Architecture) -> int:
-    """Return the pixels around a tile beyond which its decoded picture depends on no features."""
-    return DESIGNS[architecture].decoder_halo
+    return 2 * (sum(CHANNELS) + sum(DESIGNS[architecture].channels))

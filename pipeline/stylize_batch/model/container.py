@@ -13,10 +13,9 @@ from typing import Any, cast
 from stylize_batch.errors import UsageError
 from stylize_batch.model.architecture import (
     ARCHITECTURES,
+    DESIGNS,
     Architecture,
     Convolution,
-    decoder_convolutions,
-    encoder_convolutions,
 )
 
 DEFAULT = "adain-vgg16"
@@ -83,7 +82,7 @@ def check_model(data: bytes) -> dict[str, str]:
         raise UsageError(
             "the model has no decoder; train one with `stylize-batch train`: a recipe's `encoder` may name this file"
         )
-    _check_part(header, "decoder", decoder_convolutions(cast("Architecture", metadata["architecture"])))
+    _check_part(header, "decoder", DESIGNS[cast("Architecture", metadata["architecture"])].decoder)
     return metadata
 
 
@@ -114,7 +113,7 @@ def check_encoder(data: bytes) -> dict[str, str]:
         sound = False
     if not sound:
         raise UsageError(f"the model's max_gain {metadata['max_gain']!r} is no number above 0")
-    _check_part(header, "encoder", encoder_convolutions(architecture))
+    _check_part(header, "encoder", DESIGNS[architecture].encoder)
     for name, entry in header.items():
         if name != "__metadata__" and entry.get("dtype") not in DTYPES:
             raise UsageError(f"the model file has {name[:80]!r}, of a type that no model has; it is damaged")

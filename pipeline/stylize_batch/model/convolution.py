@@ -1,27 +1,10 @@
-"""Convolutions with reflection padding, as trained, and the same functions with fewer multiplications for inference.
-
-A picture costs little else than its 3×3 convolutions, and those run at the speed of matrix products. So what counts is
-how many multiplications there are:
-
-- After nearest ×2 up-sampling most of the nine products of a pixel share their factor: four 2×2 convolutions of the
-  small map, one for each place of a pixel in its cell, give the same sums with four instead of nine (`SubPixelConv2d`).
-- Winograd's F(4×4, r×r) takes 2.25 per place instead of 9 for a 3×3 kernel, and 1.6 instead of 4 for a 2×2 one
-  (`winograd`).
-- For the three channels of a picture the nine products of a place are made side by side (`to_rgb`).
-
-On a GPU, whose arithmetic is fast, what stands between convolutions counts as much: one kernel does all of it (`fused`).
-"""
+"""Convolutions with reflection padding, as trained, and up-sampling with one as four small ones."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from stylize_batch.model.chain import Chain
-
-WINOGRAD_CHANNELS = 32
-"""Channels, of the input and of the output, from which on Winograd's way is the faster one on a CPU."""
 
 
 class ReflectedConv2d(nn.Conv2d):
@@ -95,59 +78,3 @@ class SubPixelConv2d(nn.Module):
                 ]
         large = output.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
         return large.relu_() if self.relu else large
-
-
-def quicken(network: nn.Module) -> None:
-    """Rewrite a network's convolutions for inference, in place; it computes the same, but for rounding.
-
-    What is compiled for a CPU is for float32: smaller types would lose digits.
-    """
-    for name, conv in list(network.named_children()):
-        if isinstance(conv, ReflectedConv2d):
-            plain = SubPixelConv2d(conv) if isinstance(conv, EnlargingConv2d) else conv
-            compiles = conv.weight.device.type == "cpu" and conv.weight.dtype == torch.float32
-            network.add_module(name, _compiled(conv, plain) if compiles and has_fast_groups() else plain)
-    if isinstance(network, Chain):
-        _fuse(network)
-
-
-def _fuse(chain: Chain) -> None:
-    """Have each convolution on a GPU write the next one's input."""
-    convs = {
-        name: conv
-        for name, conv in chain.named_children()
-        if isinstance(conv, ReflectedConv2d | SubPixelConv2d) and conv.weight.is_cuda
-    }
-    if not convs:
-        return
-    try:
-        from stylize_batch.model.from_rgb import FromRgb, suits
-        from stylize_batch.model.fused import FusedConv2d, works
-    except ImportError:  # only torch's CUDA builds come with Triton
-        return
-    weight = next(iter(convs.values())).weight
-    if works(weight.device, weight.dtype):
-        for (name, conv), following in zip(convs.items(), [*convs.values(), None][1:], strict=True):
-            kind = FromRgb if suits(conv) and works(weight.device, weight.dtype, FromRgb) else FusedConv2d
-            chain.add_module(name, kind(conv, following))
-        chain.fused = True
-
-
-def _compiled(conv: ReflectedConv2d, plain: ReflectedConv2d | SubPixelConv2d) -> nn.Module:
-    # Not above: where a GPU trains, Numba need not be installed.
-    from stylize_batch.model.to_rgb import ToRgb
-    from stylize_batch.model.winograd import Winograd
-
-    if (conv.kernel_size, conv.stride) != ((3, 3), (1, 1)):
-        return plain
-    if min(conv.weight.shape[:2]) >= WINOGRAD_CHANNELS:
-        scale = 1 if plain is conv else 2
-        return Winograd(plain, plain.weight, plain.bias, scale=scale, relu=conv.relu, pool=conv.pool)
-    if conv.out_channels == 3 and not (conv.relu or conv.pool):
-        return ToRgb(conv.weight, conv.bias)
-    return plain
-
-
-def has_fast_groups() -> bool:
-    """Whether oneDNN compiles convolutions in groups for this processor."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")

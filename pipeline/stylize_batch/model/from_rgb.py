@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from stylize_batch.model.chain import Framed, Given
 from stylize_batch.model.convolution import ReflectedConv2d, SubPixelConv2d
-from stylize_batch.model.fused import ALIGNMENT, LAUNCHING, FusedConv2d, inside, room
+from stylize_batch.model.fused import ALIGNMENT, FusedConv2d, inside, room
+from stylize_batch.model.kernels import launching
 
 PLACES = 128
 """A program's."""
@@ -66,7 +66,7 @@ class FromRgb(FusedConv2d):
         samples, written, rows, columns = out.shape
         places = samples * rows * columns
         convolve: Any = _convolve[triton.cdiv(places, PLACES),]  # its types are those inside
-        with torch.cuda.device_of(given), LAUNCHING:
+        with launching(given):
             convolve(
                 given, self.matrix, given if self.bias is None else self.bias, out,
                 places, rows, columns, height, width,

@@ -8,8 +8,6 @@ full size a pass takes as long as much of a convolution.
 
 from __future__ import annotations
 
-import functools
-import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +18,8 @@ from torch import Tensor, nn
 
 from stylize_batch.model.adain import AffineMap
 from stylize_batch.model.chain import Framed, Given, Mapped
-from stylize_batch.model.convolution import ReflectedConv2d, SubPixelConv2d
+from stylize_batch.model.convolution import EnlargingConv2d, ReflectedConv2d, SubPixelConv2d
+from stylize_batch.model.kernels import launching
 
 ALIGNMENT = 8
 """Channels are made a multiple of this with zeros: tensor cores take 16 bytes of them at once."""
@@ -37,9 +36,6 @@ CELL_CHANNELS = 16
 A picture's three channels leave most of a tensor core idle, and each place reads its whole neighborhood: so a cell costs
 little more than one of its places.
 """
-
-LAUNCHING = threading.Lock()
-"""Triton compiles a kernel when it is first launched, and two threads feed a GPU."""
 
 
 class Border(NamedTuple):
@@ -118,38 +114,36 @@ class FusedConv2d(nn.Module):
         return Framed(found, self._channels) if self._next else found
 
 
-@functools.cache
-def works(device: torch.device, dtype: torch.dtype, kind: type[FusedConv2d] = FusedConv2d) -> bool:
-    """Whether the kernel can be compiled for a GPU, which also takes a C compiler, and does there what it should.
-
-    Args:
-        device: the GPU.
-        dtype: of the network.
-        kind: of the first convolution.
-    """
+def right(kind: type[FusedConv2d], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions, the first of them of a kind, do on a GPU what they should."""
     with torch.random.fork_rng([]):
-        convs = [
-            ReflectedConv2d(3, 64, relu=True),
-            ReflectedConv2d(64, 5, relu=True, pool=True),
-            ReflectedConv2d(5, 3),
-        ]
+        first = ReflectedConv2d(3, 64, relu=True)
+        second = ReflectedConv2d(64, 5, relu=True, pool=True)
+        third = EnlargingConv2d(5, 6, relu=True)
+        last = ReflectedConv2d(6, 3)
     images = torch.linspace(0, 255, 3 * 11 * 7).view(1, 3, 11, 7).to(device, dtype) / 16
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            first, second, last = (conv.to(device, dtype) for conv in convs)  # pyright: ignore
-            affine = AffineMap(*torch.linspace(-1, 1, 6, device=device).view(2, 1, 3, 1, 1))
-            quick = kind(first, second), FusedConv2d(second, last), FusedConv2d(last, None)
-            return all(
-                torch.allclose(
-                    quick[2](quick[1](quick[0](given))), last(second(first(seen))), rtol=0.02, atol=0.02
-                )
-                for given, seen in (
-                    (Mapped(images, affine), affine.apply(images)),
-                    (images.byte(), images.byte().to(dtype) / 255),
-                )
-            )
-    except Exception:  # whatever a compiler, a loader or a driver raises: torch's own operators do the same
-        return False
+    for conv in (first, second, third, last):
+        conv.to(device, dtype)  # pyright: ignore[reportCallIssue]
+    large = SubPixelConv2d(third)
+    quick = (
+        kind(first, second),
+        FusedConv2d(second, large),
+        FusedConv2d(large, last),
+        FusedConv2d(last, None),
+    )
+    affine = AffineMap(*torch.linspace(-1, 1, 6, device=device).view(2, 1, 3, 1, 1))
+    return all(
+        torch.allclose(
+            quick[3](quick[2](quick[1](quick[0](given)))),
+            last(third(second(first(seen)))),
+            rtol=0.02,
+            atol=0.02,
+        )
+        for given, seen in (
+            (Mapped(images, affine), affine.apply(images)),
+            (images.byte(), images.byte().to(dtype) / 255),
+        )
+    )
 
 
 def _of_cells(weight: Tensor, made: int) -> Tensor:
@@ -225,7 +219,7 @@ def _written(
     places = out.shape[2] * out.shape[3]
     blocks = triton.cdiv(places, block_places)
     write: Any = _write[samples * blocks, triton.cdiv(written, block_channels)]  # its types are those inside
-    with torch.cuda.device_of(made), LAUNCHING:
+    with launching(made):
         write(
             made, made if bias is None else bias, gain, offset, out, by_sample, by_channel, by_row, by_column,
             places, blocks, height, width, rows, columns,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -10,24 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stylize_batch.model.fused import LAUNCHING
-from stylize_batch.model.pixels import plain_bytes
+from stylize_batch.model.kernels import launching
 
 NUMBERS = 2048
 """A program's."""
-
-
-@functools.cache
-def works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel can be compiled for a GPU and does there what it should."""
-    try:
-        images = torch.linspace(0, 1, 2 * 3 * 33 * 35).view(2, 33, 35, 3).permute(0, 3, 1, 2)
-        images = images.to(device, dtype)
-        images[1, 2, 32, 34] = torch.nan
-        (found, sound), (expected, whole) = to_bytes(images), plain_bytes(images)
-        return torch.equal(found[0], expected[0]) and torch.equal(sound, whole)
-    except Exception:  # whatever a compiler, a loader or a driver raises: torch's own operators do the same
-        return False
 
 
 def to_bytes(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +24,7 @@ def to_bytes(images: Tensor) -> tuple[Tensor, Tensor]:
     blocks = triton.cdiv(count, NUMBERS)
     missing = torch.empty((len(images), blocks), dtype=torch.int32, device=images.device)
     write: Any = _write[len(images) * blocks,]  # its types are those inside
-    with torch.cuda.device_of(images), LAUNCHING:
+    with launching(images):
         write(images, pixels, missing, count, blocks, block=NUMBERS)
     return pixels, ~missing.any(1)
 

@@ -5,7 +5,6 @@ torch makes a float32 copy first, which takes as long as what is then read of it
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -13,10 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stylize_batch.model.fused import LAUNCHING
-
-MOST_PLACES = 64 * 64
-"""Of a map: one program sums all places of its channels, so that no batch changes a bit, and of more would be slow."""
+from stylize_batch.model.kernels import launching
 
 PLACES = 128
 """Summed at once."""
@@ -25,32 +21,12 @@ CHANNELS = 32
 """A program's."""
 
 
-def suits(features: Tensor) -> bool:
-    """Whether a map is small enough, and the kernel works for it."""
-    return features[0, 0].numel() <= MOST_PLACES and works(features.device, features.dtype)
-
-
-@functools.cache
-def works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel can be compiled for a GPU and does there what it should."""
-    try:
-        features = torch.linspace(-1, 2, 2 * 40 * 9 * 15).view(2, 9, 15, 40).to(device, dtype)
-        features = features.permute(0, 3, 1, 2)
-        mean, variance = mean_and_variance(features)
-        expected = torch.var_mean(features.float(), (2, 3), correction=0)
-        return torch.allclose(mean, expected[1], atol=1e-4) and torch.allclose(
-            variance, expected[0], atol=1e-4
-        )
-    except Exception:  # whatever a compiler, a loader or a driver raises: torch's own operators do the same
-        return False
-
-
 def mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance over space of a map [N, C, h, w], each float32 [N, C]."""
     samples, channels, height, width = features.shape
     mean, variance = torch.empty((2, samples, channels), dtype=torch.float32, device=features.device)
     measure: Any = _measure[samples, triton.cdiv(channels, CHANNELS)]  # its types are those inside
-    with torch.cuda.device_of(features), LAUNCHING:
+    with launching(features):
         measure(
             features, mean, variance, *features.stride(), height * width, width,
             channels=channels, block_places=PLACES, block_channels=CHANNELS,

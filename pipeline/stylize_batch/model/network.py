@@ -15,18 +15,16 @@ from stylize_batch.model import checkpoint, container
 from stylize_batch.model.adain import Moments, Statistics, adain, merged, moments, over_regions
 from stylize_batch.model.architecture import (
     CHANNELS,
+    DESIGNS,
     ENCODER_HALO,
     TAP_STRIDES,
-    decoder_halo,
-    transfer_channels,
-    transfer_strides,
 )
 from stylize_batch.model.chain import is_fused, mapped
 from stylize_batch.model.checkpoint import Checkpoint
 from stylize_batch.model.color import ColorMap
-from stylize_batch.model.convolution import quicken
 from stylize_batch.model.device import keep_float32, to_device, wait_for
 from stylize_batch.model.losses import Losses, LossMeter
+from stylize_batch.model.quick import quicken
 from stylize_batch.model.regions import Regions
 from stylize_batch.model.tiling import PASS_PIXELS, STRIDE, Box, tiles
 from stylize_batch.model.vgg import Encoder
@@ -134,12 +132,12 @@ class Network:
         self._encoder = self._phi if own else self._place(model.encoder)
         self._decoder = self._place(model.decoder)
         self._takes_bytes = is_fused(self._encoder) and is_fused(self._phi)
-        architecture = model.encoder.architecture
-        self._transfer_channels = () if own else transfer_channels(architecture)
-        self._transfer_strides = transfer_strides(architecture)
+        design = DESIGNS[model.encoder.architecture]
+        self._transfer_channels = () if own else design.channels
+        self._transfer_strides = design.strides
         self._max_gain = container.max_gain(model.metadata)
         self._corrections = (int(unbiased),) * len(self._transfer_strides)
-        self._decoder_halo = decoder_halo(architecture)
+        self._decoder_halo = design.decoder_halo
         self._timed = timed
         self.pass_pixels = pass_pixels
         """Pixels taken at once; larger pictures are tiled."""
@@ -271,6 +269,8 @@ class Network:
             Images [N, 3, H, W], finished, of exactly the contents' size (the decoder's output is cropped
             at the bottom and right), and their losses, or None when the contents were encoded without metrics.
         """
+        if masks is not None and len(content.tiles) == 1:
+            masks = to_device(masks, self.device)
         regions = Regions(masks)
         vectors = styles.to(self.device).reshape(len(styles), regions.count, -1).unbind(1)
         alpha = alpha.to(self.device)

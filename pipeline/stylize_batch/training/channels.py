@@ -99,7 +99,7 @@ def wake(network: nn.Module, run: Callable[[], object]) -> int:
         usual = (
             conv.weight[~silent]
             if count < len(silent)
-            else conv.weight.new_tensor(conv.weight[0].numel() ** -0.5)
+            else conv.weight.new_tensor((3 * conv.weight[0].numel()) ** -0.5)
         )
         size = QUIET * usual.square().mean().sqrt()
         # Drawn on the CPU, so that a GPU begins with the same ones.

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from stylize_batch.model.architecture import DESIGNS
 from stylize_batch.model.device import begin_to_host, keep_float32, to_device, usable_device
 from stylize_batch.model.grid import grid_energy
 from stylize_batch.model.pixels import to_array
+from stylize_batch.model.quick import fused
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
 from stylize_batch.training import log, state
@@ -126,7 +127,8 @@ class Trainer:
             torch.backends.cudnn.benchmark = True
             # What is left for the CPU is small; threads of threads would only get in each other's way.
             torch.set_num_threads(1)
-            if _compiles(self.device):
+            # Whether torch's compiler has what it takes too: Triton, a C compiler and Python's headers.
+            if fused(self.device, torch.float32) is not None:
                 self._style_transfer = torch.compile(self._style_transfer, dynamic=False)
         self._weights = {
             name: weight
@@ -215,6 +217,9 @@ class Trainer:
             raise JobFailedError(LITTLE_MEMORY) from None
         finally:
             batches.close()
+            with suppress(RuntimeError):  # of a GPU that is lost, or too small
+                while launched:
+                    self._note(launched.popleft())
             at_end = self.iteration == self.iterations and self._bad_steps < MAX_BAD_STEPS
             # Among such steps the weights may be beyond repair, and before the first there is nothing to keep.
             if self.iteration and (not self._bad_steps or at_end):
@@ -551,15 +556,6 @@ def _digest(network: torch.nn.Module) -> str:
     for weight in network.state_dict().values():
         found.update(weight.cpu().numpy().tobytes())
     return found.hexdigest()
-
-
-def _compiles(device: torch.device) -> bool:
-    """Whether torch's compiler has what it takes on a GPU: Triton, a C compiler and Python's headers."""
-    try:
-        from stylize_batch.model.fused import works
-    except ImportError:
-        return False
-    return works(device, torch.float32)
 
 
 def _computes_bf16(device: torch.device) -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stylize_batch.model.adain import Statistics, adain, statistics
 from stylize_batch.model.checkpoint import AnyDecoder, AnyEncoder
-from stylize_batch.model.convolution import quicken
 from stylize_batch.model.losses import feature_distance, style_loss
+from stylize_batch.model.quick import quicken
 from stylize_batch.model.vgg import Encoder
 
 Features = tuple[Tensor, ...]
@@ -60,8 +60,9 @@ class Objective(nn.Module):
         self.phi = phi
         self.transfer = transfer
         # Targets need no gradient, so φ may compute them with convolutions rewritten for inference.
-        self._phi_of_targets = deepcopy(phi)
+        self._phi_of_targets = phi
         if quick_targets:
+            self._phi_of_targets = deepcopy(phi)
             quicken(self._phi_of_targets)
 
     def reconstruction(self, images: Tensor) -> Tensor:
