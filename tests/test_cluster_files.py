@@ -15,6 +15,7 @@ import kubernetes_validate
 import pytest
 import ray.autoscaler
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 from typer.main import get_command
 
 from stylize_batch import submission
@@ -51,8 +52,21 @@ def test_cluster_yaml_is_what_ray_up_accepts() -> None:
     schema = json.loads((Path(ray.autoscaler.__path__[0]) / "ray-schema.json").read_text())
     config = load("cluster.yaml")
     jsonschema.validate(config, schema)
+    validate_config(prepare_config(config))
     assert config["head_node_type"] in config["available_node_types"]
     assert config["available_node_types"]["gpu"]["max_workers"] == config["max_workers"]
+    for node in config["available_node_types"].values():
+        assert {"ImageId", "IamInstanceProfile"} <= set(node["node_config"]), (
+            "Ray's own are old, and may do too much"
+        )
+
+
+def test_cluster_yaml_mounts_what_pip_needs_as_the_dockerfile_copies_it() -> None:
+    mounts = load("cluster.yaml")["file_mounts"]
+    kept = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert {remote: local for remote, local in mounts.items() if "auth_token" not in remote} == {
+        f"~/stylize-batch/{line[1:]}": line[1:] for line in kept if line.startswith("!")
+    }
 
 
 def test_rayjob_yaml_is_what_kuberay_accepts() -> None:
@@ -96,10 +110,16 @@ def test_all_cluster_files_name_one_version_of_ray_and_say_how_many_values_to_ch
         re.search(r"ARG RAY=([\d.]+)", (REPOSITORY / "Dockerfile").read_text()),
     }
     assert len({match[1] for match in named if match}) == 1
-    for path, number in (("cluster.yaml", "five"), ("jobs/rayjob.yaml", "four")):
+    for path, number in (("cluster.yaml", "seven"), ("jobs/rayjob.yaml", "four")):
         text = (REPOSITORY / path).read_text()
         assert f"Change the {number} values marked CHANGE" in text
-        assert len(re.findall(r"# CHANGE", text)) == {"four": 4, "five": 5}[number]
+        assert len(re.findall(r"# CHANGE", text)) == {"four": 4, "seven": 7}[number]
+
+
+def test_the_images_have_one_python_and_ours_the_patch_version_that_ray_compares() -> None:
+    ours = re.search(r"^ARG PYTHON=(\d+)\.(\d+)\.\d+$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
+    assert ours
+    assert f"-py{ours[1]}{ours[2]}-" in load("cluster.yaml")["docker"]["image"]
 
 
 def test_pods_that_are_ended_have_time_to_hand_back_their_shard_before_they_are_killed() -> None:
