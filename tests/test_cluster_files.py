@@ -78,7 +78,7 @@ def test_rayjob_yaml_is_what_kuberay_accepts() -> None:
             jsonschema.validate({**job, "spec": {**job["spec"], **damage}}, schema)
     cluster = job["spec"]["rayClusterSpec"]
     (workers,) = cluster["workerGroupSpecs"]
-    for pod in (cluster["headGroupSpec"], workers):
+    for pod in (cluster["headGroupSpec"], workers, {"template": job["spec"]["submitterPodTemplate"]}):
         kubernetes_validate.validate(pod_of(pod), KUBERNETES, strict=True)
         for container in pod["template"]["spec"]["containers"]:
             limits, requests = container["resources"]["limits"], container["resources"]["requests"]
@@ -130,6 +130,31 @@ def test_pods_that_are_ended_have_time_to_hand_back_their_shard_before_they_are_
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
     ]
     assert 30 < float(drain) < pod["terminationGracePeriodSeconds"]
+
+
+def test_rayjob_yaml_gives_no_container_more_than_it_needs() -> None:
+    spec = load("jobs/rayjob.yaml")["spec"]
+    cluster = spec["rayClusterSpec"]
+    (workers,) = cluster["workerGroupSpecs"]
+    head, worker = cluster["headGroupSpec"]["template"]["spec"], workers["template"]["spec"]
+    submitter = spec["submitterPodTemplate"]["spec"]
+    # KubeRay adds it to the head's pod.
+    autoscaler = {"name": "autoscaler", "securityContext": cluster["autoscalerOptions"]["securityContext"]}
+    head["containers"].append(autoscaler)
+    kubernetes_validate.validate(pod_of(cluster["headGroupSpec"]), KUBERNETES, strict=True)
+    for container in head["containers"] + worker["containers"] + submitter["containers"]:
+        # As Kubernetes' Pod Security Standard `restricted` wants it.
+        assert container["securityContext"] == {
+            "runAsNonRoot": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+    for pod in (worker, submitter):
+        assert pod["automountServiceAccountToken"] is False, (
+            "with the head's account they could change the cluster"
+        )
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-gpus"] == "0"
 
 
 def test_the_docker_context_holds_what_is_copied_and_little_else() -> None:
