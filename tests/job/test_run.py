@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -65,6 +66,42 @@ def test_every_row_is_in_the_results_once_with_its_picture_and_finite_losses(
     assert (summary.pairs, summary.ok, summary.failed, summary.skipped) == (12, 12, 0, 0)
     losses = [row["style_loss"] for row in results]
     assert summary.mean_style_loss == pytest.approx(sum(losses) / 12, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "labelled", "reads"), [("files", False, 3), ("webdataset", False, 4), ("files", True, 5)]
+)
+def test_each_part_is_put_once_and_read_as_often_as_docs_scaling_md_counts(
+    make_manifest: MakeManifest,
+    pairs: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+    labelled: bool,
+    reads: int,
+) -> None:
+    asked: Counter[tuple[str, str]] = Counter()
+
+    def counted(name: str) -> Callable[..., Any]:
+        true: Callable[..., Any] = getattr(Root, name)
+
+        def count(root: Root, key: str, *data: bytes) -> Any:
+            asked[name, key.partition("/")[0]] += 1
+            return true(root, key, *data)
+
+        return count
+
+    for name in ("read", "put"):
+        monkeypatch.setattr(Root, name, counted(name))
+    labels = [{"output": f"train/{number}", "label": 1} if labelled else {} for number in range(len(pairs))]
+    manifest = make_manifest([{**row, **label} for row, label in zip(pairs, labels, strict=True)])
+    run(manifest, tmp_path / "out", shard_pairs=4, layout=layout)
+    shards = len(list((tmp_path / "out/results").iterdir()))
+    assert shards > 1
+    assert asked["put", "plan"] == asked["read", "plan"] == shards + 1  # and the list of styles
+    assert asked["put", "results"] == shards
+    # The files layout asks the first part whether it carries anything.
+    assert asked["read", "results"] == reads * shards + (layout == "files")
 
 
 def test_the_output_root_holds_what_the_contract_lists_and_nothing_else(
