@@ -2,7 +2,9 @@
 
     python benchmarks/gpu.py [--device cuda] [--size 224] [--pairs 50000] [--processes 1 4] [--photographs DIR] [--quick]
 
-Processes are runs side by side, each of its own part of the pairs: what `--gpus-per-actor 0.25` makes of four actors.
+Processes are runs side by side, each of its own part of the pairs. Four of them are not quite the four actors that
+`--gpus-per-actor 0.25` puts on a card: those plan their batches with a quarter of its memory each and take shards from
+one plan; these have a plan of their own each, and batches as if the whole card were theirs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter, time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +35,7 @@ from PIL import Image
 from stylize_batch.images.decode import SUFFIXES, decode
 from stylize_batch.images.encode import encode
 from stylize_batch.model import container
+from stylize_batch.settings import Device
 
 STYLE_SIZE = 512
 QUALITY = 95
@@ -47,6 +50,9 @@ PHOTOGRAPHS = 2000
 
 CODEC_PASSES = 2
 """Times that each of the photographs is decoded and encoded to find the codecs' rate."""
+
+QUICK_PAIRS = 40
+"""Of a run with `--quick`."""
 
 CALIBRATION = 25
 """Of the pairs, one in so many tells how many there is time for."""
@@ -70,7 +76,7 @@ class Case(NamedTuple):
     """What the runs have in common: where they work and how large the pictures are."""
 
     folder: Path
-    device: str
+    device: Device
     size: int
     photographs: list[Path]
     cores: int
@@ -83,7 +89,8 @@ class Found(NamedTuple):
         pairs: of all.
         rate: pictures per second, the sum of what each says of its own from the start of planning to the last part.
         first: seconds until all had written a picture, the interpreters' start included.
-        steady: pictures per second of all from then on, until the first had written its last.
+        steady: pictures per second of all from then on, until the first had written its last; where
+            no time lies between, as in a run of few pairs, `rate`.
         stages: seconds, summed over all.
     """
 
@@ -145,7 +152,7 @@ def stage_rate(case: Case, metrics: bool) -> float:
 def run(case: Case, name: str, pairs: int, processes: int, metrics: bool) -> Found:
     """Have processes stylize so many pairs, side by side."""
     styles = sorted((SAMPLE / "style").glob("*.jpg"))
-    calls: list[Callable[[], object]] = []
+    calls: list[Callable[[], dict[str, Any]]] = []
     outputs: list[Path] = []
     for process in range(processes):
         part = case.folder / f"{name}-{process}"
@@ -178,7 +185,8 @@ def run(case: Case, name: str, pairs: int, processes: int, metrics: bool) -> Fou
     for output in outputs:
         shutil.rmtree(output.parent)
     rate = sum(each["images_per_second"] for each in told)
-    return Found(pairs, rate, begin - started, between / (end - begin), stages)
+    steady = between / (end - begin) if between else rate
+    return Found(pairs, rate, begin - started, steady, stages)
 
 
 def write_codecs(page: Page, case: Case, pool: Executor) -> None:
@@ -254,7 +262,9 @@ def main() -> None:
 
 def write(given: argparse.Namespace) -> None:
     """Write the page that was asked for."""
-    size, different = (64, 40) if given.quick else (given.size, PHOTOGRAPHS)
+    size, different, pairs = (
+        (64, QUICK_PAIRS, QUICK_PAIRS) if given.quick else (given.size, PHOTOGRAPHS, given.pairs)
+    )
     cores = len(os.sched_getaffinity(0))
     memory = Path("/dev/shm")  # noqa: S108 (the fastest place for files)
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
@@ -268,7 +278,7 @@ def write(given: argparse.Namespace) -> None:
         case = Case(folder, given.device, size, make_photographs(sources, folder, different, pool), cores)
         with Page("Files to files on a GPU", given, device=given.device) as page:
             write_codecs(page, case, pool)
-            write_runs(page, case, given.pairs, given.processes)
+            write_runs(page, case, pairs, given.processes)
 
 
 if __name__ == "__main__":
