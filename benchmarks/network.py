@@ -14,22 +14,23 @@ import functools
 import re
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar, cast
+from unittest.mock import patch
 
 import torch
 from harness import PASSES, Page, best, card, options
 from torch import Tensor, nn
 
-from stylize_batch.heap import keep_freed_memory
-from stylize_batch.lanes import Lanes
 from stylize_batch.model import checkpoint, container
-from stylize_batch.model.checkpoint import Checkpoint
+from stylize_batch.model.architecture import Architecture
 from stylize_batch.model.convolution import EnlargingConv2d
-from stylize_batch.model.device import BATCH_PIXELS, own_streams, to_host
-from stylize_batch.model.network import DTYPES, Network, loss_network
+from stylize_batch.model.device import to_host
+from stylize_batch.model.network import DTYPES, loss_network
 from stylize_batch.model.pixels import to_bytes
 from stylize_batch.model.quick import quicken
-from stylize_batch.stage import GPU_LANES
+from stylize_batch.settings import Device, Precision, WorkerSettings
+from stylize_batch.stage import StylizeStage
 from stylize_batch.stopwatch import Stopwatch
 
 MIXED = ((256, 341), (341, 256), (256, 384), (384, 256), (256, 256))
@@ -44,6 +45,8 @@ TABLE_1 = {256: "0.018 (0.027)", 512: "0.065 (0.098)"}
 """The paper's own row of its Tab. 1: seconds, in parentheses with style encoding; one Titan X (Pascal)."""
 
 Shape = tuple[int, int]
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Conv(NamedTuple):
@@ -67,38 +70,52 @@ class Conv(NamedTuple):
 
 
 class Stage:
-    """A model on a device, as the worker has it, and what its parts cost as trained."""
+    """The worker's own stage: a model on a device, its lanes and batches; and what the model's parts cost as trained."""
 
-    def __init__(self, name: str, device: str, precision: str, *, all_cores: bool = False) -> None:
-        """Load it.
+    def __init__(
+        self,
+        name: str,
+        device: Device,
+        precision: Precision,
+        *,
+        all_cores: bool = False,
+        give_memory_back: bool = False,
+    ) -> None:
+        """Load the model.
 
         Args:
             name: a shipped model, or an architecture.
             device: `cpu` or `cuda`.
             precision: a key of `DTYPES`.
             all_cores: on a CPU, one picture after the other on all cores, as the worker does only with large ones.
+            give_memory_back: on a CPU, have the C library treat feature maps' memory as it does without a worker.
         """
-        self.model = load(name)
+        data = container.builtin_bytes(name) if name in container.BUILTIN else random_model(name)
+        settings = WorkerSettings(
+            root="", run="", base="", model=name, size=None, crop=None, style_size=STYLE_SIZE, format="jpeg", quality=95,
+            layout="files", metrics=True, batch_size=None, device=device, precision=precision,
+        )  # fmt: skip
+        with patch("stylize_batch.stage.keep_freed_memory") if give_memory_back else nullcontext():
+            self._worker = StylizeStage(settings, data, Stopwatch())
+        self.model = checkpoint.loads(data)
         self.device, self.precision = device, precision
-        self.network = Network(self.model, device, precision)
+        self.network = self._worker._network  # pyright: ignore[reportPrivateUsage]
         self.phi = loss_network(self.model)
         self.form: dict[str, Any] = {
             "device": device, "dtype": DTYPES[precision], "memory_format": torch.channels_last,
         }  # fmt: skip
         self._known: dict[tuple[Conv, int, int], float] = {}
 
-        if device == "cpu":
-            self.at_once = torch.get_num_threads()
-            """Units of work that keep all lanes of the worker busy."""
-            self.lanes = Lanes(self.at_once, 1 if all_cores else self.network.pass_pixels, Stopwatch())
+        self.lanes = self._worker.lanes()
+        self.at_once = self.lanes.count
+        """Units of work that keep all lanes of the worker busy."""
+        self._all_cores = all_cores and device == "cpu"
+        if self._all_cores:
+            self.arrangement = "one after the other, each on all cores"
+        elif device == "cpu":
             self.arrangement = "side by side on cores of their own, as the worker has them"
         else:
-            self.at_once = GPU_LANES
-            begin = own_streams(self.network.device, GPU_LANES)
-            self.lanes = Lanes(GPU_LANES, GPU_LANES * BATCH_PIXELS, Stopwatch(), begin)
-            self.arrangement = f"in {GPU_LANES} streams, as the worker has them"
-        if all_cores:
-            self.arrangement = "one after the other, each on all cores"
+            self.arrangement = f"in {self.lanes.count} streams, as the worker has them"
 
     def sync(self) -> None:
         """Wait for the device."""
@@ -107,6 +124,8 @@ class Stage:
 
     def seconds(self, pixels: int, call: Callable[[], object], passes: int = PASSES) -> float:
         """Return the seconds from one call to the next, as many side by side as the worker would run."""
+        if self._all_cores:
+            pixels = self.lanes.pass_pixels
 
         def unit() -> list[object]:
             with torch.inference_mode():
@@ -121,13 +140,14 @@ class Stage:
 
     def batch(self, shape: Shape) -> int:
         """Return how many pictures the worker takes at once."""
-        return 1 if self.device == "cpu" else max(1, BATCH_PIXELS // (shape[0] * shape[1]))
+        return self._worker.batch_size(shape)
 
     def run(self, contents: Tensor, styles: Tensor, metrics: bool) -> None:
         """Encode contents once and stylize each with all styles, a batch at a time: bytes in, bytes out."""
         features = self.network.encode_contents(contents, metrics=metrics)
         each = torch.arange(len(contents) * len(styles))
-        for part in each.split(self.batch(tuple(contents.shape[2:]))):
+        height, width = contents.shape[2:]
+        for part in each.split(self.batch((height, width))):
             _, losses = self.network.stylize(
                 features.select((part // len(styles)).to(self.device)), styles[part % len(styles)],
                 torch.ones(len(part)),
@@ -139,9 +159,7 @@ class Stage:
     def plan(self, shape: Shape, per_content: int, metrics: bool) -> list[tuple[float, Conv]]:
         """List what one picture takes, as trained: how often, and which convolution."""
         images = torch.empty(1, 3, *shape, device="meta")
-        encoder, decoder, phi = (
-            copy.deepcopy(part).to("meta") for part in (self.model.encoder, self.model.decoder, self.phi)
-        )
+        encoder, decoder, phi = on_meta(self.model.encoder), on_meta(self.model.decoder), on_meta(self.phi)
         maps = encoder.features(images)
         losses = convolutions(phi, images) if metrics else []
         content = convolutions(encoder, images) + (losses if self.phi is not self.model.encoder else [])
@@ -163,17 +181,16 @@ class Stage:
         return self._known[key]
 
 
-def load(name: str) -> Checkpoint:
-    """Load a shipped model, or make one of that architecture with random weights."""
-    if name in container.BUILTIN:
-        return checkpoint.loads(container.builtin_bytes(name))
-    return checkpoint.loads(random_model(name))
-
-
 def random_model(architecture: str) -> bytes:
     """Return a model file with random weights: it is as fast as a trained one."""
     torch.manual_seed(0)
-    return checkpoint.dumps(*checkpoint.build(architecture), {"name": architecture})  # pyright: ignore
+    encoder, decoder = checkpoint.build(cast("Architecture", architecture))
+    return checkpoint.dumps(encoder, decoder, {"name": architecture})
+
+
+def on_meta(network: _Module) -> _Module:
+    """Return a copy of a network that knows shapes alone."""
+    return copy.deepcopy(network).to("meta")
 
 
 def convolutions(network: nn.Module, *given: Tensor) -> list[Conv]:
@@ -186,8 +203,9 @@ def convolutions(network: nn.Module, *given: Tensor) -> list[Conv]:
         scale = 2 if isinstance(layer, EnlargingConv2d) else 1
         height, width = (scale * -(-side // stride) for side in given[0].shape[2:])
         flop = 2 * layer.weight.numel() * height * width
-        sides = (stride * (side - 1) + kernel for side in (height, width))
-        found.append(Conv((layer.in_channels, layer.out_channels), kernel, stride, *sides, flop))
+        padded_height, padded_width = (stride * (side - 1) + kernel for side in (height, width))
+        channels = (layer.in_channels, layer.out_channels)
+        found.append(Conv(channels, kernel, stride, padded_height, padded_width, flop))
 
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
@@ -231,7 +249,7 @@ def write_halves(page: Page, stage: Stage, sizes: list[int], passes: int) -> Non
             quicken(quick)
             calls = [getattr(network, "features", network) for network in (trained, quick)]
             shapes = (torch.empty(each.shape, device="meta") for each in given)
-            convs = convolutions(copy.deepcopy(getattr(stage.model, name)).to("meta"), *shapes)
+            convs = convolutions(on_meta(getattr(stage.model, name)), *shapes)
             flop = sum(conv.flop for conv in convs)
             before, after = (
                 stage.seconds(batch * size * size, functools.partial(call, *given), passes) / batch
@@ -283,8 +301,8 @@ def write_stage(page: Page, stage: Stage, sizes: list[str], peak: float | None, 
                     plain += stage.plain(plan, shape, batch) / len(shapes)
                     flop += sum(often * conv.flop for often, conv in plan) / len(shapes)
                 page.row(
-                    size, per_content, "yes" if metrics else "no", batch, f"{seconds * 1e3:.1f}", f"{1 / seconds:,.2f}",
-                    f"{flop / 1e9:,.0f}", f"{flop / seconds / 1e9:,.0f}",
+                    size, per_content, "yes" if metrics else "no", stage.batch(shapes[-1]), f"{seconds * 1e3:.1f}",
+                    f"{1 / seconds:,.2f}", f"{flop / 1e9:,.0f}", f"{flop / seconds / 1e9:,.0f}",
                     *([f"{flop / seconds / 1e12 / peak:.0%}"] if peak else []), f"{plain / seconds:.2f}",
                 )  # fmt: skip
     page.end_table()
@@ -344,9 +362,13 @@ def main() -> None:
     sizes = ["64"] if given.quick else given.sizes
     passes = 1 if given.quick else PASSES
     precision = given.precision or ("fp16" if given.device == "cuda" else "fp32")
-    if given.device == "cpu" and not given.give_memory_back:
-        keep_freed_memory()
-    stage = Stage(given.model, given.device, precision, all_cores=given.all_cores)
+    stage = Stage(
+        given.model,
+        given.device,
+        precision,
+        all_cores=given.all_cores,
+        give_memory_back=given.give_memory_back,
+    )
     with (
         Page(f"The network alone: {given.model}", given, device=given.device) as page,
         torch.inference_mode(),
