@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -44,7 +45,7 @@ CASES: dict[str, dict[str, Case]] = {
 }
 
 
-def run(manifest: Path, output: Path, size: int, device: str, case: Case) -> list[dict[str, object]]:
+def run(manifest: Path, output: Path, size: int, device: str, case: Case) -> list[dict[str, Any]]:
     """Run the command; return the results, with the pixels of each picture."""
     environment, flags = case
     given = {"--device": device, "--precision": "fp32", "--size": str(size), "--style-size": str(size)}

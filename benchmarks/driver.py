@@ -8,6 +8,7 @@ machines, but for the wire.
 
 from __future__ import annotations
 
+import logging
 import resource
 import time
 from typing import Any
@@ -57,7 +58,7 @@ def main() -> None:
     with Page("The driver", given) as page:
         cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 0})
         cluster.add_node(num_cpus=1, object_store_memory=store)
-        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
             reader: Any = Reader.remote()
             ray.get(reader.ping.remote())

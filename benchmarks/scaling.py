@@ -17,18 +17,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import torch
 from PIL import Image
 from ray.cluster_utils import Cluster
+from torch import Tensor
 
 from stylize_batch.engine import crew, on_ray
 from stylize_batch.engine.base import StyleRequest
@@ -38,7 +40,7 @@ from stylize_batch.engine.ray_actor import Pulse, Ref, WorkerActor
 from stylize_batch.manifest.plan import check_and_partition, write_plan
 from stylize_batch.manifest.source import locate
 from stylize_batch.model import container
-from stylize_batch.settings import WorkerSettings
+from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import Root
 from stylize_batch.styles import bank_of
 
@@ -81,23 +83,34 @@ class SleepingActor(WorkerActor):
     def __init__(self, settings: WorkerSettings) -> None:
         super().__init__(replace(settings, device="cpu", precision="fp32"))
 
+    @ray.method(concurrency_group="control")
     def ping(self, model: list[Ref]) -> Pulse:
         """Put the sleeping network in the place of the real one before the worker is made."""
         import stylize_batch.stage
         from stylize_batch.model.adain import Statistics
+        from stylize_batch.model.losses import Losses
         from stylize_batch.model.network import ContentFeatures, Network
 
         busy = threading.Lock()
 
         class Sleeping(Network):
-            def encode_contents(self, images, *, metrics=True):
+            def encode_contents(self, images: Tensor, *, metrics: bool = True) -> ContentFeatures:
                 count, _, height, width = images.shape
                 nothing = torch.zeros(count, 1)
                 return ContentFeatures(
                     height, width, [], images, None, (Statistics(nothing, nothing),), metrics
                 )
 
-            def stylize(self, content, styles, alpha, masks=None, *, finish=lambda images: images):
+            def stylize(
+                self,
+                content: ContentFeatures,
+                styles: Tensor,
+                alpha: Tensor,
+                masks: Tensor | None = None,
+                *,
+                finish: Callable[[Tensor], Tensor] = lambda images: images,
+            ) -> tuple[Tensor, Losses | None]:
+                assert content.images is not None, "`encode_contents` keeps them"
                 # There is one device, whatever comes side by side.
                 with busy, Path(os.environ[LOG]).open("a") as log:
                     started = time.monotonic()
@@ -105,11 +118,9 @@ class SleepingActor(WorkerActor):
                     print(len(alpha), time.monotonic() - started, file=log)
                 return finish(content.images / 255), None
 
-        stylize_batch.stage.Network = Sleeping
-        return super().ping(model)
-
-
-SleepingActor.ping.__ray_concurrency_group__ = "control"
+        stylize_batch.stage.Network = Sleeping  # pyright: ignore[reportPrivateImportUsage]
+        # Ray's types know a method from outside alone, by its `remote`.
+        return super().ping(model)  # pyright: ignore[reportCallIssue]
 
 
 def prepare(folder: Path, pairs: int) -> list[int]:
@@ -137,10 +148,11 @@ def run(nodes: Nodes, seconds: float) -> tuple[float, float]:
         folder = Path(name)
         shards = prepare(folder, pairs)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        for speeds, resources in (
+        kinds: list[tuple[Sequence[float], dict[str, Any]]] = [
             (nodes.gpus, {"num_cpus": 0, "num_gpus": 1}),
             (nodes.cpus, {"num_cpus": 1}),
-        ):
+        ]
+        for speeds, resources in kinds:
             for speed in speeds:
                 logs.append(folder / f"device-{len(logs)}")
                 with patch.dict(os.environ, {SPEED: str(speed), LOG: str(logs[-1])}):
@@ -150,8 +162,8 @@ def run(nodes: Nodes, seconds: float) -> tuple[float, float]:
             style_size=SIDE, format="jpeg", quality=95, layout="files", metrics=False, batch_size=None, device="cpu",
             precision="fp32",
         )  # fmt: skip
-        actors = {"cuda": len(nodes.gpus), "cpu": len(nodes.cpus)}
-        actors = {device: count for device, count in actors.items() if count}
+        wanted: dict[Device, int] = {"cuda": len(nodes.gpus), "cpu": len(nodes.cpus)}
+        actors: dict[Device, int] = {device: count for device, count in wanted.items() if count}
         engine = RayEngine(cluster.address, actors, None, 1)
         try:
             engine.start(
@@ -159,9 +171,11 @@ def run(nodes: Nodes, seconds: float) -> tuple[float, float]:
                 container.builtin_bytes(container.DEFAULT),
             )
             (batch,) = engine.encode_styles([StyleRequest(["style.png"], {})])
-            while not all(slot.ready for slot in engine._crew.slots):
-                answered = engine._crew.wait()
-                for slot in engine._crew.slots:
+            workers = engine._crew  # pyright: ignore[reportPrivateUsage]
+            assert workers is not None, "the engine has started"
+            while not all(slot.ready for slot in workers.slots):
+                answered = workers.wait()
+                for slot in workers.slots:
                     slot.hear(answered)
             started = time.monotonic()
             made = sum(report.totals.ok for report in engine.run_shards(shards, bank_of(batch.vectors, {})))
@@ -184,6 +198,8 @@ def main() -> None:
     with patch.object(crew, "WorkerActor", SleepingActor), patch.object(on_ray, "check_nodes"):
         for name, nodes in CASES.items():
             print_row(name, nodes, seconds)
+        # The last of them once more.
+        name, nodes = list(CASES.items())[-1]
         with patch.object(Dispatch, "_share", lambda self: None):
             print_row(f"{name}, nothing taken over at the end", nodes, seconds)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +47,7 @@ def main() -> None:
         ramp = np.clip((np.arange(256) - 128) / 48 + 0.5, 0, 1)
         mask = folder / "right.png"
         Image.fromarray(np.tile((ramp * 255).astype(np.uint8), (256, 1))).save(mask)
-        controls = [
+        controls: list[dict[str, Any]] = [
             {"style": [CAFE]},
             {"style": [CAFE], "alpha": 0.5},
             {"style": [CAFE, TAPA], "style_weights": [0.6, 0.4]},
