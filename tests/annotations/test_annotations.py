@@ -125,6 +125,40 @@ def test_annotations_say_what_boxes_of_cropped_pictures_rely_on(
     assert ("those of the upright photograph" in description) == (crop is not None)
 
 
+@pytest.mark.parametrize("sides", [{"width": 60, "height": 120}, {"width": None}])
+def test_pictures_whose_boxes_cannot_be_placed_are_left_out_and_told_of(
+    styles: list[str], tmp_path: Path, sides: dict[str, int | None]
+) -> None:
+    manifest = coco_manifest(tmp_path, styles, 1)
+    document = json.loads((tmp_path / "instances.json").read_text())
+    document["images"][0].update(sides)
+    document["images"][1].update(sides)
+    document["annotations"] = [each for each in document["annotations"] if each["image_id"] != 72]
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    Image.new("RGB", (9, 9)).save(tmp_path / "3.jpg")
+    build(
+        str(tmp_path / "instances.json"),
+        str(Path(styles[0]).parent),
+        str(manifest),
+        Pairing(),
+        observer=Silent(),
+    )
+    (tmp_path / "3.jpg").unlink()
+    summary = run(manifest, tmp_path / "out", size=30)
+    coco: Any = COCO(summary.annotations[0])
+    assert sorted(coco.imgs) == [72], "has no boxes, and is true as it is"
+    (note,) = summary.notes
+    assert note.startswith("annotations.json leaves out 1 pictures with boxes, since the annotated width")
+
+
+def test_pictures_whose_boxes_are_cropped_away_stay_and_are_told_of(
+    styles: list[str], tmp_path: Path
+) -> None:
+    summary = run(coco_manifest(tmp_path, styles, 1), tmp_path / "out", size=20, crop=16)
+    assert summary.notes == ["annotations.json leaves out 1 boxes outside the picture"]
+    assert len(json.loads(Path(summary.annotations[0]).read_text())["images"]) == 2
+
+
 def test_coco_annotations_without_ids_are_numbered(styles: list[str], tmp_path: Path) -> None:
     coco_manifest(tmp_path, styles, 1)
     document = json.loads((tmp_path / "instances.json").read_text())

@@ -388,6 +388,36 @@ def test_coco_boxes_categories_and_ids_are_carried(tmp_path: Path, styles: Path)
     assert second["boxes"] == []
 
 
+@pytest.mark.parametrize(
+    ("outline", "fields"), [([], "keypoints"), ([[1, 2, 3, 4]], "keypoints, segmentation")]
+)
+def test_coco_fields_that_are_not_carried_are_told_of(
+    tmp_path: Path, styles: Path, outline: list[Any], fields: str
+) -> None:
+    tree(tmp_path, "1.jpg")
+    annotation = {
+        "image_id": 7,
+        "bbox": [0, 0, 1, 1],
+        "area": 1,
+        "segmentation": outline,
+        "keypoints": [1, 2, 2],
+    }
+    listed = tmp_path / "instances.json"
+    listed.write_text(json.dumps({"images": [{"id": 7, "file_name": "1.jpg"}], "annotations": [annotation]}))
+    notes = made(listed, styles, tmp_path / "p.parquet").notes
+    assert any(f"of its annotations, {fields} are left out" in note for note in notes)
+
+
+def test_coco_images_of_one_id_or_without_a_file_name_are_refused(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path, "1.jpg", "2.jpg")
+    listed = tmp_path / "instances.json"
+    images = [{"id": 7, "file_name": "1.jpg"}, {"id": 7, "file_name": "2.jpg"}]
+    listed.write_text(json.dumps({"images": images, "annotations": []}))
+    assert "1 'id' of images stand twice, such as 7" in refused(listed, styles, tmp_path)
+    listed.write_text(json.dumps({"images": [{"id": 7, "coco_url": "http://x/1.jpg"}], "annotations": []}))
+    assert "has no field 'file_name'; add it" in refused(listed, styles, tmp_path)
+
+
 def test_coco_annotations_of_unlisted_images_are_told_of_and_unknown_categories_refused(
     tmp_path: Path, styles: Path
 ) -> None:

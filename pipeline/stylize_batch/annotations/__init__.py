@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from stylize_batch.annotations import coco, image_folder
 from stylize_batch.results import listed_shards, read_part
 from stylize_batch.storage import Root
 
 
+class Written(NamedTuple):
+    """Annotation files of a run.
+
+    Attributes:
+        keys: of the files.
+        notes: one line for each kind of thing that is not in them.
+    """
+
+    keys: list[str]
+    notes: list[str]
+
+
 def write_annotations(
     root: Root, run: str, size: int | None, crop: int | None, categories: list[dict[str, Any]]
-) -> list[str]:
-    """Write what the results' columns call for, and return the keys of the files.
+) -> Written:
+    """Write what the results' columns call for.
 
     COCO's columns become `annotations.json`; others become metadata by which Hugging Face `datasets` loads the tree.
 
@@ -28,5 +40,5 @@ def write_annotations(
     """
     schema = read_part(root, min(listed_shards(root))).schema
     if coco.describes(schema):
-        return [coco.write(root, run, schema, size, crop, categories)]
-    return image_folder.write(root, run) if image_folder.describes(schema) else []
+        return Written([coco.KEY], coco.write(root, run, schema, size, crop, categories))
+    return Written(image_folder.write(root, run) if image_folder.describes(schema) else [], [])

@@ -33,6 +33,12 @@ LISTS: dict[str, tuple[str, pa.DataType]] = {
 }
 """Columns that `manifest build` makes of COCO's annotations, one entry for each of an image's: COCO's field, and type."""
 
+_UNPLACED = (
+    "pictures with boxes, since the annotated width and height of their photographs are missing or swapped; correct them "
+    "in the COCO file, build the manifest again and run it under another --output"
+)
+_OUTSIDE = "boxes outside the picture"
+
 _NEEDED = ["output", "pair_id", "height", "width", "image_id", "source_height", "source_width"]
 
 
@@ -117,8 +123,8 @@ def write(
     size: int | None,
     crop: int | None,
     categories: list[dict[str, Any]],
-) -> str:
-    """Write `annotations.json`, and return its key.
+) -> list[str]:
+    """Write `annotations.json`, and return a line for each kind of thing that is not in it.
 
     In memory are the numbers of images and annotations, 8 bytes each, and a few parts of the results.
 
@@ -133,8 +139,13 @@ def write(
     """
     columns = [*_NEEDED, *(name for name in LISTS if name in schema.names)]
     rewriting = (columns, _own_ids(root, run), size, crop, categories)
-    root.put_large(KEY, lambda file: _Rewriting(root, run, *rewriting).write(file))
-    return KEY
+    notes: list[str] = []
+
+    def put(file: IO[bytes]) -> None:
+        notes[:] = _Rewriting(root, run, *rewriting).write(file)  # storage may ask for the file again
+
+    root.put_large(KEY, put)
+    return notes
 
 
 class _OwnIds(NamedTuple):
@@ -191,8 +202,8 @@ class _Rewriting:
         self._categories = {each["id"]: each for each in categories}
         self._left_out: Counter[str] = Counter()
 
-    def write(self, file: IO[bytes]) -> None:
-        """Write everything."""
+    def write(self, file: IO[bytes]) -> list[str]:
+        """Write everything, and return a line for each kind of thing that is left out."""
         with self._root.spool() as spool:
             file.write(b'{"images": [')
             for row in self._rows():
@@ -203,13 +214,20 @@ class _Rewriting:
         ends = {"categories": [each for _, each in sorted(self._categories.items())], "info": self._info()}
         texts = [f"{_dumps(name)}: {_dumps(value)}" for name, value in ends.items()]
         file.write(("\n],\n" + ",\n".join(texts) + "}\n").encode())
+        return [f"{KEY} leaves out {what}" for what in self._lines()]
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for table in read_parts(self._root, self._run, self._columns):
             yield from table.filter(table["output"].is_valid()).to_pylist()
 
     def _add(self, images: IO[bytes], row: dict[str, Any], annotations: IO[bytes]) -> None:
-        """Write an image, and its annotations."""
+        """Write an image, and its annotations; without its boxes a detector would take it for one of background."""
+        placed = geometry(
+            (row["source_width"], row["source_height"]), (row["width"], row["height"]), self._size, self._crop
+        )
+        if placed is None and any(box is not None for box in row.get("boxes") or []):
+            self._left_out[_UNPLACED] += 1
+            return
         self._images += 1
         id = row["image_id"] if self._own_ids.images else self._images
         image = {
@@ -221,9 +239,6 @@ class _Rewriting:
         }
         _append(
             images, self._images, image if self._own_ids.images else {**image, "source_id": row["image_id"]}
-        )
-        placed = geometry(
-            (row["source_width"], row["source_height"]), (row["width"], row["height"]), self._size, self._crop
         )
         lists = [(LISTS[name][0], row[name] or []) for name in self._columns if name in LISTS]
         for place in range(len(lists[0][1])):
@@ -237,13 +252,10 @@ class _Rewriting:
     ) -> dict[str, Any] | None:
         """Return an annotation of the picture; None if nothing of it is there."""
         box = None
-        if found.get("bbox") is not None:
-            if placed is None:
-                self._left_out["boxes of photographs whose annotated size is missing or on its side"] += 1
-                return None
+        if placed is not None and found.get("bbox") is not None:
             box = placed.moved(found["bbox"])
             if box is None:
-                self._left_out["boxes outside the picture"] += 1
+                self._left_out[_OUTSIDE] += 1
                 return None
         self._annotations += 1
         category = found.get("category_id")
@@ -269,12 +281,15 @@ class _Rewriting:
                 " The pictures are cropped: boxes are right if the annotated width and height are those of the upright "
                 "photograph."
             )
-        left_out = "".join(f" Left out: {count} {what}." for what, count in self._left_out.items())
+        left_out = "".join(f" Left out: {what}." for what in self._lines())
         return {
             "description": "Annotations of stylized pictures. Boxes are scaled and moved as the pictures were, area is that "
             f"of the box; segmentations are not carried.{relied}{left_out}",
             "version": f"stylize-batch {__version__}",
         }
+
+    def _lines(self) -> list[str]:
+        return [f"{count} {what}" for what, count in self._left_out.items()]
 
 
 def _append(file: IO[bytes], number: int, item: dict[str, Any]) -> None:

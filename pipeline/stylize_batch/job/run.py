@@ -149,7 +149,8 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
             record.state = "finished"
             if spec.layout == "files":
                 written = write_annotations(root, record.run, spec.size, spec.crop, categories)
-                summary.annotations = [root.uri_of(key) for key in written]
+                summary.annotations = [root.uri_of(key) for key in written.keys]
+                tell(written.notes)
             else:
                 spare = unnamed(root, record.run)
                 _refuse_usurped(root, record)  # or these may be what the other has made

@@ -38,6 +38,9 @@ TEXT_COLUMNS = ("content", "style", *PATH_COLUMNS)
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 """Endings of their names."""
 
+CARRIED = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "caption"}
+"""Fields of COCO's annotations that reach the results; the area is made anew, of the box."""
+
 RESERVED = {*RESULT_COLUMNS, "style_weights", "preserve_color", "mask", "style_label"}
 """Columns that a built manifest or its results have themselves; a list's own of that name get a prefix."""
 
@@ -225,8 +228,8 @@ def as_table(batch: pa.RecordBatch) -> pa.Table:
 
 def _json_table(handle: Any, uri: str, notes: list[str], pairs: bool) -> pa.Table:
     def without_outlines(object: dict[str, Any]) -> dict[str, Any]:
-        if "image_id" in object:
-            object.pop("segmentation", None)  # most of COCO's bytes; `annotation_ids` leads back to them
+        if "segmentation" in object and "image_id" in object and object.keys().isdisjoint(TEXT_COLUMNS):
+            object["segmentation"] = bool(object["segmentation"])  # most of COCO's bytes
         return object
 
     found: Any = json.load(handle, object_hook=without_outlines)
@@ -241,7 +244,11 @@ def _json_table(handle: Any, uri: str, notes: list[str], pairs: bool) -> pa.Tabl
         return _coco_table(found, uri, notes)
     except pa.ArrowException:
         raise
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, KeyError) and "images" in found:
+            raise UsageError(
+                f"{uri}: an image, an annotation or a category has no field {error}; add it to each"
+            ) from None
         raise UsageError(
             f"{uri} is neither COCO annotations nor a list of objects with a path each"
         ) from None
@@ -286,7 +293,18 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
             f"{uri}: {count} annotations are left out, whose images it does not list, such as image_id {min(strangers, key=str)}"
         )
     present = {key for each in annotations.values() for annotation in each for key in annotation}
+    lost = {key for each in chain.from_iterable(annotations.values()) for key, value in each.items() if value}
+    if lost - CARRIED:
+        notes.append(
+            f"{uri}: of its annotations, {', '.join(sorted(lost - CARRIED))} are left out; boxes, categories and captions are "
+            "carried"
+        )
     images: list[dict[str, Any]] = found["images"]
+    twice = [id for id, count in Counter(image["id"] for image in images).items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"{uri}: {len(twice)} 'id' of images stand twice, such as {twice[0]}; give each image its own"
+        )
     columns: dict[str, pa.Array] = {
         "file_name": typed([image["file_name"] for image in images], pa.string(), "'file_name' of images"),
         "image_id": typed([image["id"] for image in images], None, "'id' of images"),
