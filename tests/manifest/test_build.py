@@ -178,6 +178,7 @@ def test_coco_files_with_what_exporters_leave_out_are_read(tmp_path: Path, style
         (["dog/1.jpg", "cat/2.jpg"], ["label"]),
         (["train/1.jpg", "test/2.jpg"], ["split"]),
         (["train/1.jpg", "bus/2.jpg"], ["label"]),  # a class of vehicles
+        (["train2017/1.jpg", "val2017/2.jpg"], ["split"]),
         (["Train/dog/1.jpg", "Val/2.jpg", "3.jpg"], ["split", "label"]),
     ],
 )
@@ -186,6 +187,35 @@ def test_folders_are_splits_only_where_all_of_them_are(
 ) -> None:
     rows = built(tree(tmp_path / "photos", *names), styles / "monet", tmp_path / "pairs.parquet")
     assert [name for name in rows[0] if name in ("split", "label", "style_label")] == columns
+
+
+@pytest.mark.parametrize("around", ["", "wrap/", "wrap/imagenette2/"])
+def test_folders_that_all_photographs_share_are_neither_labels_nor_lost_from_names(
+    tmp_path: Path, styles: Path, around: str
+) -> None:
+    names = [f"{around}{name}" for name in ("train/cat/1.jpg", "train/dog/2.jpg", "val/dog/3.jpg")]
+    found = made(tree(tmp_path / "photos", *names), styles, tmp_path / "pairs.parquet")
+    rows = pq.read_table(found.output).to_pylist()
+    assert [row["output"] for row in rows] == names
+    assert [(row["split"], row["label"]) for row in rows] == [
+        ("train", "cat"),
+        ("train", "dog"),
+        ("val", "dog"),
+    ]
+    assert found.notes == []
+
+
+@pytest.mark.parametrize("names", [["dog/1.jpg"], ["wrap/dog/1.jpg"], ["train/dog/1.jpg", "train/dog/2.jpg"]])
+def test_one_label_for_all_is_told_of(tmp_path: Path, styles: Path, names: list[str]) -> None:
+    found = made(tree(tmp_path / "photos", *names), styles, tmp_path / "pairs.parquet")
+    assert [row["label"] for row in pq.read_table(found.output).to_pylist()] == ["dog"] * len(names)
+    assert "all contents have the one label 'dog'" in found.notes[0]
+
+
+def test_splits_among_other_folders_are_told_of(tmp_path: Path, styles: Path) -> None:
+    photos = tree(tmp_path / "photos", "train/1.jpg", "val/2.jpg", "unlabeled/3.jpg")
+    (note,) = made(photos, styles, tmp_path / "pairs.parquet").notes
+    assert "named like splits (train, val) and others are not, such as unlabeled" in note
 
 
 def test_paths_are_relative_below_the_manifest_and_absolute_elsewhere(tmp_path: Path, styles: Path) -> None:

@@ -103,6 +103,20 @@ def test_a_tar_of_an_image_folder_keeps_its_tree(tmp_path: Path, name: str) -> N
     assert all(row["data"].decode() == f"./{row['output']}" for row in rows)
 
 
+@pytest.mark.parametrize("source", ["photos.tgz", "*.tgz"])
+def test_the_one_folder_of_a_tar_is_no_label(tmp_path: Path, source: str) -> None:
+    names = ["photos/train/bird/1.jpg", "photos/train/cat/2.jpg", "photos/val/cat/3.jpg"]
+    tar(tmp_path / "photos.tgz", [(each, b"") for each in names])
+    _, rows = unpacked(tmp_path / source, tmp_path)
+    prefix = "photos/" if "*" in source else ""
+    assert [row["output"] for row in rows] == [prefix + name for name in names]
+    assert [(row["split"], row["label"]) for row in rows] == [
+        ("train", "bird"),
+        ("train", "cat"),
+        ("val", "cat"),
+    ]
+
+
 def test_parquet_with_embedded_images_becomes_files_with_its_columns(tmp_path: Path, pictures: Path) -> None:
     data = (pictures / "content" / "cat.jpg").read_bytes()
     cells = [

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from stylize_batch.progress import Observer
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
-"""Names of a tree's first folders that are taken for splits, where all first folders have one."""
+"""Names of a tree's first folders that are taken for splits, with or without digits, where all first folders have one."""
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
@@ -71,9 +71,8 @@ class Collected(NamedTuple):
             for batch in reader:
                 table = as_table(batch)
                 for name, place in self.folders.items():
-                    if name not in table.column_names:
-                        values = [_folder(key, place) for key in table[KEY].to_pylist()]
-                        table = table.append_column(name, pa.array(values, pa.string()))
+                    values = [_folder(key, place) for key in table[KEY].to_pylist()]
+                    table = table.append_column(name, pa.array(values, pa.string()))
                 yield table
 
 
@@ -127,18 +126,17 @@ def collect(
 
 def _spill(source: str, role: str, found: _Source, path: Path, observer: Observer) -> Collected:
     count = 0
-    folders: set[tuple[str | None, str | None]] = set()
-    tops: set[str | None] = set()
+    carried: set[str] = set()
+    folders: set[str] = set()
     observer.phase(f"Listing {role}s", None)
     writer: Any = None
     try:
         for table in found.tables:
             if writer is None:
                 writer = pa.ipc.new_stream(str(path), table.schema)
+                carried.update(table.column_names)
             if found.skip is not None:
-                keys = table[KEY].to_pylist()
-                folders.update((_folder(key, found.skip), _folder(key, found.skip + 1)) for key in keys)
-                tops.update(_folder(key, 0) for key in keys if found.skip > 1)
+                folders.update(key.rpartition("/")[0] for key in table[KEY].to_pylist())
             writer.write_table(table, max_chunksize=BATCH)
             count += len(table)
             observer.advance(count, 0)
@@ -148,9 +146,13 @@ def _spill(source: str, role: str, found: _Source, path: Path, observer: Observe
     if not count:
         found_instead = "".join(f"; {line}" for line in [*found.problems, *found.notes][:1])
         raise UsageError(f"no images in {source}; expected {', '.join(SUFFIXES)} files{found_instead}")
-    columns = _folder_columns(folders, found.skip or 0)
-    if tops and all(top and top.lower() in SPLITS for top in tops):  # archives in folders of splits
-        columns = {"split": 0, **columns}
+    columns: dict[str, int] = {}
+    if found.skip is not None:
+        paths = [folder.split("/") if folder else [] for folder in folders]
+        columns = _folder_columns(paths, found.skip)
+        columns = {name: place for name, place in columns.items() if name not in carried}
+        if role == "content":
+            found.notes.extend(f"{source}: {line}" for line in _doubts(paths, columns))
     return Collected(source, count, path, columns, found.notes, found.problems)
 
 
@@ -159,14 +161,54 @@ def _folder(key: str, place: int) -> str | None:
     return parts[place] if len(parts) > place + 1 else None
 
 
-def _folder_columns(folders: set[tuple[str | None, str | None]], skip: int) -> dict[str, int]:
-    firsts = {first for first, _ in folders} - {None}
-    if not firsts:
-        return {}
-    if not all(first and first.lower() in SPLITS for first in firsts):
-        return {"label": skip}
-    labels = any(second for _, second in folders)
-    return {"split": skip, "label": skip + 1} if labels else {"split": skip}
+def _folder_columns(paths: list[list[str]], skip: int) -> dict[str, int]:
+    """Return which folders of the keys are splits and labels, `skip` first ones being an archive's path.
+
+    Folders that all share, as an archive's of one folder do, say nothing while there are others below them.
+    """
+    place = skip
+    while _is_wrapping(_level(paths, place)) and _level(paths, place + 1) - {None}:
+        place += 1
+    firsts = _level(paths, place) - {None}
+    columns: dict[str, int] = {}
+    if firsts and not all(map(_is_split, firsts)):
+        columns = {"label": place}
+    elif firsts:
+        columns = {"split": place}
+        if _level(paths, place + 1) - {None}:
+            columns["label"] = place + 1
+    if skip > 1 and all(map(_is_split, _level(paths, 0))):  # archives in folders of splits
+        columns = {"split": 0, **columns}
+    return columns
+
+
+def _level(paths: list[list[str]], place: int) -> set[str | None]:
+    """Return the names of the folders at a place; None for paths that end above it."""
+    return {path[place] if len(path) > place else None for path in paths}
+
+
+def _is_wrapping(names: set[str | None]) -> bool:
+    return len(names) == 1 and None not in names and not any(map(_is_split, names))
+
+
+def _is_split(name: str | None) -> bool:
+    return name is not None and name.lower().rstrip("0123456789") in SPLITS
+
+
+def _doubts(paths: list[list[str]], columns: dict[str, int]) -> Iterator[str]:
+    """Tell of labels that may be none: one for all, or splits among others."""
+    if "label" not in columns:
+        return
+    labels = sorted(name for name in _level(paths, columns["label"]) if name is not None)
+    if len(labels) == 1:
+        yield f"all contents have the one label '{labels[0]}', the name of their folder"
+    splits = [name for name in labels if _is_split(name)]
+    if splits and "split" not in columns:
+        other = next(name for name in labels if not _is_split(name))
+        yield (
+            f"folders are named like splits ({', '.join(splits)}) and others are not, such as {other}, so that all become "
+            "labels; move the others out to get splits"
+        )
 
 
 def _open(source: str, role: str, root: str | None, unpacked: Root | None, observer: Observer) -> _Source:
