@@ -136,6 +136,47 @@ def test_parquet_with_embedded_images_becomes_files_with_its_columns(tmp_path: P
     assert built.problems == [f"{tmp_path}/train.parquet: 1 rows hold no image, such as row 2"]
 
 
+def test_labels_keep_their_names_and_parts_their_splits(tmp_path: Path, pictures: Path) -> None:
+    data = (pictures / "content" / "cat.jpg").read_bytes()
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    (tmp_path / "set").mkdir()
+    for split, labels in (("train", [1, 0, -1]), ("test", [1])):
+        cells = [{"bytes": data, "path": f"{index}.jpg"} for index in range(len(labels))]
+        table = pa.table({"image": cells, "label": pa.array(labels, pa.int64())}, metadata=metadata)
+        pq.write_table(table, tmp_path / "set" / f"{split}-00000-of-00001.parquet")
+    built, rows = unpacked(tmp_path / "set", tmp_path)
+    assert built.notes == []
+    assert [(row["split"], row["label"], row["label_name"]) for row in rows] == [
+        ("test", 1, "dog"), ("train", 1, "dog"), ("train", 0, "cat"), ("train", -1, None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"{", b"[]", b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}']
+)
+def test_label_names_that_cannot_be_read_are_none(tmp_path: Path, pictures: Path, metadata: bytes) -> None:
+    cell = {"bytes": (pictures / "content" / "cat.jpg").read_bytes(), "path": "0.jpg"}
+    table = pa.table({"image": [cell], "label": [1]}, metadata={b"huggingface": metadata})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert "label_name" not in unpacked(tmp_path / "train.parquet", tmp_path)[1][0]
+
+
+def test_styles_of_one_split_serve_all(tmp_path: Path, pictures: Path) -> None:
+    cell = {"bytes": (pictures / "content" / "cat.jpg").read_bytes(), "path": "0.jpg"}
+    parts = tmp_path / "train-00000-of-00001.parquet"
+    pq.write_table(pa.table({"image": [cell, {**cell, "path": "1.jpg"}]}), parts)
+    photos = tmp_path / "photos"
+    for name in ("train/1.jpg", "val/2.jpg"):
+        (photos / name).parent.mkdir(parents=True)
+        (photos / name).touch()
+    built = build(
+        str(photos), str(parts), str(tmp_path / "p.parquet"), Pairing(separate_splits=True),
+        unpack=str(tmp_path / "files"), observer=Silent(),
+    )  # fmt: skip
+    assert built.used == 2
+
+
 def test_a_stereo_photograph_without_a_name_in_parquet_is_a_jpeg(tmp_path: Path) -> None:
     left, right = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
     file = io.BytesIO()

@@ -62,6 +62,9 @@ ENDINGS = 5
 
 _META = b"stylize_batch.archive"
 
+_SPLIT_FILE = re.compile(r"(train|validation|val|test)-\d+-of-\d+\b")
+"""The name of a split's part, as Hugging Face `datasets` writes them."""
+
 
 class Unpacked(NamedTuple):
     """Archives that have been unpacked.
@@ -228,6 +231,11 @@ def _unpack_one(uri: str, root: Root, role: str) -> tuple[str, _Finished]:
             else:
                 columns = _from_tar(handle, fs.size(path), uri.lower().endswith("gz"), out)
         out.put()
+        part = _SPLIT_FILE.match(uri.rpartition("/")[2])
+        if (
+            part and role == "content" and "split" not in columns.column_names
+        ):  # styles of one split serve all
+            columns = columns.append_column("split", pa.array([part[1]] * len(out.keys), pa.string()))
         if not out.keys:
             out.problem("no images in it")
         if out.beside:
@@ -354,9 +362,30 @@ def _from_parquet(handle: Any, size: int | None, out: _Extraction) -> pa.Table:
             row += len(batch)
         if empty:
             out.problem(f"{empty} rows hold no image, such as row {first_empty}")
-        return pa.Table.from_batches(
+        found = pa.Table.from_batches(
             kept, decoded_schema(pa.schema([schema.field(name) for name in carried]))
         )
+        return _with_label_names(found, schema.metadata or {})
+
+
+def _with_label_names(table: pa.Table, metadata: dict[bytes, bytes]) -> pa.Table:
+    """Add the names of labels that are numbers, as Hugging Face `datasets` notes them: `label_name` beside `label`."""
+    try:
+        features: dict[str, Any] = json.loads(metadata[b"huggingface"])["info"]["features"]
+        labels = {
+            column: dict(enumerate(map(str, feature["names"])))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return table
+    for column, names in labels.items():
+        named = f"{column}_name"
+        numbered = column in table.column_names and pa.types.is_integer(table[column].type)
+        if numbered and named not in table.column_names:
+            values = [names.get(each) for each in table[column].to_pylist()]
+            table = table.append_column(named, pa.array(values, pa.string()))
+    return table
 
 
 def _embedded_name(data: bytes | None, path: str | None, row: int) -> str | None:
