@@ -435,7 +435,7 @@ def test_coco_fields_that_are_not_carried_are_told_of(
     listed = tmp_path / "instances.json"
     listed.write_text(json.dumps({"images": [{"id": 7, "file_name": "1.jpg"}], "annotations": [annotation]}))
     notes = made(listed, styles, tmp_path / "p.parquet").notes
-    assert any(f"of its annotations, {fields} are left out" in note for note in notes)
+    assert any(f"left out of its annotations: {fields};" in note for note in notes)
 
 
 def test_coco_images_of_one_id_or_without_a_file_name_are_refused(tmp_path: Path, styles: Path) -> None:

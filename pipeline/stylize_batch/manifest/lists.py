@@ -296,8 +296,7 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     lost = {key for each in chain.from_iterable(annotations.values()) for key, value in each.items() if value}
     if lost - CARRIED:
         notes.append(
-            f"{uri}: of its annotations, {', '.join(sorted(lost - CARRIED))} are left out; boxes, categories and captions are "
-            "carried"
+            f"{uri}: left out of its annotations: {', '.join(sorted(lost - CARRIED))}; boxes, categories and captions are carried"
         )
     images: list[dict[str, Any]] = found["images"]
     twice = [id for id, count in Counter(image["id"] for image in images).items() if count > 1]
