@@ -13,7 +13,7 @@ import pytest
 import stylize_batch
 from stylize_batch.errors import UsageError
 from stylize_batch.job.build import ensure_manifest
-from stylize_batch.manifest.build import Pairing, read_settings
+from stylize_batch.manifest.build import Pairing, build, read_settings
 from stylize_batch.progress import Silent
 from tests.conftest import Cli, MakeManifest, Row, read_results
 
@@ -101,6 +101,27 @@ def test_a_file_that_was_not_built_is_never_replaced(
         ensure(tmp_path, source, overwrite=overwrite)
 
 
+def test_a_runs_own_pictures_are_neither_its_sources_nor_deleted_for_a_run_of_them(
+    source: dict[str, Any], pictures: Path, make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    settings: dict[str, Any] = {**FAST, "output": str(out)}
+    stylize_batch.run(**source, **settings)
+    shutil.copy(pictures / "content" / "cat.jpg", out / "images" / "mine.jpg")
+    build(str(out / "images"), source["style"], str(tmp_path / "own.parquet"), Pairing(), observer=Silent())
+    by_hand = shutil.copy(make_manifest(pairs), out / "images" / "by_hand.parquet")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for own in (
+        {**source, "content": str(out / "images")},
+        {**source, "style": str(out / "images")},
+        {"manifest": str(tmp_path / "own.parquet")},
+        {"manifest": str(by_hand)},
+    ):
+        with pytest.raises(UsageError, match="lies in the output root, where the run replaces"):
+            stylize_batch.run(**own, **settings, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_nothing_is_built_for_an_output_root_of_someone_else(source: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").touch()
@@ -139,11 +160,11 @@ def test_sources_manifest_and_output_may_be_on_object_storage(source: dict[str, 
 def test_what_cannot_be_built_exits_2_with_one_line_and_writes_nothing(
     photos: Path, cli: Cli, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    for name, build in (
+    for name, section in (
         ("recipe", "{seed: 1}\nmanifest: pairs.parquet"), ("unknown", "{alfa: 1}"), ("reversed", "{alpha: 1..0.5}"),
         ("many", "{styles-per-content: 3}"),
     ):  # fmt: skip
-        (tmp_path / f"{name}.yaml").write_text(f"build: {build}\n")
+        (tmp_path / f"{name}.yaml").write_text(f"build: {section}\n")
     (tmp_path / "list.csv").write_text("path\nabsent.jpg\n")
     before = sorted(tmp_path.rglob("*"))
     done = cli("run", *arguments, "--in-process")

@@ -62,6 +62,19 @@ MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(ma
         ({"manifest": "m", "build": {"seed": 1}}, "leave them out"),
         ({"content": "c", "style": "s", "output": "c/x/out"}, "lies in --content"),
         ({"content": ".", "style": "s"}, "lies in --content"),
+        ({"content": "o/images", "style": "s", "output": "o"}, "^--content o/images lies in the output root"),
+        (
+            {"content": "c", "style": f"file://{Path.cwd()}/o/x", "output": "o"},
+            "^--style .* lies in the output root",
+        ),
+        (
+            {"content": "c", "style": "s3a://b/o/x/", "output": "s3://b/o/"},
+            "^--style .* lies in the output root",
+        ),
+        (
+            {"content": "c", "style": "s", "output": "o", "build": {"style_map": "o/x/map.csv"}},
+            "^build.style-map o/x/map.csv lies in the output root",
+        ),
         (
             {"content": "c", "style": "s", "build": {"alfa": 1}},
             "unknown setting 'build.alfa'; known: styles_per",
@@ -81,6 +94,18 @@ def test_wrong_settings_are_refused_in_one_line_that_names_them(
     with pytest.raises(UsageError, match=message) as caught:
         make_spec(settings)
     assert "\n" not in str(caught.value)
+
+
+def test_links_are_followed_where_sources_and_output_must_not_overlap(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    data, link = str(tmp_path / "data"), str(tmp_path / "link")
+    for one, other in ((data, link), (link, data)):
+        with pytest.raises(UsageError, match="lies in --content"):
+            make_spec({"content": one, "style": "s", "output": f"{other}/out"})
+        with pytest.raises(UsageError, match=r"--style .* lies in the output root"):
+            make_spec({"content": "c", "style": f"{one}/images", "output": other})
+    assert make_spec({"content": data, "style": "s", "output": f"{data}-out"})
 
 
 def is_number(field: FieldInfo) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stylize_batch.manifest.build import Pairing, build
 from stylize_batch.manifest.reach import SCHEMES, VARIABLE, Reach, carries_credential, reach
 from stylize_batch.manifest.schema import ManifestError
 from stylize_batch.progress import Silent
+from stylize_batch.storage import join
 from tests.conftest import MakeManifest, Row
 
 ALLOWED = Reach(SCHEMES, "/data")
@@ -71,6 +73,43 @@ def test_the_columns_check_agrees_with_that_of_single_uris(
         assert any(rows.refusal(uri) for uri in uris)
     else:
         assert not any(rows.refusal(uri) for uri in uris)
+
+
+@pytest.mark.parametrize(
+    ("output", "base", "uri", "own"),
+    [
+        ("/out", "/data", "/out/images/x.jpg", True),
+        ("/out", "/data", "../out/images/a/b/x.jpg", True),
+        ("/out", "/data", "file:///out/images/x.jpg", True),
+        ("file:///out", "/data", "/data/../out/images/x.jpg", True),
+        ("/out", "file:///out", "images/x.jpg", True),
+        ("/out", "/out/images", "x.jpg", True),
+        ("s3://b/out/", "s3://b", "out/images/x.jpg", True),
+        ("s3://b/out", "/data", "s3a://b/out/images/x.jpg", True),
+        ("memory://out", "/data", "memory:///out/images/x.jpg", True),
+        ("/out", "/data", "/out/x.jpg", False),
+        ("/out", "/data", "/out/images2/x.jpg", False),
+        ("/out", "/data", "out/images/x.jpg", False),
+        ("/out", "/data", "s3://b/out/images/x.jpg", False),
+        ("/out", "/data", "\0/x.jpg", False),
+    ],
+)
+@pytest.mark.parametrize("column", ["content", "style", "mask"])
+def test_rows_may_not_read_what_the_run_replaces(
+    output: str, base: str, uri: str, own: bool, column: str
+) -> None:
+    rows = reach(base, [join(output, "images")])
+    values: list[Any] = ["/y.jpg", uri] if column == "content" else [["/y.jpg"], ["/y.jpg", uri]]
+    with pytest.raises(ManifestError, match=r"row 8: .* lies in the output root") if own else nullcontext():
+        rows.check(batch(**{column: values}), "m", 7)
+
+
+def test_rows_may_not_read_what_the_run_replaces_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("out/images")
+    rows = reach(str(tmp_path), [str(tmp_path / "out" / "images")])
+    with pytest.raises(ManifestError, match="lies in the output root"):
+        rows.check(batch(content=["link/x.jpg"]), "m", 0)
 
 
 @pytest.mark.parametrize("base", ["s3://b/in", "file:///data"])

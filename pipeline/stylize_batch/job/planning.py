@@ -23,6 +23,7 @@ from stylize_batch.manifest.plan import (
     usual_shard_pairs,
     write_plan,
 )
+from stylize_batch.manifest.reach import IN_OUTPUT, lies_in
 from stylize_batch.manifest.schema import misspellings
 from stylize_batch.manifest.shards import is_whole
 from stylize_batch.manifest.source import Source, columns_of, fingerprint, unread_partitions
@@ -49,6 +50,10 @@ def planned(
             or it cannot be used.
         OSError: the root cannot be read or written.
     """
+    replaced = [root.uri_of(prefix) for prefix in records.PREFIXES]
+    for file in source.files:
+        if any(lies_in(file, folder) for folder in replaced):
+            raise UsageError(f"the manifest {file} {IN_OUTPUT}")
     manifest = fingerprint(source)
 
     def look() -> tuple[RunRecord | None, bool]:
@@ -65,16 +70,19 @@ def planned(
     tell([*misspellings(columns), *unread_partitions(source, columns)])
     with temporary_folder() as folder:
 
-        def check() -> Partition:
+        def check(*, empty: bool) -> Partition:
             observer.phase("Checking the manifest", None)
-            return check_and_partition(source, Path(folder), spec.format, spec.limit)
+            # In an empty root there is nothing to lose, and no need to look at every row's folder.
+            kept = [] if empty else replaced
+            return check_and_partition(source, Path(folder), spec.format, spec.limit, kept)
 
-        partition = check() if _lacks_plan(root, *look()) else None
+        record, anew = look()
+        partition = check(empty=record is None) if _lacks_plan(root, record, anew) else None
         held.enter_context(lease(root, uuid.uuid4().hex))
         root.clear_temporaries()
         record, anew = look()  # again: another run may just have ended
         if record is None or _lacks_plan(root, record, anew):
-            partition = partition or check()
+            partition = partition or check(empty=record is None)
             begun = None if record is None or record.state == "erasing" or anew else record
             there = record is not None
             return _plan(spec, partition, source, root, model_digest, manifest, begun, erasing=there)

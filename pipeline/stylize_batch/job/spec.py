@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
 from stylize_batch.manifest.build import Pairing, Real, Whole
-from stylize_batch.manifest.reach import refuse_credentials
+from stylize_batch.manifest.reach import IN_OUTPUT, lies_in, refuse_credentials
 from stylize_batch.model import container
 from stylize_batch.settings import Device, Layout, Precision
 from stylize_batch.storage import absolute, is_uri
@@ -149,6 +149,7 @@ class JobSpec(BaseModel):
                 raise ValueError(
                     f"the path {place!a} is not UTF-8 or has a NUL in it, so that results cannot name it; rename it"
                 )
+        self._check_overlap()
         in_memory = any(getattr(self, name).startswith("memory://") for name in LOCATIONS)
         if in_memory and not self.in_process:
             raise ValueError("memory:// lives in one process; add --in-process or use another storage")
@@ -184,12 +185,24 @@ class JobSpec(BaseModel):
             )
         if not self.manifest and not (self.content and self.style):
             raise ValueError("--content and --style go together")
-        root = self.resolved_output().rstrip("/") + "/"
+
+    def _check_overlap(self) -> None:
+        """Refuse to list the run's own pictures, and to replace or delete what the run is of."""
+        root = self.resolved_output()
         for name in ("content", "style"):
-            if getattr(self, name) and root.startswith(absolute(getattr(self, name)).rstrip("/") + "/"):
+            if getattr(self, name) and lies_in(root, getattr(self, name)):
                 raise ValueError(
                     f"the output root {root} lies in --{name}, where it would be listed too; choose another --output"
                 )
+        sources = {
+            "--content": self.content,
+            "--style": self.style,
+            "build.style-map": self.build.style_map,
+            "build.content-root": self.build.content_root,
+        }
+        for name, place in sources.items():
+            if place and lies_in(place, root):
+                raise ValueError(f"{name} {place} {IN_OUTPUT}")
 
     def resolved_manifest(self) -> str:
         """Return the manifest; one that is built is put beside the output root, with its name."""

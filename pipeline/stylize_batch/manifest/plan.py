@@ -93,8 +93,17 @@ OVERSIZE = 4
 """A content with more pairs than this many shards is split over several."""
 
 
-def check_and_partition(source: Source, folder: Path, format: Format, limit: int | None) -> Partition:
+def check_and_partition(
+    source: Source, folder: Path, format: Format, limit: int | None, replaced: Iterable[str] = ()
+) -> Partition:
     """Check every row and spread the rows over buckets in a local folder.
+
+    Args:
+        source: the manifest.
+        folder: to spread them in.
+        format: of the pictures.
+        limit: only the first rows.
+        replaced: folders that the run replaces what lies in, so that no row may read from there.
 
     Raises:
         ManifestError: a row breaks the contract or reaches for what it may not, two rows ask for the same picture or two share
@@ -103,7 +112,7 @@ def check_and_partition(source: Source, folder: Path, format: Format, limit: int
     """
     partition = Partition(folder, size_of(source))
     try:
-        for rows in _checked(source, format, limit):
+        for rows in _checked(source, format, limit, reach(source.base, replaced)):
             partition.add(rows)
         partition.close()
         if not partition.pairs:
@@ -251,9 +260,8 @@ class Partition:
                 yield pa.ipc.open_stream(file).read_all()
 
 
-def _checked(source: Source, format: Format, limit: int | None) -> Iterator[_Rows]:
+def _checked(source: Source, format: Format, limit: int | None, allowed: Reach) -> Iterator[_Rows]:
     """Check the rows and bring them into the form of the plan, batch by batch, some at once."""
-    allowed = reach(source.base)
 
     def canonical(some: tuple[str, int, pa.RecordBatch]) -> _Rows:
         return _canonical(*some, format, allowed)

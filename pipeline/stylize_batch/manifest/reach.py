@@ -1,13 +1,17 @@
 """What a URI may reach. A manifest may come from elsewhere than the person who runs it, so its rows name only
-storage of allowed schemes, never a chain of file systems, and nobody's URI carries a credential."""
+storage of allowed schemes, never a chain of file systems, and nobody's URI carries a credential. Nor is what a run
+reads what it replaces."""
 
 # pyarrow makes its compute functions when it is imported.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -15,7 +19,7 @@ import pyarrow.compute as pc
 
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.schema import ManifestError
-from stylize_batch.storage import is_uri
+from stylize_batch.storage import absolute, is_uri
 
 VARIABLE = "STYLIZE_BATCH_SCHEMES"
 """Environment variable with the schemes rows may use instead of `SCHEMES`, separated by commas.
@@ -35,6 +39,12 @@ _CREDENTIAL = (
 )
 _CREDENTIAL_PATTERN = re.compile(_CREDENTIAL)
 _COLUMNS = ("content", "style", "mask")
+_SAME = {"local": "file", "s3a": "s3", "gcs": "gs", "abfs": "az"}
+"""Schemes with two names."""
+
+
+IN_OUTPUT = "lies in the output root, where the run replaces and deletes files; choose another --output"
+"""Why a run may not read a file of its own."""
 
 
 class Reach(NamedTuple):
@@ -43,13 +53,24 @@ class Reach(NamedTuple):
     Attributes:
         schemes: allowed in URIs.
         base: folder that relative paths start from; `../` may lead out of it, within the same storage.
+        replaced: folders that the run replaces what lies in and `--overwrite` empties, as `_real` gives them.
     """
 
     schemes: tuple[str, ...]
     base: str
+    replaced: tuple[str, ...] = ()
 
     def refusal(self, uri: str) -> str | None:
         """Return why a row's path or URI is refused; None if it is not."""
+        if reason := self._refusal_of_scheme(uri):
+            return reason
+        folder = uri[: uri.rfind("/") + 1]
+        return IN_OUTPUT if self.replaced and self._is_replaced(folder, _follow) else None
+
+    def _is_replaced(self, folder: str, follow: Callable[[str], str]) -> bool:
+        return _real(absolute(folder, self.base), follow).startswith(self.replaced)
+
+    def _refusal_of_scheme(self, uri: str) -> str | None:
         if not is_uri(uri):
             relative = is_uri(self.base) and not uri.startswith("/")
             if relative and "::" in uri:
@@ -75,17 +96,25 @@ class Reach(NamedTuple):
             ManifestError: naming the first row that is refused.
         """
         for name in _COLUMNS:
-            if name in batch.schema.names and self._suspicious(batch[name]):
+            if name not in batch.schema.names:
+                continue
+            texts = _texts(batch[name])
+            if self._suspicious(texts) or self._replaced(texts):
                 for row, value in enumerate(batch[name].to_pylist(), start):
                     for uri in [value] if isinstance(value, str) else value or ():
                         if uri and (reason := self.refusal(uri)):
                             raise ManifestError(f"{where}, row {row}: {name} {uri[:200]!r} {reason}")
 
+    def _replaced(self, column: pa.Array) -> bool:
+        """Whether any value lies where the run replaces files, asked once for each folder: links are followed."""
+        if not self.replaced:
+            return False
+        folders = pc.unique(pc.replace_substring_regex(pc.unique(column), "[^/]*$", "")).drop_null()
+        follow = functools.cache(_follow)
+        return any(self._is_replaced(folder, follow) for folder in folders.to_pylist())
+
     def _suspicious(self, column: pa.Array) -> bool:
-        """Whether any value may have to be refused: exact for plain paths, and for URIs but for odd ones."""
-        while not (pa.types.is_null(column.type) or _is_text(column.type)):
-            column = column.dictionary if pa.types.is_dictionary(column.type) else pc.list_flatten(column)
-        column = column.cast(pa.string())
+        """Whether any value's scheme may have to be refused: exact for plain paths, and for URIs but for odd ones."""
         rooted = pc.starts_with(column, "/") if is_uri(self.base) else pa.scalar(True)
         local = pc.and_(rooted, pa.scalar("file" in self.schemes))
         beside = pc.invert(pc.or_(rooted, pc.match_substring(column, "::")))
@@ -99,24 +128,58 @@ class Reach(NamedTuple):
         return bool(pc.any(pc.invert(fine)).as_py())
 
 
+def _texts(column: pa.Array) -> pa.Array:
+    """Return the strings of a column, which may be in lists or dictionaries."""
+    while not (pa.types.is_null(column.type) or _is_text(column.type)):
+        column = column.dictionary if pa.types.is_dictionary(column.type) else pc.list_flatten(column)
+    return column.cast(pa.string())
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def reach(base: str) -> Reach:
-    """Return what rows may reach on this machine, with relative paths starting from `base`.
+def _follow(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def lies_in(place: str, folder: str) -> bool:
+    """Whether a path or URI is a folder or lies below it, local links followed."""
+    return _real(place).startswith(_real(folder))
+
+
+def _real(place: str, follow: Callable[[str], str] = _follow) -> str:
+    """Return a path or URI in a form that equal places share, with one `/` at its end.
+
+    `follow` follows the links of the folder above; one that remembers serves many places.
+    """
+    place = absolute(place)
+    scheme, _, path = place.partition("://") if is_uri(place) else ("file", "", place)
+    scheme = _SAME.get(scheme, scheme)
+    if scheme != "file":
+        return f"{scheme}://{path.strip('/')}/"
+    with suppress(ValueError):  # a NUL in it, which no file has
+        above, name = os.path.split(os.path.abspath(path))  # noqa: PTH100 (`Path` costs more than the call)
+        path = os.path.join(follow(above), name)  # noqa: PTH118
+        if os.path.islink(path):  # noqa: PTH114
+            path = _follow(path)
+    return path.rstrip("/") + "/"
+
+
+def reach(base: str, replaced: Iterable[str] = ()) -> Reach:
+    """Return what rows may reach on this machine, with relative paths starting from `base`, outside of some folders.
 
     Raises:
         UsageError: the environment variable is not a list of schemes.
     """
     text = os.environ.get(VARIABLE)
     if text is None:
-        return Reach(SCHEMES, base)
+        return Reach(SCHEMES, base, tuple(map(_real, replaced)))
     schemes = tuple(part.strip().removesuffix("://") for part in text.split(",") if part.strip())
     for scheme in schemes:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
             raise UsageError(f"{VARIABLE} is {text!r}, it must be schemes with commas between: file,s3,https")
-    return Reach(schemes, base)
+    return Reach(schemes, base, tuple(map(_real, replaced)))
 
 
 def carries_credential(uri: str) -> bool:
