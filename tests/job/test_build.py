@@ -35,11 +35,9 @@ def source(photos: Path, pictures: Path) -> dict[str, Any]:
     return {"content": str(photos), "style": str(pictures / "style")}
 
 
-def ensure(folder: Path, source: dict[str, Any], *, overwrite: bool = False, **settings: Any) -> list[Row]:
+def ensure(folder: Path, source: dict[str, Any], *, anew: bool = False, **settings: Any) -> list[Row]:
     manifest = folder / "built.parquet"
-    ensure_manifest(
-        str(manifest), **source, pairing=Pairing(**settings), observer=Silent(), overwrite=overwrite
-    )
+    ensure_manifest(str(manifest), **source, pairing=Pairing(**settings), observer=Silent(), anew=anew)
     return pq.read_table(manifest).to_pylist()
 
 
@@ -79,7 +77,24 @@ def test_a_manifest_built_with_other_settings_is_not_taken_for_this_one(
         ensure(tmp_path, source, **changes)
     assert pq.read_table(tmp_path / "built.parquet").to_pylist() == before
     assert ensure(tmp_path, source, styles_per_content=1) == before  # the default, written out
-    assert ensure(tmp_path, source, **changes, overwrite=True) != before
+    assert ensure(tmp_path, source, **changes, anew=True) != before
+
+
+def test_a_manifest_of_which_nothing_was_made_is_built_anew(
+    source: dict[str, Any], photos: Path, pictures: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {**FAST, "output": str(tmp_path / "out")}
+    (photos / "animal").rename(photos / "metadata.parquet")
+    with pytest.raises(UsageError, match="rename it"):
+        stylize_batch.run(**source, **settings)
+    (photos / "metadata.parquet").rename(photos / "animal")
+    with pytest.raises(UsageError, match="CUDA"):  # now there is a plan, but nothing made of it
+        stylize_batch.run(**source, **{**settings, "device": "cuda"})
+    other = {**source, "style": str(pictures / "content")}
+    summary = stylize_batch.run(**other, **settings)
+    assert (summary.ok, summary.notes) == (2, [f"{tmp_path}/out.parquet was there and has been built anew"])
+    with pytest.raises(UsageError, match=r"^style was "):
+        stylize_batch.run(**source, **settings)
 
 
 def test_other_sources_are_other_settings(source: dict[str, Any], photos: Path, tmp_path: Path) -> None:
@@ -88,17 +103,17 @@ def test_other_sources_are_other_settings(source: dict[str, Any], photos: Path, 
         ensure(tmp_path, {**source, "content": str(photos / "animal")})
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("anew", [False, True])
 def test_a_file_that_was_not_built_is_never_replaced(
-    source: dict[str, Any], make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, overwrite: bool
+    source: dict[str, Any], make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, anew: bool
 ) -> None:
     by_hand = make_manifest(pairs, "built.parquet").read_bytes()
     with pytest.raises(UsageError, match="is no manifest that was built; move it or choose another --output"):
-        ensure(tmp_path, source, overwrite=overwrite)
+        ensure(tmp_path, source, anew=anew)
     assert (tmp_path / "built.parquet").read_bytes() == by_hand
     (tmp_path / "built.parquet").write_text("content,style\n")
     with pytest.raises(UsageError, match="is no manifest that was built"):
-        ensure(tmp_path, source, overwrite=overwrite)
+        ensure(tmp_path, source, anew=anew)
 
 
 def test_a_runs_own_pictures_are_neither_its_sources_nor_deleted_for_a_run_of_them(

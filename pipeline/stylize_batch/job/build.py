@@ -10,7 +10,7 @@ from stylize_batch.progress import Observer
 
 
 def ensure_manifest(
-    manifest: str, content: str, style: str, pairing: Pairing, observer: Observer, *, overwrite: bool
+    manifest: str, content: str, style: str, pairing: Pairing, observer: Observer, *, anew: bool
 ) -> list[str]:
     """Build a manifest, or leave the one that an earlier run has built as it is: sources are listed once.
 
@@ -20,7 +20,7 @@ def ensure_manifest(
         style: the same.
         pairing: how contents and styles are paired.
         observer: hears of progress.
-        overwrite: build anew.
+        anew: build it whether or not one is there.
 
     Returns:
         One line for each thing a user should know of.
@@ -30,7 +30,7 @@ def ensure_manifest(
     """
     wanted = settings_of(content, style, pairing)
     found = read_settings(manifest)
-    if found is not None and not overwrite:
+    if found is not None and not anew:
         for name, value in wanted.items():
             if found.get(name) != value:
                 raise UsageError(
@@ -38,8 +38,9 @@ def ensure_manifest(
                     "or start anew with --overwrite"
                 )
         return [f"{manifest} is used as it was built; its sources are not listed again"]
+    replaced = [] if found is None else [f"{manifest} was there and has been built anew"]
     try:
-        return build(content, style, manifest, pairing, observer=observer).notes
+        return replaced + build(content, style, manifest, pairing, observer=observer).notes
     except UsageError as error:
         raise UsageError(_as_settings(str(error))) from None
 

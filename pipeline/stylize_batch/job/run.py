@@ -19,7 +19,7 @@ from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, Usa
 from stylize_batch.job.build import ensure_manifest
 from stylize_batch.job.lease import refuse_others
 from stylize_batch.job.planning import examine, planned
-from stylize_batch.job.record import RunRecord, load_record
+from stylize_batch.job.record import RunRecord, load_record, untouched
 from stylize_batch.job.reporting import put_report
 from stylize_batch.job.spec import JobSpec, make_spec
 from stylize_batch.job.styles import encode_styles, offers, open_bank
@@ -129,14 +129,11 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
 
     if spec.content:
         with _writable(root):
-            examine(root)
-            if spec.overwrite:  # the manifest too, which whoever is at work here needs to be resumed
+            # A manifest of which nothing has been made yet fixes nothing: it may be what has to be mended.
+            anew = examine(root) is None or spec.overwrite or untouched(root)
+            if anew:  # whoever is at work here needs the manifest to be resumed
                 refuse_others(root)
-        tell(
-            ensure_manifest(
-                manifest, spec.content, spec.style, spec.build, observer, overwrite=spec.overwrite
-            )
-        )
+        tell(ensure_manifest(manifest, spec.content, spec.style, spec.build, observer, anew=anew))
     started = time.monotonic()
     source = locate(manifest, root.uri)
     categories = categories_of(source)
