@@ -183,6 +183,16 @@ def test_the_section_build_takes_the_names_of_manifest_build(tmp_path: Path) -> 
         assert f"--{name.replace('_', '-')}" in MANIFEST_BUILD
 
 
+def test_a_tilde_in_a_job_file_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    job = tmp_path / "job.yaml"
+    job.write_text("content: ~/photos\nstyle: ~paintings\noutput: ~/out/\nbuild: {style-map: ~/map.csv}\n")
+    spec = make_spec({}, job)
+    assert (spec.content, spec.style) == (f"{tmp_path}/photos", "~paintings")
+    assert spec.output == f"{tmp_path}/out/"
+    assert spec.build.style_map == f"{tmp_path}/map.csv"
+
+
 def test_flags_win_over_the_job_file(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text("manifest: m.parquet\nsize: 256\nstyle-size: 384\nbatch_size: auto\njson: false\n")

@@ -26,6 +26,9 @@ FIXED = (
 LOCATIONS = ("manifest", "content", "style", "output", "model", "styles")
 """Settings that are paths or URIs."""
 
+BUILD_LOCATIONS = ("style_map", "content_root")
+"""The same, below `build`."""
+
 
 class JobSpec(BaseModel):
     """Settings of a run, with the command line's names (`-` as `_`).
@@ -138,8 +141,7 @@ class JobSpec(BaseModel):
             )
         try:
             refuse_credentials(
-                style_map=self.build.style_map,
-                content_root=self.build.content_root,
+                **{name: getattr(self.build, name) for name in BUILD_LOCATIONS},
                 **{name: getattr(self, name) for name in LOCATIONS},
             )
         except UsageError as error:
@@ -194,12 +196,9 @@ class JobSpec(BaseModel):
                 raise ValueError(
                     f"the output root {root} lies in --{name}, where it would be listed too; choose another --output"
                 )
-        sources = {
-            "--content": self.content,
-            "--style": self.style,
-            "build.style-map": self.build.style_map,
-            "build.content-root": self.build.content_root,
-        }
+        sources = {"--content": self.content, "--style": self.style}
+        for name in BUILD_LOCATIONS:
+            sources[f"build.{name.replace('_', '-')}"] = getattr(self.build, name)
         for name, place in sources.items():
             if place and lies_in(place, root):
                 raise ValueError(f"{name} {place} {IN_OUTPUT}")
@@ -291,7 +290,9 @@ def _read_job_file(path: str) -> dict[str, Any]:
         raise UsageError(f"the job file {path} is not YAML: {error}") from None
     if not isinstance(settings, dict):
         raise UsageError(f"the job file {path} must be a list of `setting: value` lines")
-    found = _with_underscores(settings)
+    found = _at_home(settings)
+    if isinstance(found.get("build"), dict):
+        found["build"] = _at_home(found["build"])
     if "no_metrics" in found:
         if not isinstance(found["no_metrics"], bool):
             raise UsageError(
@@ -301,6 +302,16 @@ def _read_job_file(path: str) -> dict[str, Any]:
     if "json" in found:
         found["as_json"] = found.pop("json")
     return found
+
+
+def _at_home(settings: dict[Any, Any]) -> dict[str, Any]:
+    """Return settings of a job file with `~/` written out in paths, as a shell does on the command line."""
+    return {
+        name: os.path.expanduser(value)  # noqa: PTH111 (`Path` raises where there is no home)
+        if name in (*LOCATIONS, *BUILD_LOCATIONS) and isinstance(value, str) and value.startswith("~/")
+        else value
+        for name, value in _with_underscores(settings).items()
+    }
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
