@@ -512,6 +512,8 @@ def styles_encode(
     for uri, error in made.failures.items():
         say(f"failed: {uri}: {error}")
     say(f"{made.styles} styles, {made.encoded} of them encoded now; {len(made.failures)} failed")
+    if made.dropped:
+        say(f"dropped from the bank: {made.dropped}, which {styles} does not have")
     say(f"style bank     {made.output}")
     if made.failures or made.problems:
         raise typer.Exit(Exit.ROWS_FAILED)

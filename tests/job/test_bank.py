@@ -178,19 +178,22 @@ def test_repeated_only_what_changed_is_encoded_and_only_the_sources_styles_stay(
     for path in same:
         spoil(path)
     again = encoded(paintings, bank)
-    assert (again.styles, again.encoded, again.failures) == (4, 1, {})
+    assert (again.styles, again.encoded, again.dropped, again.failures) == (4, 1, 1, {})
     after = read_bank(str(bank)).by_uri()
     assert list(after) == [str(changed), *map(str, same)]
     assert not np.array_equal(after[str(changed)].vector, before[str(changed)].vector)
     assert all(np.array_equal(after[str(path)].vector, before[str(path)].vector) for path in same)
 
 
-def test_another_style_size_makes_the_bank_anew(paintings: Path, tmp_path: Path) -> None:
+def test_a_bank_of_another_model_or_style_size_is_not_replaced(paintings: Path, tmp_path: Path) -> None:
     bank = tmp_path / "bank.parquet"
     encoded(paintings, bank)
-    again = encoded(paintings, bank, style_size=40)
-    assert again.encoded == 5
-    assert read_bank(str(bank)).style_size == "40"
+    before = bank.read_bytes()
+    with pytest.raises(UsageError, match="was encoded with --style-size 48; choose another -o"):
+        encoded(paintings, bank, style_size=40)
+    with pytest.raises(UsageError, match="was encoded with another model; choose another -o"):
+        encoded(paintings, bank, model="adain-compact")
+    assert bank.read_bytes() == before
 
 
 def test_an_interrupted_call_is_gone_on_with(

@@ -32,6 +32,7 @@ class Encoded:
         output: the file.
         styles: in it.
         encoded: of them, now; the others were as an earlier call had found them.
+        dropped: styles that the file held before, and that are not of the source.
         failures: why styles are not in it.
         notes: one line for each thing a user should know of the source.
         problems: one line for each thing that was there and could not be read.
@@ -40,6 +41,7 @@ class Encoded:
     output: str
     styles: int
     encoded: int
+    dropped: int
     failures: dict[str, RowError]
     notes: list[str]
     problems: list[str]
@@ -70,7 +72,8 @@ def encode(
         observer: hears of progress.
 
     Raises:
-        UsageError: the source, the model or a setting cannot be used, or what is at `output` is no bank file.
+        UsageError: the source, the model or a setting cannot be used, or what is at `output` is no bank file, or one of
+            another model or style size.
         JobFailedError: it could not be done to the end; repeating the call goes on.
     """
     if not output.endswith(".parquet"):
@@ -79,24 +82,30 @@ def encode(
     data = read_model(model)
     container.check_model(data)
     key = bank_key(container.digest(data), style_size)
-    before = _existing(output)
+    before = _existing(output, key)
     with tempfile.TemporaryDirectory(prefix="stylize-batch-encode-", ignore_cleanup_errors=True) as folder:
         unpacked = Root(unpack) if unpack else None
         listed = collect(source, "style", Path(folder), unpacked=unpacked, observer=observer)
         uris = list(dict.fromkeys(uri for table in listed.tables() for uri in table[URI].to_pylist()))
     _refuse_unreachable(uris, source)
-    held = before.by_uri() if before is not None and before.key == key else {}
+    held = before.by_uri() if before is not None else {}
     with _parts(absolute(output)) as root:
         found = _encode(root, data, style_size, device, uris, key, held, observer)
         vectors = list(found.vectors.values())
         if not vectors:
             first = next(iter(found.failures.values()))
             raise UsageError(f"none of the {len(uris)} styles of {source} can be encoded; {first}")
-        if before is None or before.key != key or found.encoded or list(found.vectors) != before.styles:
+        if before is None or found.encoded or list(found.vectors) != before.styles:
             write_bank(output, vectors, key)
         root.delete(root.list("styles"))
     return Encoded(
-        absolute(output), len(vectors), found.encoded, found.failures, listed.notes, listed.problems
+        output=absolute(output),
+        styles=len(vectors),
+        encoded=found.encoded,
+        dropped=len(held.keys() - set(uris)),
+        failures=found.failures,
+        notes=listed.notes,
+        problems=listed.problems,
     )
 
 
@@ -136,11 +145,11 @@ def _encode(
         engine.close()
 
 
-def _existing(output: str) -> BankFile | None:
+def _existing(output: str, key: str) -> BankFile | None:
     """Return the bank file that is to be replaced.
 
     Raises:
-        UsageError: something else is there.
+        UsageError: something else is there, or a bank of another key, which runs and jobs may rely on.
     """
     fs, path = filesystem(absolute(output))
     try:
@@ -149,7 +158,17 @@ def _existing(output: str) -> BankFile | None:
         raise UsageError(f"cannot use {output}: {error}") from None
     if found == "directory":
         raise UsageError(f"-o {output} is a folder; name a file")
-    return None if found is None else read_bank(output)
+    if found is None:
+        return None
+    bank = read_bank(output)
+    if bank.key != key:
+        with_what = "another model"
+        if bank.model_digest == key.rpartition("-")[0]:
+            with_what = f"--style-size {bank.style_size}"
+        raise UsageError(
+            f"the style bank {output} was encoded with {with_what}; choose another -o, or delete it to make it anew"
+        )
+    return bank
 
 
 @contextmanager
