@@ -255,6 +255,17 @@ def test_an_output_that_is_a_file_is_refused_without_names_of_temporaries(
         Evaluation(protocol, str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("name", ["results.parquet", "protocol.json"])
+def test_a_folder_that_is_no_evaluations_is_refused_and_left_as_it_is(
+    protocol: Protocol, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(UsageError, match=r"out is not empty and holds no protocol\.json of an evaluation"):
+        Evaluation(protocol, str(tmp_path / "out"))
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["{}"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -54,6 +55,9 @@ VERSION = 2
 """Of the parts: raise it when the same unit would now be measured otherwise."""
 
 SHEET = "sheet.jpg"
+
+PROTOCOL = "protocol.json"
+"""Written first: a folder that holds it is an evaluation's, and the next one may replace what is there."""
 
 _PART = pa.schema(
     {
@@ -119,12 +123,15 @@ class Evaluation:
         """Read models and images.
 
         Raises:
-            UsageError: a model, the device or all images of a folder are unusable, or the output cannot be written.
+            UsageError: a model, the device or all images of a folder are unusable, or the output cannot be written or is
+                somebody else's.
             JobFailedError: storage does not answer.
         """
         self.device = usable_device(device)
         self.protocol = protocol
         self.root = Root(output)
+        with _writable(self.root):
+            _refuse_foreign(self.root)
         loaded = {name: checkpoint.loads(read_model(name)) for name in protocol.models}
         # A copy: `to` would move the model's own encoder, where that is φ.
         phi = copy.deepcopy(loss_network(next(iter(loaded.values()))))
@@ -137,10 +144,8 @@ class Evaluation:
         self.contents = [image.name for image in self._contents]
         self.styles = [image.name for image in self._styles]
         described = {**asdict(protocol), "model_digests": [model.digest for model in loaded.values()]}
-        try:
-            self.root.put("protocol.json", (json.dumps(described, indent=2) + "\n").encode())
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.root.uri}: {error.strerror or error}") from None
+        with _writable(self.root):
+            self.root.put(PROTOCOL, (json.dumps(described, indent=2) + "\n").encode())
 
     def run(self, observer: Observer) -> Findings:
         """Make what is missing, and write table, summary, plots and contact sheet.
@@ -279,6 +284,28 @@ class Evaluation:
                     titles.append(f"{unit.method.name}{after}")
             rows.append(row)
         return contact_sheet(rows, min(self.protocol.size, CELL), titles=titles)
+
+
+@contextmanager
+def _writable(root: Root) -> Generator[None]:
+    """Turn trouble with the output, before anything is made, into a UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write to {root.uri}: {error.strerror or error}") from None
+
+
+def _refuse_foreign(root: Root) -> None:
+    """Raise UsageError for a folder that holds something, and nothing that says it is of an evaluation."""
+    try:
+        ours = b'"model_digests"' in root.read(PROTOCOL)
+    except FileNotFoundError:
+        ours = root.empty()
+    if not ours:
+        raise UsageError(
+            f"{root.uri} is not empty and holds no {PROTOCOL} of an evaluation; choose another --output or empty it "
+            "yourself"
+        )
 
 
 def _named(part: pa.Table, unit: _Unit) -> pa.Table:
