@@ -104,6 +104,25 @@ def test_what_a_bank_gave_stays_with_the_output_and_what_it_lacks_or_has_too_old
     assert (again.ok, again.failed) == (5, 0)
 
 
+def test_a_style_that_changes_between_the_pictures_of_one_output_is_told_of(
+    manifest: Path, paintings: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    changed, touched, *_ = sorted(paintings.iterdir())
+    run(manifest, output, shard_pairs=1)
+    parts = sorted((output / "results").iterdir())
+    parts[0].unlink()
+    change(changed)
+    os.utime(touched, (0, 0))
+    (note,) = run(manifest, output, shard_pairs=1).notes
+    assert f"1 styles have changed since an earlier run (paintings/{changed.name}): " in note
+    assert "--overwrite makes all anew" in note
+    for part in parts:
+        part.unlink()
+    change(changed)
+    assert run(manifest, output, shard_pairs=1).notes == []  # no picture shows the old one
+
+
 def test_while_pictures_are_made_the_driver_holds_each_style_once(
     manifest: Path, paintings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

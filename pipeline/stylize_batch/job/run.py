@@ -8,7 +8,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -42,6 +42,9 @@ from stylize_batch.weights import read_model
 TOLD = 20
 """Notes that are told at once; the summary has them all."""
 
+NAMED = 5
+"""Styles that are named in one note."""
+
 
 @dataclass
 class RunSummary:
@@ -58,7 +61,7 @@ class RunSummary:
         peak_memory: bytes; of the driver and of the largest worker.
         annotations: files written beside the pictures.
         report_error: why there is no report.html.
-        notes: of the manifest, one line for each thing a user should know of.
+        notes: of the manifest and the styles, one line for each thing a user should know of.
         dropped_nodes: nodes of the cluster that were given no more work, and why.
     """
 
@@ -141,7 +144,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
         with _writable(root):
             record = planned(spec, source, root, container.digest(model), held, observer, tell)
         try:
-            summary = _work(spec, source, root, record, model, lent, observer, started)
+            summary = _work(spec, source, root, record, model, lent, observer, tell, started)
             summary.notes = notes
             record.state = "finished"
             if spec.layout == "files":
@@ -192,6 +195,7 @@ def _work(
     model: bytes,
     lent: list[BankFile],
     observer: Observer,
+    tell: Callable[[list[str]], None],
     started: float,
 ) -> RunSummary:
     """Do what earlier runs have left to do, and sum up the whole manifest."""
@@ -223,9 +227,11 @@ def _work(
             engine.start([_worker_settings(spec, source, root, record, device) for device in devices], model)
             _refuse_usurped(root, record)
             record.save(root)
-            bank, style_counts, style_seconds = _encode_styles(
+            bank, style_counts, changed, style_seconds = _encode_styles(
                 engine, root, source, styles, record, spec, lent, observer
             )
+            if changed and any(earlier_ok.values()):
+                tell([_mixture(changed)])
             stages.update(style_seconds)
             observer.phase("Stylizing", record.pairs, skipped, engine.rows_in_hand)
             reports = engine.run_shards(largest_first(root, pending), bank)
@@ -340,8 +346,9 @@ def _encode_styles(
     spec: JobSpec,
     lent: list[BankFile],
     observer: Observer,
-) -> tuple[StyleBank, dict[str, int], Mapping[str, float]]:
-    """Encode the styles that nobody has; return all of them in one piece, their numbers, and seconds by stage.
+) -> tuple[StyleBank, dict[str, int], list[str], Mapping[str, float]]:
+    """Encode the styles that nobody has; return all of them in one piece, their numbers, those that have changed since an
+    earlier run encoded them, and seconds by stage.
 
     What a bank file lent is committed, too.
     """
@@ -350,7 +357,17 @@ def _encode_styles(
     found = encode_styles(engine, root, uris, key, observer, offered)
     for start in range(0, len(found.taken), ROW_GROUP):
         put_part(root, found.taken[start : start + ROW_GROUP], key)
-    return bank_of(found.vectors.values(), found.failures), found.counts(), found.seconds
+    bank = bank_of(found.vectors.values(), found.failures)
+    return bank, found.counts(), found.changed, found.seconds
+
+
+def _mixture(changed: list[str]) -> str:
+    """Say which styles have changed between the pictures of earlier runs and those of this one."""
+    names = ", ".join(changed[:NAMED]) + (", …" if len(changed) > NAMED else "")
+    return (
+        f"{len(changed)} styles have changed since an earlier run ({names}): pictures that it made stay as they are; "
+        "--overwrite makes all anew"
+    )
 
 
 def _check_failures(totals: Totals, limit: int) -> None:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from stylize_batch.engine.base import Engine, StyleRequest
 from stylize_batch.errors import RowError, UsageError
 from stylize_batch.progress import Observer
@@ -24,6 +26,7 @@ class EncodedStyles(NamedTuple):
         failures: the reason for each style that failed.
         encoded: how many were encoded now.
         taken: those that a bank file gave.
+        changed: those that the root's parts had otherwise, since their file was another when it was encoded.
         seconds: of workers, by stage.
     """
 
@@ -31,6 +34,7 @@ class EncodedStyles(NamedTuple):
     failures: dict[str, RowError]
     encoded: int
     taken: list[StyleVector]
+    changed: list[str]
     seconds: Mapping[str, float]
 
     def counts(self) -> dict[str, int]:
@@ -63,7 +67,8 @@ def encode_styles(
         offered: styles of a bank file of the same key, by URI. A worker asks for the version of each, and reads and
             encodes those only that have another by now.
     """
-    known = {**offered, **read_parts(root, key)}
+    kept = read_parts(root, key)
+    known = {**offered, **kept}
     requests: list[StyleRequest] = []
     # Shared out evenly: of a last style on its own it could not be told whether it or storage is to blame.
     count = -(-len(uris) // STYLES_PER_PART)
@@ -87,7 +92,13 @@ def encode_styles(
     found = {**known, **fresh}
     vectors = {uri: found[uri] for uri in uris if uri in found and uri not in failures}
     taken = [vector for uri, vector in vectors.items() if vector is offered.get(uri)]
-    return EncodedStyles(vectors, failures, len(fresh), taken, seconds)
+    changed = [
+        uri
+        for uri, style in fresh.items()
+        if uri in kept
+        and not np.array_equal(style.vector, kept[uri].vector)  # equal: only its time has changed
+    ]
+    return EncodedStyles(vectors, failures, len(fresh), taken, changed, seconds)
 
 
 def open_bank(uri: str, model_digest: str, style_size: int) -> BankFile:
