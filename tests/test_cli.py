@@ -107,6 +107,16 @@ def test_mistakes_exit_2_with_one_line_and_no_traceback(
         assert done.stderr.count("\n") == 1
 
 
+def test_a_locale_that_is_not_utf_8_is_refused_and_a_plain_one_is_not(pictures: Path, cli: Cli) -> None:
+    build = ("manifest", "build", pictures / "content", pictures / "style", "-o", "pairs.parquet")
+    other = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # ASCII, which every system has
+    refused = cli(*build, env=other)
+    assert refused.returncode == 2
+    assert refused.stderr == "error: this locale's names of files are ascii, not UTF-8; set PYTHONUTF8=1\n"
+    assert cli(*build, env={**other, "PYTHONUTF8": "1"}).returncode == 0
+    assert cli(*build, env={"LC_ALL": "C"}).returncode == 0
+
+
 def test_a_second_ctrl_c_ends_a_run_that_waits_for_storage_for_ever(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
+            _refuse_other_encodings()
             _refuse_empty(ctx.args)
             return super().invoke(ctx)
         except UsageError as error:
@@ -669,6 +670,13 @@ def _refuse_empty(arguments: list[str]) -> None:
             raise UsageError(
                 f"{argument or f'the argument after {before}'} is empty; give it, or leave it out"
             )
+
+
+def _refuse_other_encodings() -> None:
+    """Raise UsageError for a locale in which names of files would be read otherwise than manifests write them."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        raise UsageError(f"this locale's names of files are {encoding}, not UTF-8; set PYTHONUTF8=1")
 
 
 def _asks_to_stop() -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -264,3 +267,20 @@ def test_python_code_may_give_paths_and_names_as_job_files_have_them(tmp_path: P
     )
     assert (spec.content, spec.size, spec.style_size) == (str(tmp_path / "c"), 64, 32)
     assert (spec.build.styles_per_content, spec.build.style_map) == (2, str(tmp_path / "map.json"))
+
+
+def test_a_job_file_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("manifest: \u00fc.parquet\n", encoding="utf-8")
+    code = (
+        f"from stylize_batch.job.spec import make_spec; print(ascii(make_spec({{}}, {str(job)!r}).manifest))"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **locale},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip().endswith(r"\xfc.parquet'"), done.stderr

@@ -282,7 +282,7 @@ class _OnceEach(yaml.SafeLoader):
 
 def _read_job_file(path: str) -> dict[str, Any]:
     try:
-        text = path if path.startswith("{") else Path(path).read_text()
+        text = path if path.startswith("{") else Path(path).read_text(encoding="utf-8")
         settings = yaml.load(text, _OnceEach)  # noqa: S506 (a safe loader)
     except OSError as error:
         raise UsageError(f"cannot read the job file {path}: {error.strerror}") from None

@@ -99,7 +99,7 @@ def load_recipe(path: str, **given: str) -> Recipe:
         UsageError: the file is missing or says something a recipe cannot say.
     """
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         return Recipe.model_validate({**settings, **given} if isinstance(settings, dict) else settings)
     except OSError as error:
         raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from None
