@@ -48,6 +48,7 @@ from stylize_batch.stage import UNIT_PAIRS, Job, Picture, Prepared, Retry, Styli
 from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
 from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors, named
+from stylize_batch.vanished import refuse_vanished
 
 WINDOW_BATCHES = 8
 """Contents may wait for others of their size until they have the pixels of so many batches."""
@@ -229,7 +230,7 @@ class Worker:
             alone: its failure says nothing about the storage as a whole.
 
         Raises:
-            SystemicError: outputs cannot be written, or see `Silence`; nothing is committed.
+            SystemicError: outputs cannot be written, or see `Silence` and `refuse_vanished`; nothing is committed.
             DeviceError: the device is unusable from now on.
             HandedBackError: there was no time for all rows; nothing is committed.
         """
@@ -269,6 +270,8 @@ class Worker:
         with closing(open_pictures(self._settings, self._root, shard, plan)) as pictures:
             outcomes = self._outcomes(plan, pictures, bank, alone)
             results = results_table(plan, outcomes, self._settings.model)
+            if not alone:
+                refuse_vanished(results, shard, self._root, self._settings)
             with self._clock("put"):
                 return with_outputs(results, pictures.commit(results))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -567,6 +568,36 @@ def test_too_many_failures_end_the_run_and_keep_what_is_done(
         run(manifest, tmp_path / "out", max_failed="10%", shard_pairs=2)
     summary = run(manifest, tmp_path / "out", max_failed="25%", shard_pairs=2)
     assert (summary.ok, summary.failed) == (12, 4)
+
+
+@pytest.mark.parametrize("mount_point", [False, True])
+@pytest.mark.parametrize("folder", ["photos", "paintings"])
+def test_a_folder_of_images_that_is_gone_fails_no_row(
+    make_manifest: MakeManifest, pictures: Path, tmp_path: Path, folder: str, mount_point: bool
+) -> None:
+    photos = Path(shutil.copytree(pictures / "content", tmp_path / "photos" / "class"))
+    style = Path(shutil.copytree(pictures / "style", tmp_path / "paintings" / "class")) / "tapa-cloth.jpg"
+    manifest = make_manifest([{"content": str(path), "style": [str(style)]} for path in photos.iterdir()])
+    aside = (tmp_path / folder).rename(tmp_path / "aside")
+    if mount_point:
+        (tmp_path / folder / "class").mkdir(parents=True)
+    with pytest.raises(
+        JobFailedError, match=f"the folder .*/{folder}/class of the images is missing or empty"
+    ):
+        run(manifest, tmp_path / "out", shard_pairs=4)
+    if mount_point:
+        shutil.rmtree(tmp_path / folder)
+    aside.rename(tmp_path / folder)
+    summary = run(manifest, tmp_path / "out", shard_pairs=4)
+    assert (summary.ok, summary.failed) == (summary.pairs, 0)
+
+
+def test_rows_with_a_wrong_folder_fail_while_others_are_there(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    wrong = [{**pairs[0], "content": str(tmp_path / "absent" / f"{index}.jpg")} for index in range(3)]
+    summary = run(make_manifest([*pairs[:3], *wrong]), tmp_path / "out", shard_pairs=1)
+    assert (summary.ok, summary.kinds) == (3, {"NotFound": 3})
 
 
 def test_an_output_root_that_cannot_be_written_is_refused(manifest: Path, tmp_path: Path) -> None:

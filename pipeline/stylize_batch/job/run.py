@@ -37,6 +37,7 @@ from stylize_batch.results import Totals, finished_shards
 from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import Root
 from stylize_batch.styles import ROW_GROUP, BankFile, StyleBank, bank_key, bank_of, put_part
+from stylize_batch.vanished import vanished, vanished_folder
 from stylize_batch.weights import read_model
 
 TOLD = 20
@@ -351,10 +352,17 @@ def _encode_styles(
     earlier run encoded them, and seconds by stage.
 
     What a bank file lent is committed, too.
+
+    Raises:
+        SystemicError: not one style is there, nor is their folder.
     """
     key = bank_key(record.model_digest, spec.style_size)
     offered = offers(lent.pop(), uris, source.base) if lent else {}
     found = encode_styles(engine, root, uris, key, observer, offered)
+    if uris and all(uri in found.failures and found.failures[uri].kind == "NotFound" for uri in uris):
+        folder = vanished_folder(uris, source.base)
+        if folder:
+            raise vanished(folder)
     for start in range(0, len(found.taken), ROW_GROUP):
         put_part(root, found.taken[start : start + ROW_GROUP], key)
     bank = bank_of(found.vectors.values(), found.failures)
