@@ -40,8 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def no_client_outlives_its_test() -> Iterator[None]:
     """Forget object storage's clients: fsspec keeps them, with a test's address and credentials, in the process."""
     yield
-    if s3fs := sys.modules.get("s3fs"):
-        s3fs.S3FileSystem.clear_instance_cache()
+    if s3 := sys.modules.get("stylize_batch.s3"):
+        s3.PatientS3.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

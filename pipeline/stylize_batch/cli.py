@@ -706,12 +706,16 @@ class _Terminated(KeyboardInterrupt):
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    raise _Terminated
+    if s3 := sys.modules.get("stylize_batch.s3"):  # which takes half a second to import
+        s3.lose_patience()
+    raise _Terminated if signum == signal.SIGTERM else KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line and exit with the contract's status."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, in the background
+        signal.signal(signal.SIGINT, _interrupt)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr, whatever the encoding cannot say
     try:

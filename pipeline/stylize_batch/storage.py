@@ -30,21 +30,6 @@ from stylize_batch.errors import RowError, SystemicError, UsageError
 TEMPORARY = ".tmp"
 """Folder under a local root that holds unfinished files only."""
 
-S3_DEFAULTS: dict[str, Any] = {
-    # Listings cached by a long run would hide what other actors and earlier runs wrote.
-    "use_listings_cache": False,
-    # More would ask for each object's size first: twice the requests, and S3 gives no reason when it refuses that.
-    "max_concurrency": 1,
-    # Measured against 30 % errors and a 9 s outage: 3 attempts fail, 8 pass; `adaptive` is 25× slower.
-    "config_kwargs": {
-        "retries": {"mode": "standard", "total_max_attempts": 8},
-        "connect_timeout": 5,
-        "read_timeout": 60,
-        "max_pool_connections": 64,
-    },
-}
-
-
 PUT_ATTEMPTS = 10
 """Times a local object is written when its temporary file vanishes meanwhile."""
 
@@ -103,13 +88,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """
     if not is_uri(uri):  # fsspec would take a `::` in a name for a chain of file systems
         return _local(), absolute(uri)
-    protocol = uri.split("://", 1)[0]
-    options: dict[str, Any] = {}
-    if protocol in ("s3", "s3a"):
-        _bound_s3fs_retries()
-        options = _merged(S3_DEFAULTS, fsspec.config.conf.get("s3", {}))
     try:
-        return url_to_fs(uri, **options)
+        return _s3(uri) if uri.startswith(("s3://", "s3a://")) else url_to_fs(uri)
     except ImportError as error:
         raise UsageError(f"cannot open {uri}: {error}") from error  # no row's fault: see `failure`
     except ValueError as error:
@@ -121,6 +101,12 @@ def _local() -> Any:
     return fsspec.filesystem("file")
 
 
+def _s3(uri: str) -> tuple[Any, str]:
+    from stylize_batch import s3  # takes half a second
+
+    return s3.PatientS3.at(uri, _merged(s3.DEFAULTS, fsspec.config.conf.get("s3", {})))
+
+
 def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Lay settings over defaults, nested ones too: asking for path-style must not switch retries off."""
     merged = {**defaults, **given}
@@ -128,13 +114,6 @@ def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(merged[key], dict):
             merged[key] = _merged(cast("dict[str, Any]", value), merged[key])
     return merged
-
-
-def _bound_s3fs_retries() -> None:
-    # s3fs retries around botocore's own retries; the two multiply.
-    import s3fs
-
-    s3fs.S3FileSystem.retries = 2
 
 
 CREDENTIALS = (

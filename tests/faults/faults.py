@@ -35,7 +35,8 @@ SPREAD = {"start": 2.0, "plan": 0.05, "styles": 0.7, "shards": 1.0, "finish": 0.
 
 STRIKES_PER_RUN = 5
 KILLS_PER_ACTOR = 2  # an actor that dies three times before it can work ends the job, rightly
-SPOILT_SHARE = 0.3
+SPOILT_SHARE = 0.5
+SILENT_SECONDS = 20.0
 SPOILS: tuple[Spoil, ...] = ("error", "slow down", "reset", "drop", "truncate")
 PROCESS_SECONDS = 120.0
 
@@ -277,6 +278,19 @@ def spoil(kinds: Sequence[Spoil], engine: Sequence[object], strike: Strike) -> J
     return job
 
 
+def fall_silent(strike: Strike) -> Job:
+    """Have storage answer nothing for a while, in the middle of the work."""
+    proxy = strike.bench.proxy
+    job = strike.bench.s3_job(strike.env, IN_PROCESS, proxy.port)
+    process = job.start()
+    if await_moment(strike, job, process, ["styles", "shards"]):
+        with proxy.spoiling(["reset"], 1.0):
+            time.sleep(SILENT_SECONDS)
+        strike.damage.requests += proxy.spoiled
+    job.finish(process)
+    return job
+
+
 def on_disk(engine: Sequence[object], strike: Strike) -> Job:
     """Make a job on local disk."""
     return strike.bench.local_job(strike.env, engine)
@@ -312,12 +326,13 @@ PROCESSES = [
 """What else may end or hear a signal."""
 
 STORAGE = [
-    Fault("9 s without storage", "in-process, S3", partial(spoil, ["outage"], IN_PROCESS)),
-    Fault("30 % of requests: 500", "in-process, S3", partial(spoil, ["error"], IN_PROCESS)),
-    Fault("30 % of requests: 503 SlowDown", "in-process, S3", partial(spoil, ["slow down"], IN_PROCESS)),
-    Fault("30 % of requests: connection reset", "in-process, S3", partial(spoil, ["reset"], IN_PROCESS)),
-    Fault("30 % of answers lost, writes landed", "in-process, S3", partial(spoil, ["drop"], IN_PROCESS)),
-    Fault("30 % of bodies truncated", "in-process, S3", partial(spoil, ["truncate"], IN_PROCESS)),
-    Fault("30 % of requests: any of these", "local Ray, S3", partial(spoil, SPOILS, RAY)),
+    Fault("9 s without storage at first", "in-process, S3", partial(spoil, ["outage"], IN_PROCESS)),
+    Fault("20 s without storage later", "in-process, S3", fall_silent),
+    Fault("50 % of requests: 500", "in-process, S3", partial(spoil, ["error"], IN_PROCESS)),
+    Fault("50 % of requests: 503 SlowDown", "in-process, S3", partial(spoil, ["slow down"], IN_PROCESS)),
+    Fault("50 % of requests: connection reset", "in-process, S3", partial(spoil, ["reset"], IN_PROCESS)),
+    Fault("50 % of answers lost, writes landed", "in-process, S3", partial(spoil, ["drop"], IN_PROCESS)),
+    Fault("50 % of bodies truncated", "in-process, S3", partial(spoil, ["truncate"], IN_PROCESS)),
+    Fault("50 % of requests: any of these", "local Ray, S3", partial(spoil, SPOILS, RAY)),
 ]
 """Bad days of storage."""

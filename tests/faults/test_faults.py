@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from stylize_batch.s3 import PATIENCE
 from tests.faults.faults import IN_PROCESS, KILLS, PROCESSES, STORAGE, Bench, Fault, inflict
 from tests.faults.job import Damage
 from tests.faults.processes import left_over
@@ -23,7 +27,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 # Not poison, which tests/integration/test_ray.py has already, and one of each signal.
-SHORT = [*KILLS, *PROCESSES[:2], *PROCESSES[3:5], PROCESSES[-1], STORAGE[0], STORAGE[-1]]
+SHORT = [*KILLS, *PROCESSES[:2], *PROCESSES[3:5], PROCESSES[-1], *STORAGE[:2], STORAGE[-1]]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,20 @@ def test_nothing_is_lost_doubled_or_left_over(bench: Bench, fault: Fault) -> Non
     damage = inflict(bench, fault, times, patient=False)
     assert (damage.lost, damage.duplicated, damage.left_over) == (0, 0, 0), damage.details
     assert damage.times >= times
+
+
+def test_ctrl_c_does_not_wait_for_storage_that_does_not_answer(bench: Bench) -> None:
+    job = bench.s3_job(bench.new_environment(), IN_PROCESS, bench.proxy.port)
+    process = job.start()
+    while job.phase() != "shards":
+        assert process.poll() is None
+        time.sleep(0.05)
+    with bench.proxy.spoiling(["reset"], 1.0):
+        time.sleep(2.0)
+        interrupted = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        job.finish(process, status=130)
+        assert time.monotonic() - interrupted < PATIENCE / 2
 
 
 def test_damage_is_seen(bench: Bench) -> None:

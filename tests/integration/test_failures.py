@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from stylize_batch.errors import RowError, SystemicError
+import stylize_batch
+from stylize_batch import s3
+from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.manifest.reach import VARIABLE
-from stylize_batch.storage import fingerprint, read_bytes
+from stylize_batch.s3 import PatientS3
+from stylize_batch.storage import Root, fingerprint, read_bytes
 from tests.conftest import Cli, MakeManifest, Row, command, read_results
+from tests.faults.proxy import Proxy as TroubledProxy
+from tests.faults.proxy import proxy as troubled_proxy
 from tests.integration.proxy import Answer, Proxy, proxy, s3_error
 from tests.integration.s3 import BUCKET, GUEST, PRIVATE, S3Server
 
@@ -66,11 +73,76 @@ def test_what_is_missing_or_denied_is_asked_for_once(counted: Proxy, key: str, k
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("code", ["SlowDown", "InternalError", "ServiceUnavailable"])
-def test_a_busy_server_is_asked_again_until_it_answers(counted: Proxy, code: str) -> None:
-    counted.fault = lambda method, path, count: s3_error(503, code) if count <= 3 else None
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (503, "SlowDown"),
+        (500, "InternalError"),
+        (503, "ServiceUnavailable"),
+        (429, "TooManyRequests"),
+        (400, "RequestTimeout"),
+    ],
+)
+def test_a_busy_server_is_asked_again_until_it_answers(counted: Proxy, status: int, code: str) -> None:
+    counted.fault = lambda method, path, count: s3_error(status, code) if count <= 3 else None
     assert read_bytes(f"s3://{BUCKET}/there.bin") == b"data"
     assert counted.count("there.bin") == 4
+
+
+@pytest.fixture
+def troubled(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[TroubledProxy]:
+    """The server behind a proxy that spoils requests, as seen by this process with all rights."""
+    with troubled_proxy(server.port, seed=1) as running:
+        for key, value in server.env(port=running.port).items():
+            monkeypatch.setenv(key, value)
+        yield running
+
+
+def test_storage_that_refuses_most_requests_fails_none_of_many(
+    troubled: TroubledProxy, tmp_path: Path
+) -> None:
+    root = Root(f"s3://{BUCKET}/{tmp_path.name}")
+
+    def there_and_back(number: int) -> bytes:
+        root.put(f"{number}.bin", b"%d" % number)
+        return read_bytes(root.uri_of(f"{number}.bin"))
+
+    with troubled.spoiling(["slow down"], 0.7), ThreadPoolExecutor(24) as threads:
+        assert list(threads.map(there_and_back, range(60))) == [b"%d" % number for number in range(60)]
+        assert len(root.list("")) == 60
+    assert troubled.spoiled > 100
+
+
+def test_storage_that_has_answered_nobody_for_long_is_given_up_by_all_at_once(
+    troubled: TroubledProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PatientS3, "patience", 4.0)
+    uri = f"s3://{BUCKET}/there.bin"
+    assert read_bytes(uri) == b"data"
+    started = time.monotonic()
+    with troubled.spoiling(["slow down"], 1.0), ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda _: failure(uri).transient, range(40)))
+    assert 2.0 < time.monotonic() - started < 20.0
+    assert read_bytes(uri) == b"data"
+    with ThreadPoolExecutor(1) as threads:
+        with troubled.spoiling(["slow down"], 1.0):
+            reading = threads.submit(read_bytes, uri)
+            time.sleep(2.0)
+        assert reading.result() == b"data"
+
+
+def test_an_address_that_nothing_answers_at_is_refused_before_patience_ends(
+    server: S3Server, make_manifest: MakeManifest, pairs: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "FIRST_PATIENCE", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    for key, value in server.env(port=port).items():
+        monkeypatch.setenv(key, value)
+    started = time.monotonic()
+    with pytest.raises(UsageError, match="cannot write to the output root"):
+        stylize_batch.run(make_manifest(pairs), output=f"s3://{BUCKET}/out", in_process=True)
+    assert time.monotonic() - started < s3.PATIENCE / 2
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
