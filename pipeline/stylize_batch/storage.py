@@ -7,6 +7,7 @@ Endpoints, profiles and other storage settings come from fsspec's own configurat
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import os
 import shutil
@@ -335,6 +336,22 @@ class Root:
         if self.local:
             return join(self._path, key)
         return join(self.uri, key)
+
+    @contextmanager
+    def locked(self) -> Generator[bool]:
+        """Keep out whoever else asks for this, and say whether that can be: object stores and NFS have no such locks."""
+        if not self.local:
+            yield False
+            return
+        Path(self._path).mkdir(parents=True, exist_ok=True)
+        folder, locked = os.open(self._path, os.O_RDONLY), False
+        try:
+            with suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                locked = True
+            yield locked
+        finally:
+            os.close(folder)
 
     def put(self, key: str, data: bytes) -> None:
         """Write one object atomically, replacing what was there.

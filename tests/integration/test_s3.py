@@ -18,6 +18,7 @@ from stylize_batch.model import container
 from stylize_batch.storage import Root
 from tests.conftest import Cli, MakeManifest
 from tests.integration.s3 import BUCKET, READER, UNKNOWN, WRONG_SECRET, Identity, S3Server
+from tests.job.test_lease import ends_of_runs_that_begin_together
 
 
 @pytest.fixture
@@ -121,6 +122,13 @@ def test_a_folder_that_outlasts_what_was_in_it_does_not_end_a_run_that_starts_an
     assert server.client().find(f"{output}/styles") == [f"{output.removeprefix('s3://')}/styles"]
     assert root.list("styles") == []
     assert root.sizes("styles") == {}
+
+
+def test_of_runs_that_begin_at_the_same_moment_one_goes_on(server: S3Server, tmp_path: Path) -> None:
+    output = f"s3://{BUCKET}/{tmp_path.name}/out"
+    *refused, held = ends_of_runs_that_begin_together(output, server.env())
+    assert held == "held\n"
+    assert all(end.startswith("another run is working on") for end in refused)
 
 
 def test_an_identity_that_may_not_write_is_refused_before_work_starts(

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,52 @@ with lease(Root(sys.argv[1]), "theirs"):
     print("held", flush=True)
     time.sleep(600)
 """
+
+TOGETHER = """
+import sys, time
+from stylize_batch.errors import UsageError
+from stylize_batch.job import lease as module
+from stylize_batch.storage import Root
+
+def refuse(root, really=module.refuse_others):
+    really(root)
+    time.sleep(1)  # for others to look, too
+
+module.refuse_others = refuse
+root = Root(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with module.lease(root, sys.argv[2]):
+        print("held", flush=True)
+        time.sleep(600)
+except UsageError as error:
+    print(error, flush=True)
+"""
+
+
+def ends_of_runs_that_begin_together(uri: str, env: dict[str, str] | None = None) -> list[str]:
+    """Have three processes look for a lease before any of them writes one; return what each says, sorted."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, uri, name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env={**os.environ, **(env or {})},
+        )
+        for name in ("first", "second", "third")
+    ]  # fmt: skip
+    try:
+        for run in runs:
+            assert run.stdout
+            assert run.stdout.readline() == "ready\n"
+        for run in runs:
+            assert run.stdin
+            run.stdin.write("go\n")
+        return sorted(run.stdout.readline() for run in runs if run.stdout)
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
+
 
 Hold = Callable[[], "subprocess.Popen[str]"]
 
@@ -57,7 +104,12 @@ def hold(tmp_path: Path) -> Iterator[Hold]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("RENEW_SECONDS", 0.1), ("WATCH_SECONDS", 1.0), ("POLL_SECONDS", 0.05)):
+    for name, seconds in (
+        ("RENEW_SECONDS", 0.1),
+        ("WATCH_SECONDS", 1.0),
+        ("POLL_SECONDS", 0.05),
+        ("SETTLE_SECONDS", 0.4),
+    ):
         monkeypatch.setattr(module, name, seconds)
 
 
@@ -100,6 +152,50 @@ def test_a_second_run_is_told_who_works_there_and_changes_nothing(
     assert f"process {process.pid} on {socket.gethostname()}" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".tmp"] == [KEY]
+
+
+def test_of_runs_that_begin_at_the_same_moment_one_goes_on(tmp_path: Path) -> None:
+    *refused, held = ends_of_runs_that_begin_together(str(tmp_path / "out"))
+    assert held == "held\n"
+    assert all(end.startswith("another run is working on") for end in refused)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.usefixtures("quick")
+def test_of_runs_on_storage_without_locks_one_goes_on(
+    late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_have_looked = threading.Barrier(2)
+
+    def look(root: Root) -> None:
+        refuse_others(root)
+        both_have_looked.wait()
+
+    monkeypatch.setattr(module, "refuse_others", look)
+    monkeypatch.setattr(module, "RENEW_SECONDS", 4 * module.SETTLE_SECONDS)
+    roots = [Root(f"memory://{tmp_path.name}/out") for _ in range(2)]
+
+    def put_late(key: str, data: bytes) -> None:
+        time.sleep(2 * module.SETTLE_SECONDS)  # the other's lease has settled by then
+        Root.put(roots[1], key, data)
+
+    if late:
+        monkeypatch.setattr(roots[1], "put", put_late)
+    refused = threading.Event()
+
+    def run(name: str, root: Root) -> str:
+        try:
+            with lease(root, name):
+                assert refused.wait(10)
+                return "held"
+        except UsageError as error:
+            refused.set()
+            return str(error)[:26]
+
+    with ThreadPoolExecutor(2) as threads:
+        ends = list(threads.map(run, ("first", "second"), roots))
+    assert sorted(ends) == ["another run is working on ", "held"]
+    assert not late or ends[0] == "held"
 
 
 def test_a_run_killed_on_this_machine_is_replaced_at_once(hold: Hold, root: Root) -> None:

@@ -460,6 +460,20 @@ def test_a_plan_that_has_lost_a_file_ends_a_run_with_its_name_and_is_made_again_
     assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "plan").iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["shard-000000.parquet", "styles.parquet"])
+def test_a_plan_that_two_runs_have_mixed_is_made_again(name: str, manifest: Path, tmp_path: Path) -> None:
+    for output in ("out", "theirs"):
+        run(manifest, tmp_path / output, shard_pairs=4)
+    plan, record = tmp_path / "out" / "plan", tmp_path / "out" / "run.json"
+    before = {path.name: path.read_bytes() for path in plan.iterdir()}
+    (plan / name).write_bytes((tmp_path / "theirs" / "plan" / name).read_bytes())
+    (tmp_path / "out" / "results" / "part-000000.parquet").unlink()
+    record.write_text(json.dumps({**json.loads(record.read_text()), "state": "running"}))
+    summary = run(manifest, tmp_path / "out")
+    assert (summary.ok, summary.skipped) == (12, 8)
+    assert {path.name: path.read_bytes() for path in plan.iterdir()} == before
+
+
 def test_a_folder_of_manifests_may_hold_the_output_root(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ def test_planning_is_the_same_every_time(
 def test_distinct_styles_are_listed_once(make_manifest: MakeManifest, tmp_path: Path) -> None:
     rows = [{"content": "a", "style": ["s", "t"]}, {"content": "b", "style": ["t"]}]
     planned(make_manifest(rows), tmp_path / "x")
-    assert read_styles(Root(str(tmp_path / "x" / "out"))) == ["s", "t"]
+    assert read_styles(Root(str(tmp_path / "x" / "out")), "run") == ["s", "t"]
 
 
 def test_rows_without_styles_are_planned_beside_their_siblings(
@@ -105,7 +105,7 @@ def test_rows_without_styles_are_planned_beside_their_siblings(
     rows = [{"content": "a", "style": ["s"], "alpha": 0.5}, {"content": "a", "style": [], "alpha": None}]
     _, (table,) = planned(make_manifest(rows), tmp_path / "x")
     assert [(row["style"], row["alpha"]) for row in table.to_pylist()] == [(["s"], 0.5), ([], None)]
-    assert read_styles(Root(str(tmp_path / "x" / "out"))) == ["s"]
+    assert read_styles(Root(str(tmp_path / "x" / "out")), "run") == ["s"]
     rows = [{"content": "a", "style": []}, {"content": "a", "style": []}]
     assert "rows 0 and 1 ask for the same picture" in refused(make_manifest(rows), tmp_path / "y")
 

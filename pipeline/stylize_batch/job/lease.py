@@ -1,7 +1,8 @@
 """lease.json: says that a run is working on an output root, so that a second one does not do the same work.
 
 The lease is advisory. Two runs of one plan do no harm, since what they write is identical; so it needs no lock that
-storage would have to keep. A run that was suspended while another began anew ends when it sees that.
+storage would have to keep. Two that make a plan at the same time would mix theirs, so each looks whether its lease has
+stayed. A run that was suspended while another began anew ends when it sees that.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ WATCH_SECONDS = 15.0
 """A lease that is not renewed for so long is left over from a run that died."""
 
 POLL_SECONDS = 1.0
+
+SETTLE_SECONDS = 1.0
+"""Time after which a lease has arrived that another run has written at the same moment."""
 
 
 class Holder(NamedTuple):
@@ -63,12 +67,10 @@ def lease(root: Root, run: str) -> Generator[None]:
     """Hold the lease of a root: take it, renew it from a thread of its own, remove it at the end.
 
     Raises:
-        UsageError: another run renews it.
+        UsageError: another run renews it, or has taken it at the same time.
         OSError: the root cannot be written.
     """
-    refuse_others(root)
-    here = _myself(run)
-    root.put(KEY, _dumps(here))
+    here = _take(root, run)
     stop = threading.Event()
     renewing = threading.Thread(target=_renew, args=(root, here, stop), name="lease", daemon=True)
     renewing.start()
@@ -82,6 +84,22 @@ def lease(root: Root, run: str) -> Generator[None]:
             found = _read(root)
             if found is not None and found.run == run and not renewing.is_alive():
                 root.delete([KEY])
+
+
+def _take(root: Root, run: str) -> Holder:
+    """Write the lease of a run. Of several that find none at the same time, the last to write it goes on."""
+    with root.locked() as locked:
+        refuse_others(root)
+        here, began = _myself(run), time.monotonic()
+        root.put(KEY, _dumps(here))
+        took = time.monotonic() - began
+    if not locked:
+        # One that was long under way may have replaced a lease whose run is at work by now, and which that will renew.
+        time.sleep(SETTLE_SECONDS if took < SETTLE_SECONDS / 2 else RENEW_SECONDS + SETTLE_SECONDS)
+        now = _read(root)
+        if now is not None and now.run != run:
+            raise _occupied(root, now)
+    return here
 
 
 def holder(root: Root) -> tuple[Holder, bool] | None:
@@ -134,11 +152,15 @@ def refuse_others(root: Root) -> None:
         if now is None or now.dead(here):
             return
         if now != first:
-            raise UsageError(
-                f"another run is working on {root.uri}: process {now.pid} on {now.host}; wait until it has finished, "
-                "or end it and repeat the command"
-            )
+            raise _occupied(root, now)
     root.delete([KEY])  # so that nobody has to watch it again
+
+
+def _occupied(root: Root, other: Holder) -> UsageError:
+    return UsageError(
+        f"another run is working on {root.uri}: process {other.pid} on {other.host}; wait until it has finished, "
+        "or end it and repeat the command"
+    )
 
 
 def _read(root: Root) -> Holder | None:

@@ -109,7 +109,7 @@ def examine(root: Root) -> RunRecord | None:
 def _lacks_plan(root: Root, record: RunRecord | None, anew: bool) -> bool:
     if record is None or anew or record.state in ("erasing", "planning"):
         return True
-    return record.state == "running" and not is_whole(root, record.shards)
+    return record.state == "running" and not is_whole(root, record.shards, record.run)
 
 
 def _plan(

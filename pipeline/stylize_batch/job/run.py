@@ -221,7 +221,7 @@ def _work(
     limit = spec.allowed_failures(record.pairs)
     _check_failures(totals, limit)
     if pending:
-        styles = read_styles(root)
+        styles = read_styles(root, record.run)
         observer.phase("Starting workers", None)
         with _engine(spec, len(styles) * 4 * _style_width(model)) as engine:
             devices = spec.devices or [engine.device]

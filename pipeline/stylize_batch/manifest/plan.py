@@ -146,7 +146,7 @@ def write_plan(partition: Partition, root: Root, shard_pairs: int, run: str) -> 
         for _, written in begun_ahead(threads, put, tables, 4 * PUT_THREADS):
             written.result()
             shards += 1
-    put_styles(root, sorted(partition.styles))
+    put_styles(root, sorted(partition.styles), run)
     return shards
 
 

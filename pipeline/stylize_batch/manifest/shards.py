@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from stylize_batch import parquet
+from stylize_batch.ahead import begun_ahead
 from stylize_batch.errors import SystemicError
 from stylize_batch.storage import Root
 
 STYLES_KEY = "plan/styles.parquet"
+
+READ_THREADS = 16
+"""Files read at once to see whether a plan is whole."""
 
 
 class Shard(NamedTuple):
@@ -28,7 +33,7 @@ def shard_key(shard: int) -> str:
 
 def put_shard(root: Root, shard: int, table: pa.Table, run: str) -> None:
     """Write one shard of a run."""
-    root.put(shard_key(shard), parquet.dumps(table.replace_schema_metadata({parquet.RUN: run.encode()})))
+    _put(root, shard_key(shard), table, run)
 
 
 def read_shard(root: Root, shard: int, run: str) -> pa.Table:
@@ -39,10 +44,7 @@ def read_shard(root: Root, shard: int, run: str) -> pa.Table:
     Raises:
         SystemicError: it is damaged or missing, or of another run, which has begun anew meanwhile.
     """
-    table = _read(root, shard_key(shard))
-    if (table.schema.metadata or {}).get(parquet.RUN) != run.encode():
-        raise SystemicError(f"another run has begun anew at {root.uri}")
-    return table.replace_schema_metadata(None)
+    return _read(root, shard_key(shard), run)
 
 
 def largest_first(root: Root, shards: Iterable[int]) -> list[int]:
@@ -51,30 +53,49 @@ def largest_first(root: Root, shards: Iterable[int]) -> list[int]:
     return sorted(shards, key=lambda shard: (-sizes.get(shard_key(shard), 0), shard))
 
 
-def is_whole(root: Root, shards: int) -> bool:
-    """Whether every file of a plan is there and, as a power cut may leave it, none is empty."""
+def is_whole(root: Root, shards: int, run: str) -> bool:
+    """Whether every file of a run's plan is there: none is damaged, as a power cut may leave it, and none another run's."""
+    keys = [STYLES_KEY, *map(shard_key, range(shards))]
     sizes = root.sizes("plan")
-    return all(sizes.get(key) for key in (STYLES_KEY, *map(shard_key, range(shards))))
+    if not all(sizes.get(key) for key in keys):
+        return False
+
+    def is_sound(key: str) -> bool:
+        try:
+            _read(root, key, run, columns=[])
+        except SystemicError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        return all(sound.result() for _, sound in begun_ahead(threads, is_sound, keys, READ_THREADS))
 
 
-def put_styles(root: Root, uris: list[str]) -> None:
-    """Write the distinct URIs of all rows that take a style as it is."""
-    root.put(STYLES_KEY, parquet.dumps(pa.table({"style": pa.array(uris, pa.string())})))
+def put_styles(root: Root, uris: list[str], run: str) -> None:
+    """Write the distinct URIs of all rows of a run that take a style as it is."""
+    _put(root, STYLES_KEY, pa.table({"style": pa.array(uris, pa.string())}), run)
 
 
-def read_styles(root: Root) -> list[str]:
+def read_styles(root: Root, run: str) -> list[str]:
     """Read the distinct style URIs of the whole manifest, sorted.
 
     Raises:
-        SystemicError: they are damaged or missing.
+        SystemicError: as `read_shard`.
     """
-    return _read(root, STYLES_KEY)["style"].to_pylist()
+    return _read(root, STYLES_KEY, run)["style"].to_pylist()
 
 
-def _read(root: Root, key: str) -> pa.Table:
+def _put(root: Root, key: str, table: pa.Table, run: str) -> None:
+    root.put(key, parquet.dumps(table.replace_schema_metadata({parquet.RUN: run.encode()})))
+
+
+def _read(root: Root, key: str, run: str, columns: list[str] | None = None) -> pa.Table:
     try:
-        return parquet.loads(root.read(key))
+        table = parquet.loads(root.read(key), columns)
     except (FileNotFoundError, pa.ArrowException):  # a power cut may leave a file empty
         raise SystemicError(
             f"{root.uri_of(key)} is damaged or missing: delete it if it is there, and the repeated command makes it again"
         ) from None
+    if (table.schema.metadata or {}).get(parquet.RUN) != run.encode():
+        raise SystemicError(f"another run has begun anew at {root.uri}")
+    return table.replace_schema_metadata(None)
