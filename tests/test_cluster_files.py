@@ -20,14 +20,16 @@ from typer.main import get_command
 
 from stylize_batch import submission
 from stylize_batch.cli import app
+from stylize_batch.engine.placement import Resources, place
 from stylize_batch.job.spec import JobSpec, make_spec
+from stylize_batch.settings import Device
 from stylize_batch.submission import command
 
 REPOSITORY = Path(__file__).parent.parent
 KUBERNETES = "1.31"
 """Whose published schema the pods are held against, unknown fields being errors."""
 
-RUN: Any = cast("Any", get_command(app)).commands["run"]
+COMMANDS: Any = cast("Any", get_command(app)).commands
 
 
 def load(path: str) -> dict[str, Any]:
@@ -40,12 +42,18 @@ def pod_of(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(line: str) -> dict[str, Any]:
-    """Read a command line as `run` itself does; an unknown option is an error."""
+    """Read a command line as `run` or `submit` itself does; an unknown option is an error."""
     words = shlex.split(line)
-    arguments = words[words.index("run") + 1 :]
-    return {
-        name: value for name, value in RUN.make_context("run", arguments).params.items() if value is not None
-    }
+    verb = next(word for word in words if word in ("run", "submit"))
+    context = COMMANDS[verb].make_context(verb, words[words.index(verb) + 1 :])
+    return {name: value for name, value in context.params.items() if value is not None}
+
+
+def examples() -> list[str]:
+    """Return the commands that users of the cluster files are told to run."""
+    files = [REPOSITORY / name for name in ("cluster.yaml", "docs/clusters.md")]
+    told = [line for file in files for line in re.findall(r"stylize-batch submit s3:.*", file.read_text())]
+    return [load("jobs/rayjob.yaml")["spec"]["entrypoint"], *told]
 
 
 def test_cluster_yaml_is_what_ray_up_accepts() -> None:
@@ -89,6 +97,15 @@ def test_rayjob_yaml_is_what_kuberay_accepts() -> None:
     settings = settings_of(job["spec"]["entrypoint"])
     assert int(settings["actors"]) == workers["maxReplicas"]
     assert settings["address"] == "auto"
+
+
+@pytest.mark.parametrize("line", examples())
+def test_what_is_run_on_the_clusters_of_these_files_asks_for_the_gpus_that_are_not_up_yet(line: str) -> None:
+    head: Resources = {}  # which is all that there is at first
+    settings = settings_of(line)
+    device: Device = settings.get("device", "cpu")  # which a run takes that finds no GPU
+    asked = place([head], {device: int(settings.get("actors", 0)) or None}, own=False)[device]
+    assert asked.num_gpus == 1
 
 
 @pytest.mark.parametrize(

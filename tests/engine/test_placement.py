@@ -83,7 +83,9 @@ def test_a_gpu_that_is_not_there_and_will_not_come_is_refused(actors: int | None
         (cpus(5, 5), 3, (3, 2)),  # three cores each would leave the third without a place
         (cpus(4, 4), 2, (2, 4)),
         (cpus(4), 8, (8, 1)),
-        ([], 3, (3, 1)),
+        (cpus(0), None, (1, 4)),  # nodes come that fit what is asked for
+        (cpus(0), 4, (4, 4)),
+        ([], 3, (3, 4)),
     ],
 )
 def test_all_actors_of_a_cluster_find_room_on_whole_cores(

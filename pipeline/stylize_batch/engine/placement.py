@@ -10,7 +10,7 @@ from stylize_batch.errors import UsageError
 from stylize_batch.settings import Device
 
 CORES_PER_ACTOR = 4
-"""Cores for each actor of an automatic number, where there are no GPUs."""
+"""Cores for each actor of an automatic number, where there are no GPUs; and for each where no node is up yet."""
 
 CORES_BESIDE_GPU = 4
 """Cores of a GPU's node that actors on CPUs leave to its decoding, or half of them where there are fewer than eight."""
@@ -79,7 +79,8 @@ def _on_gpus(
 
 
 def _on_cpus(free: Sequence[float], actors: int | None, own: bool) -> Placement:
-    cores = [int(each) for each in free if each >= 1] or [1]
+    # Where a cluster has no core yet, nodes come that fit what is asked for.
+    cores = [int(each) for each in free if each >= 1] or [CORES_PER_ACTOR] * (actors or 1)
     count = actors or sum(max(1, each // CORES_PER_ACTOR) for each in cores)
     fitting = (size for size in range(max(cores), 0, -1) if sum(each // size for each in cores) >= count)
     size = next(fitting, 1)
