@@ -164,7 +164,7 @@ def run(nodes: Nodes, seconds: float) -> tuple[float, float]:
         )  # fmt: skip
         wanted: dict[Device, int] = {"cuda": len(nodes.gpus), "cpu": len(nodes.cpus)}
         actors: dict[Device, int] = {device: count for device, count in wanted.items() if count}
-        engine = RayEngine(cluster.address, actors, None, 1)
+        engine = RayEngine(cluster.address, actors, None, 1, len(shards))
         try:
             engine.start(
                 [replace(settings, device=device) for device in actors],

@@ -104,7 +104,7 @@ def test_what_is_run_on_the_clusters_of_these_files_asks_for_the_gpus_that_are_n
     head: Resources = {}  # which is all that there is at first
     settings = settings_of(line)
     device: Device = settings.get("device", "cpu")  # which a run takes that finds no GPU
-    asked = place([head], {device: int(settings.get("actors", 0)) or None}, own=False)[device]
+    asked = place([head], {device: int(settings.get("actors", 0)) or None}, own=False, shards=100)[device]
     assert asked.num_gpus == 1
 
 

@@ -24,7 +24,7 @@ def test_sigterm_while_ray_starts_is_an_interruption_and_the_handler_is_ours_aga
     ours = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(KeyboardInterrupt):
-            RayEngine(address, None, None, 0)
+            RayEngine(address, None, None, 0, 1)
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, ours)

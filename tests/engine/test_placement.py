@@ -10,18 +10,19 @@ from stylize_batch.engine.placement import Placement, Resources, place
 from stylize_batch.errors import UsageError
 
 GPU_NODE: Resources = {"CPU": 16.0, "GPU": 2.0}
+MANY = 10_000
 
 
 def cpus(*cores: int) -> list[Resources]:
     return [{"CPU": float(each)} for each in cores]
 
 
-def on_gpus(nodes: list[Resources], actors: int | None, **options: Any) -> Placement:
-    return place(nodes, {"cuda": actors}, **options)["cuda"]
+def on_gpus(nodes: list[Resources], actors: int | None, shards: int = MANY, **options: Any) -> Placement:
+    return place(nodes, {"cuda": actors}, shards=shards, **options)["cuda"]
 
 
-def on_cpus(nodes: list[Resources], actors: int | None, *, own: bool) -> Placement:
-    return place(nodes, {"cpu": actors}, own=own)["cpu"]
+def on_cpus(nodes: list[Resources], actors: int | None, shards: int = MANY, *, own: bool) -> Placement:
+    return place(nodes, {"cpu": actors}, own=own, shards=shards)["cpu"]
 
 
 def test_there_is_an_actor_for_each_gpu_and_it_takes_no_core_from_decoding() -> None:
@@ -61,7 +62,7 @@ def test_a_share_that_is_given_decides_how_many_actors_the_gpus_of_a_cluster_hav
 def test_actors_on_cpus_leave_cores_to_the_gpus_beside_them(
     nodes: list[Resources], gpu_cores: int, cpu_cores: int
 ) -> None:
-    placements = place(nodes, {"cuda": 1, "cpu": 1 if cpu_cores == 8 else 2}, own=False)
+    placements = place(nodes, {"cuda": 1, "cpu": 1 if cpu_cores == 8 else 2}, own=False, shards=MANY)
     assert list(placements) == ["cuda", "cpu"]
     assert placements["cuda"] == Placement(1, 1.0, gpu_cores, None)
     assert placements["cpu"].cores == placements["cpu"].num_cpus == cpu_cores
@@ -93,6 +94,18 @@ def test_all_actors_of_a_cluster_find_room_on_whole_cores(
 ) -> None:
     count, cores = expected
     assert on_cpus(nodes, actors, own=False) == Placement(count, 0, cores, cores)
+
+
+@pytest.mark.parametrize(("shards", "expected"), [(1, 2), (2, 2), (3, 3), (100, 100), (101, 100)])
+def test_a_cluster_grows_for_no_more_actors_than_the_work_left_can_use(shards: int, expected: int) -> None:
+    assert on_gpus([], 100, shards, own=False) == Placement(expected, 1.0, 0, None)
+    assert on_cpus([], 100, shards, own=False) == Placement(expected, 0, 4, 4)
+    assert on_gpus([GPU_NODE] * 50, None, shards, own=False).actors == expected
+
+
+def test_the_last_shard_is_made_with_what_all_others_were_made_with() -> None:
+    assert on_cpus(cpus(16), None, 1, own=False) == Placement(2, 0, 4, 4)
+    assert on_cpus(cpus(2), 4, 1, own=True) == Placement(2, 0, 1 / 2, 1)
 
 
 def test_more_actors_than_cores_share_the_cores_of_this_machine() -> None:

@@ -239,6 +239,25 @@ def test_a_run_starts_with_what_fits_and_a_node_that_comes_later_takes_over_what
     check_all_made(tmp_path)
 
 
+def test_a_run_that_is_nearly_done_asks_for_no_more_actors_than_it_can_use(
+    nodes: Nodes, run: Run, tmp_path: Path
+) -> None:
+    nodes.add("node")
+    run().result(LIMIT_SECONDS)
+    ray.shutdown()
+    next((tmp_path / "out" / "results").iterdir()).unlink()
+    nodes.feel("node", "wait")
+    before = len(nodes.read("node"))
+    running = run(actors=100)
+    until(lambda: len(nodes.read("node")) > before, running)
+    job = ray.get_runtime_context().get_job_id()
+    asked = [actor for actor in ray._private.state.actors().values() if actor["JobID"] == job]  # pyright: ignore
+    nodes.feel("node", None)
+    running.result(LIMIT_SECONDS)
+    assert len(asked) == 2
+    check_all_made(tmp_path)
+
+
 def test_a_worker_that_is_told_to_go_finishes_its_shard_or_hands_it_back_and_nothing_is_blamed(
     nodes: Nodes, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

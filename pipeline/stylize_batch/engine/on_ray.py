@@ -43,14 +43,16 @@ class RayEngine:
         actors: int | Mapping[Device, int] | None,
         gpus_per_actor: float | None,
         bank_bytes: int,
+        shards: int,
     ) -> None:
         """Connect.
 
         Args:
             address: of a cluster (`auto`, `host:port`, `ray://…`); None starts Ray here.
-            actors: how many, on each device; None chooses one per GPU (or share of one), or one per four cores.
+            actors: how many at most, on each device; None chooses one per GPU (or share of one), or one per four cores.
             gpus_per_actor: the share of a GPU that one actor takes; None chooses.
             bank_bytes: of all encoded styles, for the size of the object store.
+            shards: that are left to do.
 
         Raises:
             UsageError: there is no cluster at the address, or one of other versions.
@@ -80,6 +82,7 @@ class RayEngine:
         self._own = address is None
         self._actors = actors
         self._gpus_per_actor = gpus_per_actor
+        self._shards = shards
         # References are kept in lists that `close` can empty, whoever else still holds these: one that outlived its Ray
         # would take the object of the same number from the next one in this process.
         self._model: list[Ref] = []
@@ -107,7 +110,9 @@ class RayEngine:
         wanted: dict[Device, int | None] = {
             each.device: actors[each.device] if isinstance(actors, Mapping) else actors for each in settings
         }
-        placements = place(resources, wanted, own=self._own, gpus_per_actor=self._gpus_per_actor)
+        placements = place(
+            resources, wanted, own=self._own, shards=self._shards, gpus_per_actor=self._gpus_per_actor
+        )
         silent = {} if self._own else check_nodes(settings)
         self._model.append(ray.put(model))
         self._crew = Crew([Pool(each, placements[each.device]) for each in settings], self._model, silent)

@@ -38,17 +38,20 @@ def place(
     actors: Mapping[Device, int | None],
     *,
     own: bool,
+    shards: int,
     gpus_per_actor: float | None = None,
 ) -> dict[Device, Placement]:
     """Choose so that all actors find room at once, or, on a cluster, as many as there is room for.
 
     On a Ray of our own more actors than GPUs or cores share them. On a cluster each has its own: those that find no
-    room yet are what makes it grow.
+    room yet are what makes it grow, so there are no more than the work left can use. What each asks for does not depend
+    on the work left: the last shard has what the first had.
 
     Args:
         nodes: resources of each living node.
         actors: how many on each device; None takes one for each GPU (or share of one), or for four cores of a node.
         own: whether the Ray was started for this run alone.
+        shards: that are left to do.
         gpus_per_actor: the share of a GPU that one actor takes; None chooses.
 
     Raises:
@@ -62,7 +65,11 @@ def place(
         placements["cuda"] = _on_gpus(nodes, actors["cuda"], own, gpus_per_actor, beside)
     if "cpu" in actors:
         placements["cpu"] = _on_cpus(cores, actors["cpu"], own)
-    return placements
+    most = max(shards, 2)  # a second one for the last shard, should the first be slow or hang
+    return {
+        device: placement._replace(actors=min(placement.actors, most))
+        for device, placement in placements.items()
+    }
 
 
 def _on_gpus(

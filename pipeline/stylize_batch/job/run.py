@@ -223,7 +223,7 @@ def _work(
     if pending:
         styles = read_styles(root, record.run)
         observer.phase("Starting workers", None)
-        with _engine(spec, len(styles) * 4 * _style_width(model)) as engine:
+        with _engine(spec, len(styles) * 4 * _style_width(model), len(pending)) as engine:
             devices = spec.devices or [engine.device]
             engine.start([_worker_settings(spec, source, root, record, device) for device in devices], model)
             _refuse_usurped(root, record)
@@ -320,7 +320,7 @@ def _model_name(spec: JobSpec) -> str:
 
 
 @contextmanager
-def _engine(spec: JobSpec, bank_bytes: int) -> Generator[Engine]:
+def _engine(spec: JobSpec, bank_bytes: int, shards: int) -> Generator[Engine]:
     if spec.in_process:
         from stylize_batch.engine.in_process import InProcessEngine
 
@@ -328,7 +328,7 @@ def _engine(spec: JobSpec, bank_bytes: int) -> Generator[Engine]:
     else:
         from stylize_batch.engine.on_ray import RayEngine
 
-        engine = RayEngine(spec.address, spec.actors, spec.gpus_per_actor, bank_bytes)
+        engine = RayEngine(spec.address, spec.actors, spec.gpus_per_actor, bank_bytes, shards)
     try:
         yield engine
     except BaseException as error:
