@@ -36,6 +36,7 @@ from stylize_batch.engine import crew, on_ray
 from stylize_batch.engine.base import StyleRequest
 from stylize_batch.engine.dispatch import Dispatch
 from stylize_batch.engine.on_ray import RayEngine
+from stylize_batch.engine.probe import Probed
 from stylize_batch.engine.ray_actor import Pulse, Ref, WorkerActor
 from stylize_batch.manifest.plan import check_and_partition, write_plan
 from stylize_batch.manifest.source import locate
@@ -84,7 +85,7 @@ class SleepingActor(WorkerActor):
         super().__init__(replace(settings, device="cpu", precision="fp32"))
 
     @ray.method(concurrency_group="control")
-    def ping(self, model: list[Ref]) -> Pulse:
+    def ping(self, model: list[Ref], newcomer: bool) -> Pulse:
         """Put the sleeping network in the place of the real one before the worker is made."""
         import stylize_batch.stage
         from stylize_batch.model.adain import Statistics
@@ -120,7 +121,7 @@ class SleepingActor(WorkerActor):
 
         stylize_batch.stage.Network = Sleeping  # pyright: ignore[reportPrivateImportUsage]
         # Ray's types know a method from outside alone, by its `remote`.
-        return super().ping(model)  # pyright: ignore[reportCallIssue]
+        return super().ping(model, newcomer)  # pyright: ignore[reportCallIssue]
 
 
 def prepare(folder: Path, pairs: int) -> list[int]:
@@ -195,7 +196,8 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}\n"
     )
     print("| | pictures/s | efficiency |\n|---|--:|--:|")
-    with patch.object(crew, "WorkerActor", SleepingActor), patch.object(on_ray, "check_nodes"):
+    unchecked = patch.object(on_ray, "check_nodes", return_value=Probed({}, None))
+    with patch.object(crew, "WorkerActor", SleepingActor), unchecked:
         for name, nodes in CASES.items():
             print_row(name, nodes, seconds)
         # The last of them once more.

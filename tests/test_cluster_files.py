@@ -100,12 +100,13 @@ def test_rayjob_yaml_is_what_kuberay_accepts() -> None:
 
 
 @pytest.mark.parametrize("line", examples())
-def test_what_is_run_on_the_clusters_of_these_files_asks_for_the_gpus_that_are_not_up_yet(line: str) -> None:
+def test_what_is_run_on_the_clusters_of_these_files_suits_nodes_that_are_not_up_yet(line: str) -> None:
     head: Resources = {}  # which is all that there is at first
     settings = settings_of(line)
     device: Device = settings.get("device", "cpu")  # which a run takes that finds no GPU
     asked = place([head], {device: int(settings.get("actors", 0)) or None}, own=False, shards=100)[device]
     assert asked.num_gpus == 1
+    assert settings["max_failed"] == "1%"  # since nothing is known of nodes that are not up yet
 
 
 @pytest.mark.parametrize(

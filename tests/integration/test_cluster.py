@@ -32,6 +32,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2  # pyright: ignore
 
 import stylize_batch
+from stylize_batch.engine.probe import Probed
 from stylize_batch.engine.ray_actor import WorkerActor
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.job.run import RunSummary
@@ -107,7 +108,7 @@ class Nodes:
     def apart(self, folder: Path) -> Generator[None]:
         """Start a node that has a disk of its own where the others have a folder, and end it afterwards."""
         mounted = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
-        start = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus", "1", "--address"]
+        start = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus", "4", "--address"]
         known = GcsClient(address=self.address).get_all_node_info
         before = len(known())
         node = subprocess.Popen(
@@ -210,6 +211,12 @@ def until(condition: Callable[[], object], running: Future[RunSummary] | None = 
 
 def parts(folder: Path) -> int:
     return len(list((folder / "out" / "results").glob("*"))) if (folder / "out" / "results").exists() else 0
+
+
+def waits_for_nodes(folder: Path) -> bool:
+    """Whether a run has looked at the nodes there are."""
+    record = folder / "out" / "run.json"
+    return record.exists() and bool(json.loads(record.read_text())["precision"])
 
 
 def check_all_made(folder: Path) -> None:
@@ -485,11 +492,17 @@ def test_a_node_without_the_package_is_refused_before_work_starts(
     assert not (tmp_path / "out" / "results").exists()
 
 
+@pytest.fixture
+def own_disks() -> None:
+    """Skip the test where a node cannot have a disk of its own."""
+    if shutil.which("unshare") is None or subprocess.run([*UNSHARED, "true"], check=False).returncode:
+        pytest.skip("this machine lets no user mount a disk of their own")
+
+
+@pytest.mark.usefixtures("own_disks")
 def test_a_node_that_has_the_output_on_a_disk_of_its_own_is_refused(
     nodes: Nodes, refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    if shutil.which("unshare") is None or subprocess.run([*UNSHARED, "true"], check=False).returncode:
-        pytest.skip("this machine lets no user mount a disk of their own")
     nodes.add("shares")
     (tmp_path / "disk").mkdir()
     with nodes.apart(tmp_path / "disk"):
@@ -505,8 +518,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_and_one_that_comes_later_ends_th
 ) -> None:
     no_cuda = rf"torch {re.escape(torch.__version__)} finds no CUDA here; .* or use the device cpu"
     running = run(device="cuda", actors=1)
-    record = tmp_path / "out" / "run.json"
-    until(lambda: record.exists() and json.loads(record.read_text())["precision"], running)
+    until(lambda: waits_for_nodes(tmp_path), running)
     nodes.add("gpu", cpus=0, gpus=1)
     with pytest.raises(JobFailedError, match=f"^workers do not start: DeviceError: {no_cuda}$"):
         running.result(LIMIT_SECONDS)
@@ -568,6 +580,83 @@ def test_a_node_that_may_not_read_what_others_may_is_refused_before_it_fails_the
     assert not (tmp_path / "out" / "results").exists()
 
 
+@pytest.fixture
+def private(
+    manifest: Path,
+    server: S3Server,
+    contents: list[str],
+    styles: list[str],
+    make_manifest: MakeManifest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Photographs that this process may read and a guest may not, in the place of the manifest's; a style that waits."""
+    for name, value in server.env().items():
+        monkeypatch.setenv(name, value)
+    uris = [f"s3://{PRIVATE}/{tmp_path.name}-{number}.jpg" for number in range(PAIRS)]
+    for content, uri in zip(contents, uris, strict=True):
+        server.client().put_file(content, uri)
+    make_manifest([{"content": uri, "style": [f"moody://{styles[0]}"]} for uri in uris])
+
+
+UNREADABLE = (
+    rf"cannot read what others can: AccessDenied: no permission to read s3://{PRIVATE}/\S+; nodes need .*"
+)
+
+
+@pytest.mark.usefixtures("private")
+def test_where_the_first_node_to_come_may_not_read_what_this_one_may_the_run_ends_and_no_row_fails(
+    nodes: Nodes, run: Run, server: S3Server, tmp_path: Path
+) -> None:
+    running = run(actors=1)
+    until(lambda: waits_for_nodes(tmp_path), running)
+    nodes.add("guest", cpus=4, env=server.env(GUEST))
+    with pytest.raises(
+        JobFailedError, match=rf"^workers do not start: SystemicError: node \S+ {UNREADABLE}$"
+    ):
+        running.result(LIMIT_SECONDS)
+    assert parts(tmp_path) == 0
+
+
+@pytest.mark.usefixtures("private")
+def test_a_node_that_comes_later_and_may_not_read_what_others_may_gets_no_work(
+    nodes: Nodes, run: Run, server: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.add("sound", "wait")
+    running = run()
+    until(lambda: nodes.read("sound"), running)
+    guest = nodes.add("guest", env=server.env(GUEST))
+    until(lambda: "gets no more work" in caplog.text, running)
+    nodes.feel("sound", None)
+    ((node, reason),) = running.result(LIMIT_SECONDS).dropped_nodes.items()
+    assert guest[:8] in node
+    assert re.search(UNREADABLE, reason)
+    check_all_made(tmp_path)
+
+
+def test_a_node_that_comes_later_is_not_blamed_for_what_nobody_can_read(
+    nodes: Nodes, run: Run, make_manifest: MakeManifest, styles: list[str], tmp_path: Path
+) -> None:
+    make_manifest([{"content": "/absent.jpg", "style": styles[:1]}])
+    running = run(actors=1)
+    until(lambda: waits_for_nodes(tmp_path), running)
+    nodes.add("node", cpus=4)
+    summary = running.result(LIMIT_SECONDS)
+    assert summary.kinds == {"NotFound": 1}
+    assert summary.dropped_nodes == {}
+
+
+@pytest.mark.usefixtures("own_disks")
+def test_a_node_that_comes_later_and_has_the_output_on_a_disk_of_its_own_gets_no_work(
+    nodes: Nodes, run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    running = run(output=str(tmp_path / "disk" / "out"), actors=1)
+    until(lambda: waits_for_nodes(tmp_path / "disk"), running)
+    with nodes.apart(tmp_path / "disk"), pytest.raises(JobFailedError, match=r"node \S+ does not share \S+"):
+        running.result(LIMIT_SECONDS)
+
+
 def test_a_node_that_does_not_answer_gets_no_work_and_the_others_do_it(
     nodes: Nodes, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -588,7 +677,7 @@ def test_workers_on_gpus_and_cpus_share_a_run_and_one_that_hangs_does_not_hold_u
     nodes: Nodes, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stylize_batch.engine.crew.WorkerActor", StandIn)
-    monkeypatch.setattr("stylize_batch.engine.on_ray.check_nodes", lambda settings: {})
+    monkeypatch.setattr("stylize_batch.engine.on_ray.check_nodes", lambda settings: Probed({}, None))
     nodes.add("gpu", "wait", cpus=0, gpus=1)
     nodes.add("cpu", "wait")
     running = run(actors={"cuda": 2, "cpu": 1}, gpus_per_actor=0.5)

@@ -169,10 +169,16 @@ class Slot:
         self._actor = self._question = None
         self.in_flight.clear()
 
-    def ask(self, model: list[Ref]) -> None:
-        """Put the next question, if it is time for one."""
+    def ask(self, model: list[Ref], newcomer: bool) -> None:
+        """Put the next question, if it is time for one.
+
+        Args:
+            model: a reference to the bytes of the model file.
+            newcomer: whether it is on a node that nobody has looked at.
+        """
         if self._question is None and time.monotonic() >= self._next_question:
-            self._question = self._actor.ping.remote(model) if self._alive else self._actor.alive.remote()
+            actor = self._actor
+            self._question = actor.ping.remote(model, newcomer) if self._alive else actor.alive.remote()
 
     def hear(self, answered: set[Ref]) -> str | None:
         """Hear the answer to the last question, if there is one; return why a started process can take no work."""
@@ -211,15 +217,24 @@ class Crew:
         dropped: nodes that get no more work, as people know them, and why.
     """
 
-    def __init__(self, pools: Sequence[Pool], model: list[Ref], silent: Mapping[Place, str]) -> None:
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        model: list[Ref],
+        silent: Mapping[Place, str],
+        sound: frozenset[str] | None,
+    ) -> None:
         """Create all actors at once: those that find no room yet make an autoscaler add nodes.
 
         Args:
             pools: the kinds of actors.
             model: a reference to the bytes of the model file.
             silent: nodes that get no work, and why.
+            sound: the nodes that read what others read, which those not among them have to show first; None asks it of
+                none.
         """
         self._model = model
+        self._sound = sound
         self._avoided: list[str] = []
         self.pools = pools
         self.slots: list[Slot] = []
@@ -238,7 +253,7 @@ class Crew:
         """Put the next questions, wait until an actor has something to say, for a second at most, and return all
         answers there are."""
         for slot in self.slots:
-            slot.ask(self._model)
+            slot.ask(self._model, self._sound is not None and slot.node not in self._sound)
         refs = [ref for slot in self.slots for ref in slot.refs]
         if not refs:
             time.sleep(PING_SECONDS / 10)

@@ -19,7 +19,7 @@ from stylize_batch.engine.dispatch import MAX_CRASHES, Dispatch
 from stylize_batch.engine.guardian import guarded, release
 from stylize_batch.engine.metrics import DriverMetrics
 from stylize_batch.engine.placement import place
-from stylize_batch.engine.probe import check_nodes
+from stylize_batch.engine.probe import Probed, check_nodes
 from stylize_batch.engine.ray_actor import Ref
 from stylize_batch.engine.ray_tasks import ShardTask, StyleTask, Task
 from stylize_batch.errors import DeviceError, JobFailedError, SystemicError, UsageError
@@ -113,9 +113,10 @@ class RayEngine:
         placements = place(
             resources, wanted, own=self._own, shards=self._shards, gpus_per_actor=self._gpus_per_actor
         )
-        silent = {} if self._own else check_nodes(settings)
+        silent, sound = Probed({}, None) if self._own else check_nodes(settings)
         self._model.append(ray.put(model))
-        self._crew = Crew([Pool(each, placements[each.device]) for each in settings], self._model, silent)
+        pools = [Pool(each, placements[each.device]) for each in settings]
+        self._crew = Crew(pools, self._model, silent, sound)
 
     def encode_styles(self, requests: list[StyleRequest]) -> Iterator[StyleBatch]:
         """Yield the encoded styles of each request."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import ray
@@ -13,13 +13,14 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stylize_batch import __version__
+from stylize_batch.engine.access import Asked, ask_for_content, cannot_read, cannot_use, not_shared
 from stylize_batch.engine.cluster import Node, living_nodes
 from stylize_batch.engine.crew import reason_of
 from stylize_batch.engine.ray_actor import Place
-from stylize_batch.errors import DeviceError, JobFailedError, RowError, SystemicError, UsageError
-from stylize_batch.manifest.shards import read_shard, shard_key
+from stylize_batch.errors import DeviceError, JobFailedError, SystemicError, UsageError
+from stylize_batch.manifest.shards import shard_key
 from stylize_batch.settings import Device, WorkerSettings
-from stylize_batch.storage import TEMPORARY, Root, absolute, fingerprint
+from stylize_batch.storage import TEMPORARY, Root
 
 PROBE_SECONDS = 120.0
 
@@ -28,15 +29,28 @@ RESOURCES: dict[Device, str] = {"cuda": "GPU", "cpu": "CPU"}
 
 
 class Found(NamedTuple):
-    """What a node says: the package's version, and why it cannot read the first content, if so."""
+    """What a node says: the package's version, and what came of asking for the first content."""
 
     version: str
-    unreadable: str | None
+    asked: Asked
 
 
-def check_nodes(settings: Sequence[WorkerSettings]) -> dict[Place, str]:
+class Probed(NamedTuple):
+    """What is known of nodes before work starts.
+
+    Attributes:
+        silent: those that do not answer, and why.
+        sound: the identities of those that read the first content; None if nobody can, so that nothing speaks against
+            nodes that cannot.
+    """
+
+    silent: Mapping[Place, str]
+    sound: frozenset[str] | None
+
+
+def check_nodes(settings: Sequence[WorkerSettings]) -> Probed:
     """Have every node that actors may run on read an object under the output root and write it, ask for the first
-    content, and use its GPU. Return the nodes that do not answer, and why.
+    content, and use its GPU. This process asks for it, too: where a cluster has yet to grow, it is the only one.
 
     A local root must be the same folder everywhere, so what each node writes is looked for here. On object storage each
     writes the plan's first shard as it is: nothing is changed or left over, and no right is needed that work does not need.
@@ -69,6 +83,7 @@ def check_nodes(settings: Sequence[WorkerSettings]) -> dict[Place, str]:
         write = f"{TEMPORARY}/{run}/nonce-{node['NodeID']}" if root.local else read
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         asked.append((node, write, probe.options(scheduling_strategy=there).remote(devices[0], read, write)))
+    readable = ask_for_content(root, settings[0]).reads
     ray.wait([answer for _, _, answer in asked], num_returns=len(asked), timeout=PROBE_SECONDS)
     silent: dict[Place, str] = {}
     found: list[tuple[Node, Found]] = []
@@ -77,7 +92,7 @@ def check_nodes(settings: Sequence[WorkerSettings]) -> dict[Place, str]:
         try:
             said = _answer(root, answer)
             if root.local and not _holds(root, write, nonce):
-                raise UsageError(_not_shared(root))
+                raise UsageError(not_shared(root))
             found.append((node, said))
         except RayError as error:
             silent[Place(here, node["NodeID"])] = f"it does not answer: {reason_of(error)}"
@@ -87,14 +102,13 @@ def check_nodes(settings: Sequence[WorkerSettings]) -> dict[Place, str]:
                 raise UsageError(f"node {here} {error}") from None
     if silent and not found:
         raise UsageError("; ".join(f"{place}: {reason}" for place, reason in silent.items()))
-    if any(said.unreadable is None for _, said in found):  # or there is no such content
-        for node, said in found:
-            if said.unreadable is not None:
-                raise UsageError(
-                    f"node {node['NodeManagerAddress']} cannot read what others can: {said.unreadable}; nodes need "
-                    "credentials, permissions and mounts of their own"
-                )
-    return silent
+    sound = frozenset(node["NodeID"] for node, said in found if said.asked.reads)
+    if not (readable or sound):  # there may be no such content
+        return Probed(silent, None)
+    for node, said in found:
+        if said.asked.refusal is not None:
+            raise UsageError(f"node {node['NodeManagerAddress']} {cannot_read(said.asked.refusal)}")
+    return Probed(silent, sound)
 
 
 def _probe(settings: WorkerSettings, read: str, write: str) -> Found:
@@ -106,14 +120,7 @@ def _probe(settings: WorkerSettings, read: str, write: str) -> Found:
         from stylize_batch.model.device import check_device  # brings torch
 
         check_device(settings.device)
-    content = read_shard(root, 0, settings.run)["content"][0].as_py()
-    try:
-        fingerprint(absolute(content, settings.base))
-    except RowError as error:
-        return Found(__version__, None if error.transient else str(error))
-    except SystemicError as error:
-        return Found(__version__, str(error))
-    return Found(__version__, None)
+    return Found(__version__, ask_for_content(root, settings))
 
 
 def _answer(root: Root, answer: Any) -> Found:
@@ -128,15 +135,13 @@ def _answer(root: Root, answer: Any) -> Found:
         found = cast("Found", ray.get(answer, timeout=0))
     except RayTaskError as error:
         if isinstance(error.cause, FileNotFoundError) and root.local:
-            raise UsageError(_not_shared(root)) from None
+            raise UsageError(not_shared(root)) from None
         if isinstance(error.cause, SystemicError):
             raise JobFailedError(str(error.cause)) from None
         if isinstance(error.cause, DeviceError):
             raise UsageError(f"has a GPU that cannot be used: {error.cause}") from None
         if isinstance(error.cause, OSError):
-            raise UsageError(
-                f"cannot use {root.uri}: {error.cause}; nodes need credentials or permissions of their own"
-            ) from None
+            raise UsageError(cannot_use(root, error.cause)) from None
         raise UsageError(
             f"cannot run this package, install it there as it is here: {reason_of(error)}"
         ) from None
@@ -152,7 +157,3 @@ def _holds(root: Root, key: str, data: bytes) -> bool:
         return root.read(key) == data
     except OSError:
         return False
-
-
-def _not_shared(root: Root) -> str:
-    return f"does not share {root.uri}; with several nodes use object storage or a shared file system for --output"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import pyarrow as pa
 import ray
 
+from stylize_batch.engine.access import check_newcomer
 from stylize_batch.engine.base import StyleRequest
 from stylize_batch.engine.log import keep_log, tell
 from stylize_batch.engine.metrics import WorkMetrics
@@ -75,9 +76,20 @@ class WorkerActor:
         return Place(ray.util.get_node_ip_address(), _node())
 
     @ray.method(concurrency_group="control")
-    def ping(self, model: list[Ref]) -> Pulse:
-        """Answer once the worker is ready."""
+    def ping(self, model: list[Ref], newcomer: bool) -> Pulse:
+        """Answer once the worker is ready.
+
+        Args:
+            model: a reference to the bytes of the model file.
+            newcomer: whether nobody has looked yet at what this node can read.
+
+        Raises:
+            SystemicError: it cannot read what others can.
+            DeviceError: torch cannot use its device.
+        """
         if self._worker is None:
+            if newcomer:
+                check_newcomer(self._settings)
             from stylize_batch.worker import Worker  # brings torch, which the driver does without
 
             worker = Worker(self._settings, ray.get(model[0]), self._witness)
