@@ -26,7 +26,7 @@ FIRST_PATIENCE = 30.0
 HASTE = 3.0
 """Both, in a process that is about to end."""
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
+FIRST_WAIT, LONGEST_WAIT = 0.2, 8.0
 """Most seconds before the second attempt, doubled for each further one, and before any. They are drawn, or many clients
 would all come back at once."""
 
