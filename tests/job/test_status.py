@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from itertools import count
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -52,8 +53,10 @@ def interrupt(output: Path, lost: int) -> None:
 def left_by(output: Path, host: str, age: float) -> None:
     """Leave the lease of a driver on another machine, last renewed so many seconds ago."""
     holder = {"run": "other", "host": host, "pid": 4711, "place": "elsewhere", "born": "1", "renewals": 3}
-    (output / "lease.json").write_text(json.dumps(holder))
-    os.utime(output / "lease.json", (time.time() - age, time.time() - age))
+    written = output / ".lease"
+    written.write_text(json.dumps(holder))
+    os.utime(written, (time.time() - age, time.time() - age))
+    written.replace(output / "lease.json")
 
 
 def test_a_finished_run_says_what_became_of_its_rows(output: Path) -> None:
@@ -102,10 +105,22 @@ def test_a_driver_on_another_machine_lives_while_it_renews_its_lease(
     # Its clock is an hour behind: only a renewal tells.
     monkeypatch.setattr(leases, "POLL_SECONDS", 0.05)
     left_by(output, "node-7", age=3600)
-    renewing = threading.Timer(0.3, left_by, (output, "node-8", 3600))
+    ended = threading.Event()
+
+    def renew() -> None:
+        for renewal in count():
+            if ended.wait(0.3):
+                return
+            left_by(output, f"node-{renewal}", 3600)
+
+    renewing = threading.Thread(target=renew)
     renewing.start()
-    assert status(str(output)).state == "running"
-    renewing.join()
+    try:
+        assert status(str(output)).state == "running"
+    finally:
+        ended.set()
+        renewing.join()
+    left_by(output, "node-8", 3600)
     monkeypatch.setattr(leases, "RENEW_SECONDS", 0.5)
     found = status(str(output))
     assert (found.state, found.host) == ("stopped", "node-8")
