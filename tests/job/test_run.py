@@ -584,6 +584,17 @@ def test_too_many_failures_end_the_run_and_keep_what_is_done(
     assert (summary.ok, summary.failed) == (12, 4)
 
 
+def test_a_run_with_too_many_failures_ends_at_once_and_repeated_does_no_work(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    rows = [{**row, "content": str(tmp_path / f"absent{index}.jpg")} for index, row in enumerate(pairs)]
+    manifest = make_manifest(rows)
+    for _ in range(2):
+        with pytest.raises(GaveUpError, match="1 rows failed"):
+            run(manifest, tmp_path / "out", max_failed="0", shard_pairs=1)
+        assert len(list((tmp_path / "out" / "results").iterdir())) == 1
+
+
 @pytest.mark.parametrize("mount_point", [False, True])
 @pytest.mark.parametrize("folder", ["photos", "paintings"])
 def test_a_folder_of_images_that_is_gone_fails_no_row(

@@ -15,6 +15,8 @@ from stylize_batch.images.encode import EXTENSIONS, Format
 from stylize_batch.manifest.identity import output_keys
 from stylize_batch.manifest.naming import (
     MARK,
+    MAX_KEY,
+    MAX_NAME,
     checked_key,
     claims,
     folded,
@@ -109,3 +111,11 @@ def test_keys_never_leave_the_root(key: str) -> None:
 def test_hostile_keys_are_refused(key: str) -> None:
     with pytest.raises(UsageError, match="would leave the output root"):
         checked_key(key)
+
+
+@pytest.mark.parametrize("fits", ["ä" * (MAX_NAME // 2), "/".join(["ä" * 99 + "xy"] * 4)[:-3] + "x"])
+def test_keys_are_measured_in_bytes_as_file_systems_do(fits: str) -> None:
+    assert len(fits.encode()) in (MAX_NAME, MAX_KEY)
+    assert checked_key(fits) == fits
+    with pytest.raises(UsageError, match="is too long"):
+        checked_key(f"{fits}x")

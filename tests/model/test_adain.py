@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stylize_batch.model.adain import EPSILON, Statistics, adain, statistics
+from stylize_batch.model.adain import EPSILON, Statistics, adain, moments, statistics
 
 seeds = st.integers(0, 2**31 - 1)
 sides = st.integers(2, 9)
@@ -125,3 +125,16 @@ def test_statistics_have_the_gradient_of_their_definition(seed: int, layout: tor
     variance, mean = torch.var_mean(x.double(), (2, 3), correction=0)
     (expected,) = torch.autograd.grad((mean * by_mean + (variance + EPSILON).sqrt() * by_std).sum(), x)
     assert_close(gradient, expected, 1e-5)
+
+
+def test_a_region_has_the_unbiased_variance_of_its_positions() -> None:
+    features = torch.randn(1, 3, 4, 5)
+    inside = torch.zeros(1, 1, 4, 5)
+    inside[..., :3, 1:4] = 1
+    found = moments(features, inside).statistics(1)
+    expected = features[..., :3, 1:4].flatten(2).var(2, correction=1)
+    torch.testing.assert_close(found.std, (expected + EPSILON).sqrt())
+    inside[..., 1:, :] = 0
+    inside[..., 2:] = 0
+    single = moments(features, inside).statistics(1)
+    torch.testing.assert_close(single.std, torch.full((1, 3), EPSILON).sqrt())

@@ -152,3 +152,13 @@ def test_bfloat16_stays_near_full_precision(default: Checkpoint) -> None:
     exact, _ = stylize(Network(default), picture(), picture().flip(1))
     rough, _ = stylize(Network(default, precision="bf16"), picture().bfloat16(), picture().flip(1).bfloat16())
     assert (exact - rough.float()).abs().mean() < 0.02
+
+
+def test_an_encoder_with_other_weights_is_no_loss_network_though_the_architecture_is_the_same(
+    default: Checkpoint,
+) -> None:
+    torch.manual_seed(2)
+    trained = checkpoint.loads(checkpoint.dumps(*checkpoint.build("vgg16"), {"name": "random"}))
+    own = default.encoder.state_dict()
+    for phi in (loss_network(trained), loss_network(default)):
+        assert all(torch.equal(value, own[key]) for key, value in phi.state_dict().items())
