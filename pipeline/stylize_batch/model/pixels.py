@@ -23,7 +23,8 @@ def to_bytes(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def plain_bytes(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the same, on any device."""
-    return (images.float() * 255).round().byte(), ~images.isnan().flatten(1).any(1)
+    # A sum of what lies in 0..1 is no number only where one of them is none; to look at each takes thirty times as long.
+    return (images.float() * 255).round().byte(), ~images.sum((1, 2, 3)).isnan()
 
 
 @tried
