@@ -12,19 +12,25 @@ from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from stylize_batch.engine import dispatch as dispatching
 from stylize_batch.engine.crew import Crew
-from stylize_batch.engine.dispatch import HANGING_SECONDS, MAX_LOST_STARTS, Dispatch
+from stylize_batch.engine.dispatch import (
+    HANGING_SECONDS,
+    MAX_CRASHES,
+    MAX_CRASHES_IN_A_ROW,
+    MAX_LOST_STARTS,
+    Dispatch,
+)
 from stylize_batch.engine.metrics import DriverMetrics
-from stylize_batch.errors import JobFailedError, SystemicError
+from stylize_batch.errors import DeviceError, HandedBackError, JobFailedError, SystemicError
 
 Answer = Callable[["Worker", str], float]
 """The seconds a worker takes for a task; it hangs for ever with infinity, and dies with a negative number."""
 
 
 class TroubleError(RayTaskError):
-    """What Ray raises where storage did not answer a worker."""
+    """What Ray raises where a worker has raised something."""
 
-    def __init__(self) -> None:
-        self.cause = SystemicError("storage does not answer")
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
 
 
 class Given(NamedTuple):
@@ -45,9 +51,14 @@ class Worker:
         self._begun = 0.0
         self.lost_starts = lost_starts
         self.ready = not lost_starts
-        self.takes_work = self.ready
         self.leaving = False
+        self.lost = 0  # processes so far
+        self.died_with: list[str] = []
         self.done: list[str] = []
+
+    @property
+    def takes_work(self) -> bool:
+        return self.ready and not self.leaving
 
     @property
     def task(self) -> str | None:
@@ -65,13 +76,15 @@ class Worker:
     def result(self) -> str:
         task = self.in_flight[0][1]
         if self._answer(self, task) < 0:
+            self.died_with.append(task)
             raise WorkerCrashedError
         if self._crew.trouble(self, task):
-            raise TroubleError
+            raise TroubleError(self._crew.cause)
         self.done.append(task)
         return task
 
     def give(self, task: str) -> None:
+        assert self.takes_work
         if not self.in_flight:
             self._begun = self._crew.now
         self.in_flight.append((Given(task, self), task))
@@ -86,6 +99,8 @@ class Worker:
         return self.in_flight.pop()[1]
 
     def lose(self) -> list[str]:
+        self.lost += 1
+        self.leaving = False
         tasks = [task for _, task in self.in_flight]
         self.in_flight.clear()
         return tasks
@@ -102,6 +117,8 @@ class Workers:
     def __init__(self, answers: Sequence[Answer], nodes: str = "") -> None:
         self.now = 0.0
         self.trouble: Callable[[Worker, str], bool] = lambda *_: False
+        self.cause: Exception = SystemicError("storage does not answer")
+        self.gone: set[str] = set()
         self.pools: list[Any] = []
         self.slots = [
             Worker(self, node, answer)
@@ -130,7 +147,11 @@ class NoMetrics:
 
 def dispatched(crew: Workers, tasks: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Dispatch]:
     monkeypatch.setattr(dispatching.ray, "get", lambda given: given.to.result())  # pyright: ignore
-    monkeypatch.setattr(dispatching, "living_nodes", lambda: {slot.node: {} for slot in crew.slots})
+    monkeypatch.setattr(
+        dispatching,
+        "living_nodes",
+        lambda: {slot.node: {} for slot in crew.slots if slot.node not in crew.gone},
+    )
     names: list[Any] = [f"task {number}" for number in range(tasks)]
     work = Dispatch(cast("Crew", crew), names, cast("DriverMetrics", NoMetrics()))
     return list(work.run()), work
@@ -169,6 +190,15 @@ def test_what_a_hundred_workers_are_late_with_takes_the_driver_of_a_thousand_no_
     assert time.process_time() - began < 10
 
 
+def test_what_an_idle_worker_has_done_instead_of_one_that_hangs_is_not_done_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crew = Workers([lambda worker, _: 2.0 if worker.lost else float("inf")] * 2 + [lambda *_: 2.0])
+    found, _ = dispatched(crew, 6, monkeypatch)
+    assert sorted(found) == [f"task {number}" for number in range(6)]
+    assert [worker.lost for worker in crew.slots] == [1, 1, 0]
+
+
 def test_a_task_that_hangs_before_any_is_finished_is_tried_by_another_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -185,6 +215,93 @@ def test_a_task_that_kills_its_workers_is_put_aside_and_the_others_are_done(
     found, work = dispatched(crew, 10, monkeypatch)
     assert sorted(found) == sorted(f"task {number}" for number in range(10) if number != 3)
     assert [str(task) for task in work.outcast] == ["task 3"]
+
+
+def test_a_task_that_some_workers_died_with_is_done_by_the_next_even_if_it_waited_behind_one_that_kills_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(worker: Worker, task: str) -> float:
+        return -1.0 if task == "task 0" or worker.died_with.count(task) < MAX_CRASHES else 1.0
+
+    crew = Workers([answer])
+    found, work = dispatched(crew, 2, monkeypatch)
+    assert found == ["task 1"]
+    assert [str(task) for task in work.outcast] == ["task 0"]
+
+
+def test_a_task_that_ends_the_use_of_its_device_gets_new_processes_and_is_then_put_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crew = Workers([lambda *_: 1.0] * 2)
+    crew.trouble = lambda _, task: task == "task 3"
+    crew.cause = DeviceError("CUDA error: an illegal memory access was encountered")
+    found, work = dispatched(crew, 10, monkeypatch)
+    assert sorted(found) == [f"task {number}" for number in range(10) if number != 3]
+    assert [str(task) for task in work.outcast] == ["task 3"]
+    assert sum(worker.lost for worker in crew.slots) == MAX_CRASHES + 1
+
+
+@pytest.mark.parametrize("why", ["it had to go", "its node is gone"])
+def test_a_process_that_is_taken_away_again_and_again_is_no_tasks_fault(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(worker: Worker, _: str) -> float:
+        if worker.lost > MAX_CRASHES + 1:
+            return 1.0
+        worker.leaving = why == "it had to go"
+        return -1.0
+
+    crew = Workers([answer])
+    crew.gone = {"a"} if why == "its node is gone" else set()
+    found, work = dispatched(crew, 1, monkeypatch)
+    assert found == ["task 0"]
+    assert not work.outcast
+
+
+def test_what_workers_that_have_to_go_hand_back_is_no_tasks_fault_and_done_by_new_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crew = Workers([lambda *_: 1.0])
+    crew.trouble = lambda worker, _: worker.lost < 5
+    crew.cause = HandedBackError("this worker has to go")
+    found, work = dispatched(crew, 2, monkeypatch)
+    assert found == ["task 0", "task 1"]
+    assert not work.outcast
+    assert crew.slots[0].lost == 5
+
+
+def test_a_worker_that_has_to_go_gets_nothing_more_and_makes_room_for_a_new_process_when_it_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crew = Workers([lambda *_: 1.0])
+
+    def leaves(worker: Worker, task: str) -> bool:
+        worker.leaving |= task == "task 0"
+        return False
+
+    crew.trouble = leaves
+    found, _ = dispatched(crew, 6, monkeypatch)
+    assert found == [f"task {number}" for number in range(6)]
+    assert crew.slots[0].lost == 1
+
+
+def test_workers_that_die_with_whatever_they_are_given_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Workers([lambda *_: -1.0] * 2)
+    with pytest.raises(JobFailedError, match="61 workers died and no task was finished in between"):
+        dispatched(crew, 2 * MAX_CRASHES_IN_A_ROW, monkeypatch)
+
+
+def test_workers_that_die_now_and_then_end_no_long_job_and_no_node_is_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(worker: Worker, task: str) -> float:
+        return -1.0 if int(task[5:]) % 3 == 0 and task not in worker.died_with else 1.0
+
+    crew = Workers([answer, lambda *_: 20.0], nodes="ab")
+    found, _ = dispatched(crew, 6 * MAX_CRASHES_IN_A_ROW, monkeypatch)
+    assert len(found) == len(set(found)) == 6 * MAX_CRASHES_IN_A_ROW
+    assert crew.slots[0].lost > MAX_CRASHES_IN_A_ROW
+    assert not crew.dropped
 
 
 def test_a_node_that_loses_everything_gets_no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +336,7 @@ def test_a_worker_that_is_being_restarted_does_not_end_the_job(monkeypatch: pyte
 
     def wait() -> set[Given]:
         answered = Workers.wait(crew)
-        works.takes_work = works.ready = crew.now not in pauses
+        works.ready = crew.now not in pauses
         return answered
 
     monkeypatch.setattr(crew, "wait", wait)
@@ -233,6 +350,16 @@ def test_two_bad_nodes_of_eight_get_no_more_work_and_end_nothing(monkeypatch: py
     found, _ = dispatched(crew, 40, monkeypatch)
     assert len(found) == len(set(found)) == 40
     assert set(crew.dropped) == {"a", "b"}
+
+
+def test_the_trouble_of_a_node_that_gets_no_more_work_is_not_held_against_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crew = Workers([lambda worker, _: 0.5 if worker.node == "a" else 60.0] * 2, nodes="ab")
+    crew.trouble = lambda worker, _: worker.node == "a" or crew.now == 60
+    found, _ = dispatched(crew, 6, monkeypatch)
+    assert len(found) == len(set(found)) == 6
+    assert set(crew.dropped) == {"a"}
 
 
 def test_an_outage_that_one_worker_survives_ends_fifty_no_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
