@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stylize_batch import contents as loading
 from stylize_batch.ahead import begun_ahead
 from stylize_batch.contents import (
     LOOKAHEAD,
     STYLES_AHEAD,
+    STYLES_KEPT,
     Content,
     ContentLoader,
     Loaded,
@@ -21,6 +25,7 @@ from stylize_batch.contents import (
     StyleImages,
 )
 from stylize_batch.errors import RowError
+from stylize_batch.images.decode import decode_whole
 from stylize_batch.stopwatch import Stopwatch
 from tests.conftest import worker_settings
 
@@ -59,6 +64,22 @@ def test_who_stops_early_leaves_no_content_to_be_loaded(
     stopped.set()
     threads.shutdown()
     assert len(looked_at) <= 2  # the one taken, and the one in hand
+
+
+def test_contents_that_fill_the_memory_are_decoded_only_when_their_turn_has_come(
+    tmp_path: Path, contents: list[str], threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by: list[threading.Thread] = []
+
+    def noted(data: bytes, **options: Any) -> Any:
+        by.append(threading.current_thread())
+        return decode_whole(data, **options)
+
+    monkeypatch.setattr(loading, "decode_whole", noted)
+    loader = ContentLoader(worker_settings(tmp_path), threads, Stopwatch(), lambda _: True)
+    for number, (_, loaded) in enumerate(loader.load_ahead([Content(uri, [pair()]) for uri in contents]), 1):
+        assert isinstance(loaded, Loaded)
+        assert by == [threading.current_thread()] * number
 
 
 def test_a_content_or_mask_that_cannot_be_loaded_keeps_nothing_alive(
@@ -104,3 +125,22 @@ def test_styles_are_loaded_ahead_of_the_pair_in_hand_even_after_pairs_that_faile
     with pytest.raises(RowError, match=r"60\.jpg"):
         images.take("60.jpg")
     assert begun == order[: 61 + STYLES_AHEAD]
+
+
+def test_of_the_styles_of_a_long_shard_the_recent_ones_stay_in_memory_and_no_others() -> None:
+    begun: list[weakref.ref[Future[StyleImage | RowError]]] = []
+    often = 0
+
+    def load(uri: str) -> Future[StyleImage | RowError]:
+        nonlocal often
+        often += uri == "often.jpg"
+        loading: Future[StyleImage | RowError] = Future()
+        begun.append(weakref.ref(loading))
+        return loading
+
+    images = StyleImages([style for place in range(200) for style in ("often.jpg", f"{place}.jpg")], load)
+    for _ in range(200):
+        images.reach(2)
+        assert sum(each() is not None for each in begun) <= STYLES_KEPT
+    assert len(begun) == 201
+    assert often == 1

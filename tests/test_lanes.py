@@ -76,6 +76,7 @@ def test_at_the_end_units_stop_between_two_pictures_and_others_do_not_begin() ->
         later = open_lanes.submit(PASS, unit)
         begun.wait(timeout=30)
         threading.Timer(0.1, closing.set).start()
+    assert closing.is_set()  # what is at work has come to its end
     assert made == [0]
     assert later.cancelled()
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import fsspec.config
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from stylize_batch import storage
 from stylize_batch.errors import RowError, SystemicError, UsageError
@@ -233,6 +237,67 @@ def test_a_web_server_that_is_down_is_not_taken_for_a_file_that_is_not_there(
     assert caught.value.transient
 
 
+@pytest.mark.parametrize(
+    ("status", "again"),
+    [(408, True), (425, True), (429, True), (503, True), (400, False), (410, False), (451, False)],
+)
+def test_a_web_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
+    status: int, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [200, status]
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answers.pop())
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"data")
+
+        def log_message(self, format: str, *_: object) -> None: ...
+
+    monkeypatch.setattr(storage, "HTTP_WAITS", (0.0,))
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            uri = f"http://127.0.0.1:{server.server_port}/style.jpg"
+            if again:
+                assert read_bytes(uri) == b"data"
+            else:
+                with pytest.raises(RowError, match=f"Unreadable: .*{status}"):
+                    read_bytes(uri)
+        finally:
+            server.shutdown()
+
+
+def test_an_answer_that_breaks_off_half_way_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(f"memory://{tmp_path.name}")
+    root.put("x.jpg", b"whole")
+    breaks = iter(range(3))
+    real = MemoryFileSystem.cat_file
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        if next(breaks, None) is not None:
+            raise http.client.IncompleteRead(b"who")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", broken)
+    assert root.read("x.jpg") == b"whole"
+
+
+def test_settings_of_ones_own_for_s3_leave_the_others_as_a_long_run_needs_them(
+    no_credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = filesystem("s3://bucket/x")
+    own = {"s3": {"addressing_style": "path"}, "read_timeout": 7}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True, "config_kwargs": own})
+    fs, _ = filesystem("s3://bucket/x")
+    assert fs.anon
+    assert fs.config_kwargs == {**plain.config_kwargs, **own}
+    assert "retries" in fs.config_kwargs
+
+
 @pytest.mark.parametrize("ask", [read_bytes, fingerprint])
 def test_a_package_that_is_not_installed_is_no_rows_fault(
     ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
@@ -249,6 +314,18 @@ def test_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
     assert fingerprint(str(path)) == first
     path.write_bytes(b"22")
     assert fingerprint(str(path)) != first
+
+
+def test_fingerprint_changes_with_a_file_that_is_changed_within_a_second_and_keeps_its_size(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x"
+    found: set[str] = set()
+    for milliseconds in (1, 2):
+        path.write_bytes(b"1")
+        os.utime(path, ns=(0, 1_700_000_000_000_000_000 + milliseconds * 1_000_000))
+        found.add(fingerprint(str(path)))
+    assert len(found) == 2
 
 
 def test_folders_are_listed_recursively_and_sorted(tmp_path: Path) -> None:

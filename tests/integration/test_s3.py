@@ -124,6 +124,20 @@ def test_a_folder_that_outlasts_what_was_in_it_does_not_end_a_run_that_starts_an
     assert root.sizes("styles") == {}
 
 
+def test_what_others_put_meanwhile_is_found(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in server.env().items():
+        monkeypatch.setenv(key, value)
+    root = Root(f"s3://{BUCKET}/{tmp_path.name}")
+    root.put("results/ours", b"1")
+    assert root.list("results") == ["results/ours"]
+    assert not root.exists("results/theirs")
+    server.client().pipe_file(f"{BUCKET}/{tmp_path.name}/results/theirs", b"22")
+    assert root.list("results") == ["results/ours", "results/theirs"]
+    assert root.exists("results/theirs")
+
+
 def test_of_runs_that_begin_at_the_same_moment_one_goes_on(server: S3Server, tmp_path: Path) -> None:
     output = f"s3://{BUCKET}/{tmp_path.name}/out"
     *refused, held = ends_of_runs_that_begin_together(output, server.env())
