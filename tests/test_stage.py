@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from PIL import Image
 
 from stylize_batch import stage
+from stylize_batch.contents import Pair
+from stylize_batch.errors import DeviceError, HandedBackError, RowError
 from stylize_batch.images.decode import decode
-from stylize_batch.model import checkpoint
+from stylize_batch.model import checkpoint, container
 from stylize_batch.model.network import ContentFeatures, Network
-from stylize_batch.stage import Prepared, StylizeStage
-from tests.conftest import SAMPLE, MakeManifest, Row, cores, run_in_process
+from stylize_batch.stage import Job, Prepared, StylizeStage
+from stylize_batch.stopwatch import Stopwatch
+from tests.conftest import SAMPLE, MakeManifest, Row, cores, run_in_process, worker_settings
 from tests.controls import by_name, controlled_rows
 
 
@@ -226,3 +230,65 @@ def test_a_picture_too_large_for_one_pass_is_made_in_tiles_with_every_control(
         assert np.abs(pixels_whole[name] - pixels_tiled[name]).max() <= 1, name
         for loss in ("content_loss", "style_loss", "content_distance"):
             assert row[loss] == pytest.approx(rows_tiled[name][loss], rel=1e-3), (name, loss)
+
+
+def own_stage(folder: Path, stay: Callable[[], None] = lambda: None) -> StylizeStage:
+    """Return a stage without a worker around it."""
+    return StylizeStage(
+        worker_settings(folder), container.builtin_bytes(container.DEFAULT), Stopwatch(), stay
+    )
+
+
+IMAGE = np.zeros((24, 24, 3), np.uint8)
+
+
+def test_a_worker_that_has_to_go_finishes_the_picture_in_hand_and_not_all_of_a_unit(tmp_path: Path) -> None:
+    begun = 0
+
+    def stay() -> None:
+        nonlocal begun
+        begun += 1
+        if begun > 2:
+            raise HandedBackError("this worker has to go")
+
+    own = own_stage(tmp_path, stay)
+    vectors = own.encode_style(IMAGE)[None]
+    jobs = [Job(Pair(row, "", 1.0, ["style"], None, [], False), [], vectors, []) for row in range(4)]
+    (unit,) = own.units([Prepared(IMAGE, jobs)], 1)
+    made = unit()
+    assert [next(made)[0].row for _ in range(2)] == [0, 1]
+    with pytest.raises(HandedBackError):
+        next(made)
+
+
+def more_than_there_is(*_: object) -> None:
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+def of_a_gpu(*_: object) -> None:
+    raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+
+
+@pytest.mark.parametrize("fail", [more_than_there_is, of_a_gpu])
+def test_a_lack_of_memory_is_named_as_one_whoever_reports_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[..., None]
+) -> None:
+    own = own_stage(tmp_path)
+    monkeypatch.setattr(Network, "encode_styles", fail)
+    with pytest.raises(RowError, match="OutOfMemory: 24×24 pixels do not fit in memory; use --size"):
+        own.encode_style(IMAGE)
+
+
+def test_an_error_of_the_network_fails_the_row_unless_the_device_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA")
+
+    own = own_stage(tmp_path)
+    monkeypatch.setattr(Network, "encode_styles", fail)
+    with pytest.raises(RowError, match=r"NetworkError: CUDA error: unspecified launch failure$"):
+        own.encode_style(IMAGE)
+    monkeypatch.setattr(stage, "answers", lambda device: False)
+    with pytest.raises(DeviceError, match=r"^CUDA error: unspecified launch failure$"):
+        own.encode_style(IMAGE)

@@ -7,6 +7,7 @@ import gc
 import math
 import shutil
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -22,12 +24,23 @@ from stylize_batch import stage, worker
 from stylize_batch.contents import LOOKAHEAD
 from stylize_batch.errors import HandedBackError, JobFailedError, RowError
 from stylize_batch.images.decode import Array, decode
+from stylize_batch.images.encode import encode
 from stylize_batch.job import styles as job_styles
+from stylize_batch.manifest.shards import Shard
 from stylize_batch.model import container
 from stylize_batch.model.network import Network
 from stylize_batch.model.tiling import PASS_PIXELS
+from stylize_batch.stage import Picture, Prepared, StylizeStage
 from stylize_batch.storage import read_bytes
-from stylize_batch.worker import FETCH_THREADS, Worker, peak_memory
+from stylize_batch.styles import StyleVector, bank_of
+from stylize_batch.worker import (
+    FETCH_THREADS,
+    PENDING_WRITES,
+    WINDOW_BATCHES,
+    WRITE_THREADS,
+    Worker,
+    peak_memory,
+)
 from tests.conftest import MakeManifest, Row, cores, run_in_process, worker_settings
 from tests.controls import by_name, controlled_rows, save_mask
 from tests.images.samples import bombs
@@ -477,6 +490,152 @@ def test_what_a_worker_hands_back_is_not_loaded(
     own_worker.leave_by = math.inf
     own_worker.encode_styles(styles[:1], {})  # comes after whatever was left to be loaded
     assert len(read) <= FETCH_THREADS + 1
+
+
+def planned(contents: list[str], styles: list[str]) -> pa.Table:
+    """Return a plan of one row for each content, with all styles."""
+    return pa.table(
+        {
+            "pair_id": [str(row) for row in range(len(contents))],
+            "content": contents,
+            "style": pa.array([styles] * len(contents), pa.list_(pa.string())),
+            "alpha": pa.array([1.0 if styles else None] * len(contents), pa.float32()),
+            "output": [f"{row}.png" for row in range(len(contents))],
+        }
+    )
+
+
+SHARD = Shard(0, 200)
+NO_STYLES = bank_of([], {})
+
+
+@pytest.mark.parametrize(
+    ("large", "rows", "limit"),
+    [(False, 80, PENDING_WRITES * WRITE_THREADS + 1), (True, 10, 1)],
+    ids=["small", "large"],
+)
+def test_pictures_that_are_made_faster_than_written_do_not_fill_the_memory(
+    own_worker: Worker,
+    contents: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    large: bool,
+    rows: int,
+    limit: int,
+) -> None:
+    made = most = 0
+    written: list[bytes] = []
+
+    def make(pixels: Array) -> Picture:
+        nonlocal made, most
+        made += 1
+        most = max(most, made - len(written))
+        return Picture(pixels)
+
+    def write(*arguments: Any) -> bytes:
+        time.sleep(0.002)
+        written.append(encode(*arguments))
+        return written[-1]
+
+    monkeypatch.setattr(StylizeStage, "large", lambda self, shape: large)
+    monkeypatch.setattr(worker, "Picture", make)
+    monkeypatch.setattr(worker, "encode", write)
+    results = own_worker.stylize(SHARD, planned(contents[:1] * rows, []), NO_STYLES)
+    assert results["status"].to_pylist() == ["ok"] * rows
+    assert most <= limit
+
+
+def test_of_pictures_that_fill_the_memory_the_next_is_made_when_the_last_is_written(
+    own_worker: Worker, contents: list[str], styles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Semaphore(0)
+
+    def make(*arguments: Any) -> Picture:
+        together.release()
+        return Picture(*arguments)
+
+    def write(*arguments: Any) -> bytes:
+        assert together.acquire(blocking=False)
+        assert not together.acquire(timeout=0.1)  # time for another
+        return encode(*arguments)
+
+    bank = bank_of(own_worker.encode_styles(styles[:1], {}).vectors, {})
+    monkeypatch.setattr(StylizeStage, "large", lambda self, shape: True)
+    monkeypatch.setattr(stage, "Picture", make)
+    monkeypatch.setattr(worker, "encode", write)
+    results = own_worker.stylize(SHARD, planned(contents[:3], styles[:1]), bank)
+    assert results["status"].to_pylist() == ["ok"] * 3
+
+
+def test_contents_of_many_sizes_do_not_all_wait_for_others_of_theirs(
+    tmp_path: Path, styles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = (20, 24, 25, 30, 32, 40, 48, 50, 60, 75, 80, 96, 100, 120)
+    for height in sides:
+        Image.new("RGB", (2400 // height, height)).save(tmp_path / f"{height}.png")
+    waiting = most = 0
+
+    def prepared(*arguments: Any) -> Prepared:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        return Prepared(*arguments)
+
+    def units(_: StylizeStage, bucket: list[Prepared], parts: int) -> Iterator[Callable[[], Any]]:
+        nonlocal waiting
+        waiting -= len(bucket)
+        yield lambda: [(each.jobs[0].pair, Picture(each.image)) for each in bucket]
+
+    monkeypatch.setattr(stage, "Network", functools.partial(Network, pass_pixels=2400))
+    monkeypatch.setattr(StylizeStage, "batch_size", lambda self, shape: 4)  # what a GPU does
+    monkeypatch.setattr(StylizeStage, "units", units)
+    monkeypatch.setattr(worker, "Prepared", prepared)
+    plan = planned([str(tmp_path / f"{height}.png") for height in sides], styles[:1])
+    bank = bank_of([StyleVector(styles[0], "", np.zeros(1, np.float32))], {})
+    with closing(
+        Worker(worker_settings(tmp_path), container.builtin_bytes(container.DEFAULT))
+    ) as small_memory:
+        results = small_memory.stylize(SHARD, plan, bank)
+    assert results["height"].to_pylist() == list(sides)
+    assert most == WINDOW_BATCHES
+
+
+def test_what_a_worker_hands_back_is_not_written(
+    own_worker: Worker, contents: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_back = threading.Event()
+    begun: list[threading.Thread] = []
+    made = 0
+
+    def make(pixels: Array) -> Picture:
+        nonlocal made
+        made += 1
+        if made == 3 * WRITE_THREADS:
+            own_worker.leave_by = 0
+        return Picture(pixels)
+
+    def write(*arguments: Any) -> bytes:
+        begun.append(threading.current_thread())
+        handed_back.wait(5)
+        return encode(*arguments)
+
+    monkeypatch.setattr(worker, "Picture", make)
+    monkeypatch.setattr(worker, "encode", write)
+    with pytest.raises(HandedBackError):
+        own_worker.stylize(SHARD, planned(contents[:1] * 4 * WRITE_THREADS, []), NO_STYLES)
+    handed_back.set()
+    own_worker.leave_by = math.inf
+    own_worker.stylize(
+        SHARD, planned(contents[:1], []), NO_STYLES
+    )  # comes after whatever was left to be written
+    assert len(begun) <= WRITE_THREADS + 1
+
+
+def test_rows_of_a_style_that_storage_did_not_give_fail_and_say_nothing_of_the_storage_now(
+    own_worker: Worker, contents: list[str], styles: list[str]
+) -> None:
+    bank = bank_of([], {styles[0]: RowError("StorageError", "no answer", transient=True)})
+    results = own_worker.stylize(SHARD, planned(contents[:2], styles[:1]), bank)
+    assert results["error"].to_pylist() == [f"StorageError: style {styles[0]}: no answer"] * 2
 
 
 def test_failures_keep_no_image_alive(
