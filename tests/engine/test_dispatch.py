@@ -135,6 +135,7 @@ class Workers:
         return any(slot.takes_work and slot.node != node for slot in self.slots)
 
     def drop(self, node: str, reason: str) -> list[str]:
+        assert node in {slot.node for slot in self.slots} - {""}
         self.dropped[node] = reason
         tasks = [task for slot in self.slots if slot.node == node for task in slot.lose()]
         self.slots = [slot for slot in self.slots if slot.node != node]
@@ -197,6 +198,70 @@ def test_what_an_idle_worker_has_done_instead_of_one_that_hangs_is_not_done_agai
     found, _ = dispatched(crew, 6, monkeypatch)
     assert sorted(found) == [f"task {number}" for number in range(6)]
     assert [worker.lost for worker in crew.slots] == [1, 1, 0]
+
+
+def test_a_task_is_not_put_aside_while_a_slow_worker_is_at_it_though_another_dies_of_it_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(worker: Worker, task: str) -> float:
+        if task != "task 0":
+            return 1.0
+        return 20.0 if worker is crew.slots[0] else -1.0
+
+    crew = Workers([answer] * 2)
+    found, work = dispatched(crew, 6, monkeypatch)
+    assert crew.slots[1].died_with.count("task 0") > MAX_CRASHES
+    assert sorted(found) == [f"task {number}" for number in range(6)]
+    assert not work.outcast
+
+
+@pytest.mark.parametrize("has_to_go", [False, True])
+def test_what_another_worker_is_at_is_not_done_once_more_when_one_that_helped_is_lost(
+    has_to_go: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(worker: Worker, task: str) -> float:
+        if task == "task 0" and worker is not crew.slots[0]:
+            worker.leaving, worker.ready = has_to_go, False  # and no new process is there soon
+            return -1.0
+        return {"task 0": 12.0, "task 15": 30.0}.get(task, 1.0)
+
+    crew = Workers([answer] * 3)
+    found, _ = dispatched(crew, 16, monkeypatch)
+    assert crew.slots[1].died_with == ["task 0"]
+    assert len(found) == len(set(found)) == 16
+    assert [worker.lost for worker in crew.slots] == [0, 1, 0]
+
+
+def test_what_two_workers_of_a_node_were_at_when_it_was_given_up_is_put_back_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(worker: Worker, task: str) -> float:
+        if task == "task 0" and worker is first:
+            return 1000.0
+        return {"task 21": 3.0, "task 22": 5.5}.get(task, 1.0)
+
+    crew = Workers([answer] * 4, nodes="aabb")
+    first = crew.slots[0]
+    crew.trouble = lambda worker, task: task == "task 0" and worker.node == "a"
+    found, _ = dispatched(crew, 23, monkeypatch)
+    assert set(crew.dropped) == {"a"}
+    assert len(found) == len(set(found)) == 23
+    assert [worker.lost for worker in crew.slots] == [0, 0]
+
+
+@pytest.mark.parametrize(("nodes", "others"), [("aaaaaa", 0), ("abcdef", 1)])
+def test_a_task_that_takes_long_is_not_begun_by_all_idle_workers(
+    nodes: str, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(worker: Worker, task: str) -> float:
+        if task != "task 0":
+            return 1.0
+        return float("inf") if worker is crew.slots[0] else 10.0
+
+    crew = Workers([answer] * 6, nodes=nodes)
+    found, _ = dispatched(crew, 30, monkeypatch)
+    assert len(found) == 30
+    assert sum(worker.lost for worker in crew.slots[1:]) == others
 
 
 def test_a_task_that_hangs_before_any_is_finished_is_tried_by_another_worker(
@@ -321,6 +386,14 @@ def test_workers_that_never_start_do_not_end_the_job_while_others_work(
     assert len(found) == 5
 
 
+def test_a_node_on_which_no_worker_starts_is_given_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Workers([lambda *_: 1.0])
+    crew.slots += [Worker(crew, "b", lambda *_: 1.0, lost_starts=MAX_LOST_STARTS) for _ in range(2)]
+    found, _ = dispatched(crew, 5, monkeypatch)
+    assert len(found) == 5
+    assert set(crew.dropped) == {"b"}
+
+
 def test_where_no_worker_starts_the_job_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     crew = Workers([])
     crew.slots = [Worker(crew, "", lambda *_: 1.0, lost_starts=MAX_LOST_STARTS) for _ in range(2)]
@@ -360,6 +433,14 @@ def test_the_trouble_of_a_node_that_gets_no_more_work_is_not_held_against_the_ot
     found, _ = dispatched(crew, 6, monkeypatch)
     assert len(found) == len(set(found)) == 6
     assert set(crew.dropped) == {"a"}
+
+
+def test_an_outage_that_all_nodes_meet_is_no_nodes_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Workers([lambda *_: 10.0] * 2, nodes="ab")
+    crew.trouble = lambda worker, _: 100 < crew.now < (140 if worker.node == "a" else 130)
+    found, _ = dispatched(crew, 40, monkeypatch)
+    assert len(found) == 40
+    assert not crew.dropped
 
 
 def test_an_outage_that_one_worker_survives_ends_fifty_no_sooner(monkeypatch: pytest.MonkeyPatch) -> None:

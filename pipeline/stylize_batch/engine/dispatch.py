@@ -245,14 +245,13 @@ class Dispatch:
 
     def _requeue(self, tasks: list[Task]) -> None:
         """Put tasks back to the front, uncounted."""
-        missing = [
-            task for task in dict.fromkeys(tasks) if not self._at_work(task) and task not in self._queue
-        ]
+        missing = [task for task in dict.fromkeys(tasks) if not self._at_work(task)]
         self._queue.extendleft(reversed(missing))
 
     def _put_last(self, task: Task) -> None:
         """Put a task back to the end: what is sound goes first."""
-        if not self._at_work(task):
+        # It is in the queue if another actor of a node that was just given up had it, too.
+        if not self._at_work(task) and task not in self._queue:
             self._queue.append(task)
 
     def _notice(self) -> None:
