@@ -54,6 +54,13 @@ def test_what_is_put_can_be_read_listed_and_deleted(root: Root) -> None:
     assert root.list("a") == []
 
 
+def test_a_key_that_looks_like_a_pattern_is_deleted_alone(root: Root) -> None:
+    for key in ("images/*", "images/theirs.jpg"):
+        root.put(key, b"1")
+    root.delete(["images/*"])
+    assert root.list("images") == ["images/theirs.jpg"]
+
+
 def test_the_address_of_an_object_opens_as_it_stands(root: Root) -> None:
     root.put("images/x.bin", b"data")
     assert read_bytes(root.uri_of("images/x.bin")) == b"data"
@@ -218,6 +225,7 @@ def test_errors_of_reading_name_their_kind(tmp_path: Path) -> None:
     for uri, expected in (
         (str(tmp_path / "absent"), "NotFound"),
         (str(tmp_path), "NotFound"),
+        (str(tmp_path / f"{'x' * 300}.jpg"), "Unreadable"),
         ("nosuch://bucket/key", "Unreadable"),
     ):
         with pytest.raises(RowError) as caught:
@@ -238,11 +246,15 @@ def test_a_web_server_that_is_down_is_not_taken_for_a_file_that_is_not_there(
 
 
 @pytest.mark.parametrize(
-    ("status", "again"),
-    [(408, True), (425, True), (429, True), (503, True), (400, False), (410, False), (451, False)],
+    ("status", "kind"),
+    [
+        *((busy, None) for busy in (408, 425, 429, 503)),
+        *((refused, "Unreadable") for refused in (400, 410, 451)),
+        *((denied, "AccessDenied") for denied in (401, 403)),
+    ],
 )
 def test_a_web_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
-    status: int, again: bool, monkeypatch: pytest.MonkeyPatch
+    status: int, kind: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = [200, status]
 
@@ -260,10 +272,10 @@ def test_a_web_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         try:
             uri = f"http://127.0.0.1:{server.server_port}/style.jpg"
-            if again:
+            if kind is None:
                 assert read_bytes(uri) == b"data"
             else:
-                with pytest.raises(RowError, match=f"Unreadable: .*{status}"):
+                with pytest.raises(RowError, match=kind):
                     read_bytes(uri)
         finally:
             server.shutdown()
