@@ -185,12 +185,12 @@ def run(
         keep_freed_memory()  # before a library has threads
     from stylize_batch.job.run import execute
     from stylize_batch.job.spec import make_spec
-    from stylize_batch.progress import TerminalProgress, duration
+    from stylize_batch.progress import duration, terminal_progress
     from stylize_batch.stopwatch import where_it_went
 
     own = {"address": address, "in_process": in_process}
     spec = make_spec({**settings, **{name: value for name, value in own.items() if value is not None}}, job)
-    with TerminalProgress() as progress:
+    with terminal_progress() as progress:
         summary = execute(spec, progress)
     if spec.as_json:
         answer(json.dumps(summary.to_json()))
@@ -408,7 +408,7 @@ def evaluate(
     keep_freed_memory()
     from stylize_batch.evaluation.protocol import Protocol
     from stylize_batch.evaluation.run import Evaluation
-    from stylize_batch.progress import TerminalProgress
+    from stylize_batch.progress import terminal_progress
 
     protocol = Protocol(
         contents,
@@ -428,7 +428,7 @@ def evaluate(
         f"on {evaluation.device}"
         + (f"; {len(evaluation.skipped)} unreadable images skipped" if evaluation.skipped else "")
     )
-    with TerminalProgress() as progress:
+    with terminal_progress() as progress:
         findings = evaluation.run(progress)
     answer(findings.tables)
     for name in ("summary.md", "results.parquet", "sheet.jpg"):
@@ -498,9 +498,9 @@ def styles_encode(
     """Encode styles once, for `run --styles` and for RandomStyle. Repeated, it encodes only what has changed."""
     keep_freed_memory()
     from stylize_batch.job.bank import encode
-    from stylize_batch.progress import TerminalProgress
+    from stylize_batch.progress import terminal_progress
 
-    with TerminalProgress() as progress:
+    with terminal_progress() as progress:
         made = encode(
             styles,
             output,
@@ -568,7 +568,7 @@ def manifest_build(
 ) -> None:
     """Pair contents with styles and write a manifest. The same seed gives the same pairs everywhere."""
     from stylize_batch.manifest.build import Pairing, build
-    from stylize_batch.progress import TerminalProgress
+    from stylize_batch.progress import terminal_progress
 
     pairing = Pairing(
         styles_per_content=styles_per_content,
@@ -583,7 +583,7 @@ def manifest_build(
         sample=sample,
         content_root=content_root,
     )
-    with TerminalProgress() as progress:
+    with terminal_progress() as progress:
         built = build(content, style, output, pairing, unpack=unpack, observer=progress)
     _say_some(built.notes)
     say(f"{built.rows} rows: {built.contents} contents with {built.used} of {built.styles} styles")
@@ -621,9 +621,9 @@ def manifest_check(
 ) -> None:
     """Check all that a run would refuse, and whether images can be decoded: all of them, or a sample."""
     from stylize_batch.manifest.check import check
-    from stylize_batch.progress import TerminalProgress
+    from stylize_batch.progress import terminal_progress
 
-    with TerminalProgress() as progress:
+    with terminal_progress() as progress:
         report = check(manifest, None if every else sample, progress, size=size, crop=crop, format=format)
     if as_json:
         answer(json.dumps(report.to_json()))

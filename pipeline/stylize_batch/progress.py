@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from types import TracebackType
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, RenderableType
@@ -39,30 +39,16 @@ class Observer(Protocol):
         self, name: str, total: int | None, done: int = 0, in_hand: Callable[[], int] = _nothing
     ) -> None:
         """A phase begins: what is counted, how many in all (None: nobody knows), are done already, are in hand."""
-        ...
 
     def advance(self, done: int, failed: int) -> None:
         """So many are done and so many failed in all."""
-        ...
 
     def note(self, line: str) -> None:
         """A user should know this now, not when the job ends."""
-        ...
 
 
-class Silent:
+class Silent(Observer):
     """Hears and says nothing."""
-
-    def phase(
-        self, name: str, total: int | None, done: int = 0, in_hand: Callable[[], int] = _nothing
-    ) -> None:
-        """Ignore it."""
-
-    def advance(self, done: int, failed: int) -> None:
-        """Ignore it."""
-
-    def note(self, line: str) -> None:
-        """Ignore it."""
 
 
 class _Rate(ProgressColumn):
@@ -95,33 +81,26 @@ class _LiveBar(Progress):
         yield from super().get_renderables()
 
 
-class TerminalProgress:
-    """Shows progress on stderr; a context manager."""
+@contextmanager
+def terminal_progress() -> Generator[Observer]:
+    """Show progress on stderr: a bar, or lines where it would not move."""
+    console = Console(stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        with _LiveBar(console) as bar:
+            yield _PhaseBars(bar)
+    else:
+        yield _SparseLines()
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        lively = console.is_terminal and not console.is_dumb_terminal
-        self._bar = _LiveBar(console) if lively else None
-        self._lines = SparseLines()
 
-    def __enter__(self) -> TerminalProgress:
-        if self._bar:
-            self._bar.start()
-        return self
+class _PhaseBars(Observer):
+    """A bar for each phase."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
+    def __init__(self, bar: _LiveBar) -> None:
+        self._bar = bar
 
     def phase(
         self, name: str, total: int | None, done: int = 0, in_hand: Callable[[], int] = _nothing
     ) -> None:
-        """Show a new bar, or a line."""
-        if self._bar is None:
-            self._lines.phase(name, total, done, in_hand)
-            return
         for task in self._bar.tasks:
             end = task.completed if task.total is None else task.total
             self._bar.update(task.id, completed=end, total=end)
@@ -129,23 +108,15 @@ class TerminalProgress:
         self._bar.add_task(name, total=total, completed=done, failures="")
 
     def advance(self, done: int, failed: int) -> None:
-        """Move the bar, or perhaps write a line."""
-        if self._bar is None:
-            self._lines.advance(done, failed)
-            return
         self._bar.base = done
         text = f"{failed} failed" if failed else ""
         self._bar.update(self._bar.task_ids[-1], completed=done, failures=text)
 
     def note(self, line: str) -> None:
-        """Write a line above the bar."""
-        if self._bar is None:
-            say(line)
-        else:
-            self._bar.console.print(printable(line), markup=False, highlight=False)
+        self._bar.console.print(printable(line), markup=False, highlight=False)
 
 
-class SparseLines:
+class _SparseLines(Observer):
     """A line at the start of a phase, at its end and every 15 seconds, with rate and time left."""
 
     def __init__(self) -> None:
@@ -155,14 +126,12 @@ class SparseLines:
     def phase(
         self, name: str, total: int | None, done: int = 0, in_hand: Callable[[], int] = _nothing
     ) -> None:
-        """Write the first line."""
         self._name, self._total, self._first = name, total, done
         self._started = self._last = time.monotonic()
         note = f", {done} already done" if done else ""
         say(f"{name}{'' if total is None else f': {total}'}{note}")
 
     def advance(self, done: int, failed: int) -> None:
-        """Write a line if the last one is long ago or all is done."""
         now = time.monotonic()
         unfinished = self._total is None or done < self._total
         if unfinished and now - self._last < LINE_SECONDS:
@@ -176,6 +145,9 @@ class SparseLines:
         if failed:
             parts.append(f"{failed} failed")
         say(", ".join(parts))
+
+    def note(self, line: str) -> None:
+        say(line)
 
 
 class TrainingLines:
