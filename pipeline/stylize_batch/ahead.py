@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 def begun_ahead(
     threads: ThreadPoolExecutor, call: Callable[[_Item], _T], items: Iterable[_Item], ahead: int
-) -> Iterator[tuple[_Item, Future[_T]]]:
+) -> Generator[tuple[_Item, Future[_T]]]:
     """Yield items in order, each with a call for it that threads have begun so many items before.
 
     Whoever stops early leaves nothing behind that they would still begin.

@@ -1,12 +1,11 @@
-"""Training images: drawn as random crops that depend only on (seed, iteration), decoded ahead by threads."""
+"""Training images: drawn as random crops that depend only on (seed, iteration), decoded by any number of threads."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,9 +24,6 @@ MAX_CACHED_BYTES = 3 << 30
 
 MAX_UNREADABLE = 0.1
 """Share of the images that may be unreadable before training refuses to go on without them."""
-
-AHEAD = 8
-"""Batches prepared ahead of the one in hand."""
 
 
 class ImagePool:
@@ -136,32 +132,6 @@ class ImagePool:
                     f"{len(self.skipped)} of the {len(self)} images in {self._folder} cannot be decoded, for example "
                     f"{uri}; remove them or take another folder"
                 )
-
-
-class Prefetch:
-    """Prepares what the next iterations need in threads, in any order, and hands it out by iteration."""
-
-    def __init__(self, prepare: Callable[[int], tuple[Tensor, Tensor]], last: int, threads: int) -> None:
-        """Args:
-        prepare: makes the batch of an iteration; called from threads.
-        last: the iteration after the last one.
-        threads: how many prepare batches.
-        """
-        self._prepare = prepare
-        self._last = last
-        self._threads = ThreadPoolExecutor(threads, "batch")
-        self._ahead: dict[int, Future[tuple[Tensor, Tensor]]] = {}
-
-    def take(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Return the batch of an iteration, and have the next ones prepared."""
-        for number in range(iteration, min(iteration + AHEAD, self._last)):
-            if number not in self._ahead:
-                self._ahead[number] = self._threads.submit(self._prepare, number)
-        return self._ahead.pop(iteration).result()
-
-    def close(self) -> None:
-        """Drop what is not needed any more."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 def to_tensor(images: Tensor) -> Tensor:

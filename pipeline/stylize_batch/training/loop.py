@@ -10,7 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylize_batch.ahead import begun_ahead
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.encode import encode
 from stylize_batch.images.plot import line_plot
@@ -32,7 +34,7 @@ from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
 from stylize_batch.training import log, state
 from stylize_batch.training.channels import Centering, wake
-from stylize_batch.training.data import MAX_STORED_SIDE, ImagePool, Prefetch, to_tensor
+from stylize_batch.training.data import MAX_STORED_SIDE, ImagePool, to_tensor
 from stylize_batch.training.log import Step
 from stylize_batch.training.objective import Objective, Transfer
 from stylize_batch.training.recipe import Recipe, Stage
@@ -55,6 +57,9 @@ LITTLE_MEMORY = "the GPU has too little memory; lower the stage's batch or crop"
 
 THREADS = 4
 """Threads that prepare batches: some milliseconds of one for a batch. More would take turns with the loop's own."""
+
+AHEAD = 8
+"""Batches prepared ahead of the one in hand."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -180,8 +185,8 @@ class Trainer:
             return True
         started = saved = time.monotonic()
         before = self.seconds
-        batches = Prefetch(self._draw, self.iterations, min(THREADS, os.cpu_count() or 1))
         launched: deque[Launched] = deque()
+        coming = range(self.iteration, self.iterations)
 
         def read(left: int) -> None:
             while len(launched) > left:
@@ -195,9 +200,13 @@ class Trainer:
                 )
 
         try:
-            with _held_signals() as interrupted:
-                while self.iteration < self.iterations:
-                    launched.append(self._step(*batches.take(self.iteration)))
+            with (
+                ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "batch") as threads,
+                closing(begun_ahead(threads, self._draw, coming, AHEAD)) as batches,
+                _held_signals() as interrupted,
+            ):
+                for _, batch in batches:
+                    launched.append(self._step(*batch.result()))
                     read(self._ahead)
                     now = time.monotonic()
                     if self.iteration % self.recipe.sample_every == 0 or self.iteration == self.iterations:
@@ -216,7 +225,6 @@ class Trainer:
         except torch.OutOfMemoryError:
             raise JobFailedError(LITTLE_MEMORY) from None
         finally:
-            batches.close()
             with suppress(RuntimeError):  # of a GPU that is lost, or too small
                 while launched:
                     self._note(launched.popleft())
