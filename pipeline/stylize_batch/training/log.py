@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import NamedTuple
+
+import numpy as np
+
+from stylize_batch.images.plot import line_plot
+
+POINTS = 400
+"""Of a curve, at most: each is the mean of as many iterations."""
 
 
 class Step(NamedTuple):
@@ -36,3 +44,18 @@ def load(data: bytes) -> list[Step]:
         Step(int(row["iteration"]), int(row["iterations"]), row["stage"], *map(float, list(row.values())[3:]))
         for row in csv.DictReader(io.StringIO(data.decode()))
     ]
+
+
+def plot(steps: list[Step]) -> bytes:
+    """Plot the losses over iterations, as a PNG."""
+    size = math.ceil(len(steps) / POINTS)
+    groups = [steps[start : start + size] for start in range(0, len(steps), size)]
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for name in ("loss", "content_loss", "style_loss"):
+        means = [
+            (group[-1].iteration, float(np.mean([getattr(step, name) for step in group]))) for group in groups
+        ]
+        finite = [(float(x), y) for x, y in means if math.isfinite(y)]
+        if finite:
+            series[name.replace("_", " ")] = ([x for x, _ in finite], [y for _, y in finite])
+    return line_plot(series, x_label="iteration", y_label="loss", title="training", log_y=True)

@@ -22,7 +22,6 @@ from torch import Tensor
 from stylize_batch.ahead import begun_ahead
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.encode import encode
-from stylize_batch.images.plot import line_plot
 from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import DESIGNS
@@ -418,7 +417,7 @@ class Trainer:
             self.root.put(MODEL, model)
             self.root.put(LOG, log.dump(self._rows))
             if self._rows:
-                self.root.put(PLOT, _plot(self._rows))
+                self.root.put(PLOT, log.plot(self._rows))
             state.save(
                 self.root,
                 position,
@@ -518,21 +517,6 @@ class Trainer:
             rows = log.load(self.root.read(LOG))
             self._rows = [row for row in rows if row.iteration <= self.iteration]
         return True
-
-
-def _plot(rows: list[Step], points: int = 400) -> bytes:
-    """Plot means of the losses over iterations, at most so many points a curve."""
-    size = math.ceil(len(rows) / points)
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for name in ("loss", "content_loss", "style_loss"):
-        means = [
-            (group[-1].iteration, float(np.mean([getattr(row, name) for row in group]))) for group in groups
-        ]
-        finite = [(float(x), y) for x, y in means if math.isfinite(y)]
-        if finite:
-            series[name.replace("_", " ")] = ([x for x, _ in finite], [y for _, y in finite])
-    return line_plot(series, x_label="iteration", y_label="loss", title="training", log_y=True)
 
 
 def _new_network(recipe: Recipe, phi: Encoder) -> Transfer:
