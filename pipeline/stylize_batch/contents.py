@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -196,10 +196,9 @@ class StyleImages:
 
     def __init__(self, order: list[str], load: Callable[[str], Future[StyleImage | RowError]]) -> None:
         self._order = order
-        self._load = load
+        self._load = lru_cache(STYLES_KEPT)(load)
         self._ahead = 0
         self._taken = self._end = 0
-        self._recent: OrderedDict[str, Future[StyleImage | RowError]] = OrderedDict()
 
     def reach(self, styles: int) -> None:
         """Go on to the next pair, of so many styles, whatever was taken of those before."""
@@ -215,23 +214,15 @@ class StyleImages:
         """
         self._taken += 1
         self._load_ahead()
-        found = self._begin(uri).result()
+        found = self._load(uri).result()
         if isinstance(found, RowError):
             raise found.bare()
         return found
 
     def _load_ahead(self) -> None:
         while self._ahead < min(self._taken + STYLES_AHEAD, len(self._order)):
-            self._begin(self._order[self._ahead])
+            self._load(self._order[self._ahead])
             self._ahead += 1
-
-    def _begin(self, uri: str) -> Future[StyleImage | RowError]:
-        if uri not in self._recent:
-            self._recent[uri] = self._load(uri)
-        self._recent.move_to_end(uri)
-        if len(self._recent) > STYLES_KEPT:
-            self._recent.popitem(last=False)
-        return self._recent[uri]
 
 
 def as_tensor(image: Array) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import tarfile
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -16,8 +16,6 @@ from stylize_batch.storage import failure, filesystem, read_bytes
 
 CONTAINERS_KEPT = 16
 """Containers whose contents are remembered."""
-
-_Found = TypeVar("_Found")
 
 
 class _Span(NamedTuple):
@@ -56,8 +54,8 @@ class PictureReader:
     """Reads pictures that a run has made, for any number of threads."""
 
     def __init__(self) -> None:
-        self._spans: OrderedDict[str, dict[str, _Span]] = OrderedDict()
-        self._cells: OrderedDict[str, dict[str, _Cell]] = OrderedDict()
+        self._spans = lru_cache(CONTAINERS_KEPT)(_spans)
+        self._cells = lru_cache(CONTAINERS_KEPT)(_cells)
         self._lock = threading.Lock()
 
     def read(self, address: str) -> bytes:
@@ -87,39 +85,30 @@ class PictureReader:
 
     def _from_tar(self, member: str, container: str) -> bytes:
         with self._lock:
-            span = _kept(self._spans, container, _spans)[member]
+            span = self._spans(container)[member]
         fs, path = filesystem(container)
         return bytes(fs.cat_file(path, *span))
 
     def _from_parquet(self, pair_id: str, container: str) -> bytes:
         with self._lock:
-            cell = _kept(self._cells, container, _cells)[pair_id]
+            cell = self._cells(container)[pair_id]
         fs, path = filesystem(container)
         with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
             images = file.read_row_group(cell.group, ["image.bytes"])["image"]
             return images[cell.row].as_py()["bytes"]
 
 
-def _kept(known: OrderedDict[str, _Found], container: str, find: Callable[[Any], _Found]) -> _Found:
-    if container not in known:
-        fs, path = filesystem(container)
-        with fs.open(path, "rb") as handle:
-            known[container] = find(handle)
-        if len(known) > CONTAINERS_KEPT:
-            known.popitem(last=False)
-    known.move_to_end(container)
-    return known[container]
-
-
-def _spans(handle: Any) -> dict[str, _Span]:
-    with tarfile.open(fileobj=handle, mode="r:") as archive:
+def _spans(container: str) -> dict[str, _Span]:
+    fs, path = filesystem(container)
+    with fs.open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
         return {
             member.name: _Span(member.offset_data, member.offset_data + member.size) for member in archive
         }
 
 
-def _cells(handle: Any) -> dict[str, _Cell]:
-    with pq.ParquetFile(handle) as file:
+def _cells(container: str) -> dict[str, _Cell]:
+    fs, path = filesystem(container)
+    with fs.open(path, "rb") as handle, pq.ParquetFile(handle) as file:
         return {
             pair: _Cell(group, row)
             for group in range(file.num_row_groups)
