@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stylize_batch.storage import Root
+
 RUN = b"stylize_batch.run"
 """Metadata key of the run that a file belongs to; one of another run does not count."""
 
@@ -122,3 +124,21 @@ def loads(data: bytes, columns: list[str] | None = None) -> pa.Table:
             return file.read(columns, use_threads=False)
     except OSError as error:  # so pyarrow calls some damage, of bytes in memory too
         raise pa.ArrowInvalid(str(error)) from None
+
+
+def read(root: Root, key: str, columns: list[str] | None = None) -> pa.Table | None:
+    """Read a Parquet file under a root; None if there is none, or a damaged one, as a power cut may leave it.
+
+    Raises:
+        OSError: storage refused or did not answer.
+    """
+    try:
+        return loads(root.read(key), columns)
+    except (FileNotFoundError, pa.ArrowException):
+        return None
+
+
+def note(table: pa.Table, key: bytes) -> str | None:
+    """Return what the metadata of a table's file says under a key."""
+    found = (table.schema.metadata or {}).get(key)
+    return None if found is None else found.decode("ascii", "replace")

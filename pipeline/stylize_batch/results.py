@@ -148,11 +148,6 @@ def put_part(root: Root, shard: int, table: pa.Table, run: str) -> Totals:
     return totals_of(table)
 
 
-def read_part(root: Root, shard: int, columns: list[str] | None = None) -> pa.Table:
-    """Read a shard's results, or some columns of them."""
-    return parquet.loads(root.read(part_key(shard)), columns)
-
-
 def totals_of(table: pa.Table) -> Totals:
     """Count a results table, of which the `COUNTED` columns are enough."""
     failed = table.filter(pc.equal(table["status"], "failed"))
@@ -170,11 +165,8 @@ def totals_of(table: pa.Table) -> Totals:
 
 def read_finished(root: Root, shard: int, run: str, columns: list[str] | None = None) -> pa.Table | None:
     """Read a shard's results, or some columns of them; None if this run has not written them yet."""
-    try:
-        table = read_part(root, shard, columns)
-    except (FileNotFoundError, pa.ArrowException):  # a power cut may leave a part empty
-        return None
-    return table if (table.schema.metadata or {}).get(parquet.RUN) == run.encode() else None
+    table = parquet.read(root, part_key(shard), columns)
+    return table if table is not None and parquet.note(table, parquet.RUN) == run else None
 
 
 def complete(plan: pa.Table, earlier: pa.Table | None, make: Callable[[pa.Table], pa.Table]) -> pa.Table:
@@ -198,7 +190,7 @@ def finished_parts(root: Root, run: str) -> dict[int, Part]:
         table = read_finished(root, shard, run, COUNTED)
         if table is None:
             return None
-        finished = (table.schema.metadata or {}).get(FINISHED)
+        finished = parquet.note(table, FINISHED)
         return Part(totals_of(table), None if finished is None else float(finished))
 
     with ThreadPoolExecutor(16) as threads:

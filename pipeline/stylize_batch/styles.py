@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,22 +144,11 @@ def read_parts(root: Root, key: str) -> dict[str, StyleVector]:
 
     Of a style whose image has changed between runs the last one: the others would be encoded again by each.
     """
-
-    def load(name: str) -> pa.Table | None:
-        try:
-            return parquet.loads(root.read(name))
-        except pa.ArrowException:  # a power cut may leave a part empty
-            return None
-
     found: dict[str, StyleVector] = {}
     with ThreadPoolExecutor(16) as threads:
-        tables = list(threads.map(load, root.list("styles")))
-    usable = [
-        table
-        for table in tables
-        if table is not None and (table.schema.metadata or {}).get(KEY) == key.encode()
-    ]
-    for table in sorted(usable, key=lambda table: float(table.schema.metadata.get(WRITTEN, 0))):
+        tables = list(threads.map(partial(parquet.read, root), root.list("styles")))
+    usable = [table for table in tables if table is not None and parquet.note(table, KEY) == key]
+    for table in sorted(usable, key=lambda table: float(parquet.note(table, WRITTEN) or 0)):
         rows = zip(table["style"].to_pylist(), table["version"].to_pylist(), _matrix(table), strict=True)
         found.update({uri: StyleVector(uri, version, vector) for uri, version, vector in rows})
     return found

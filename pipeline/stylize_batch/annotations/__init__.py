@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from stylize_batch.annotations import coco, image_folder
-from stylize_batch.results import listed_shards, read_part
+from stylize_batch.results import read_finished
 from stylize_batch.storage import Root
 
 
@@ -38,7 +38,10 @@ def write_annotations(
     Raises:
         OSError: storage refused or did not answer.
     """
-    schema = read_part(root, min(listed_shards(root))).schema
+    first = read_finished(root, 0, run)
+    if first is None:  # another run has begun anew meanwhile
+        return Written([], [])
+    schema = first.schema
     if coco.describes(schema):
         return Written([coco.KEY], coco.write(root, run, schema, size, crop, categories))
     return Written(image_folder.write(root, run) if image_folder.describes(schema) else [], [])

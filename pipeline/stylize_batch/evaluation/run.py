@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -189,15 +190,9 @@ class Evaluation:
         return f"parts/{digest(identity.encode())}.parquet"
 
     def _read_parts(self, units: list[_Unit]) -> dict[str, pa.Table]:
-        def read(key: str) -> pa.Table | None:
-            try:
-                return parquet.loads(self.root.read(key))
-            except pa.ArrowException:  # a power cut may leave a part empty
-                return None
-
         keys = sorted({unit.key for unit in units}.intersection(self.root.list("parts")))
         with ThreadPoolExecutor(16) as threads:
-            found = zip(keys, threads.map(read, keys), strict=True)
+            found = zip(keys, threads.map(partial(parquet.read, self.root), keys), strict=True)
             return {key: part for key, part in found if part is not None}
 
     def _make(self, phase: str, units: list[_Unit], parts: dict[str, pa.Table], observer: Observer) -> None:

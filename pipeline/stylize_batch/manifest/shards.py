@@ -90,12 +90,11 @@ def _put(root: Root, key: str, table: pa.Table, run: str) -> None:
 
 
 def _read(root: Root, key: str, run: str, columns: list[str] | None = None) -> pa.Table:
-    try:
-        table = parquet.loads(root.read(key), columns)
-    except (FileNotFoundError, pa.ArrowException):  # a power cut may leave a file empty
+    table = parquet.read(root, key, columns)
+    if table is None:
         raise SystemicError(
             f"{root.uri_of(key)} is damaged or missing: delete it if it is there, and the repeated command makes it again"
-        ) from None
-    if (table.schema.metadata or {}).get(parquet.RUN) != run.encode():
+        )
+    if parquet.note(table, parquet.RUN) != run:
         raise SystemicError(f"another run has begun anew at {root.uri}")
     return table.replace_schema_metadata(None)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stylize_batch import parquet
 from stylize_batch.manifest.schema import RESULT_COLUMNS
 from stylize_batch.report.selection import Selection
 from stylize_batch.results import FINISHED, Totals, totals_of
@@ -193,7 +194,7 @@ class RunNumbers:
     def _add(self, part: pa.Table) -> None:
         totals = totals_of(part)
         self.totals.add(totals)
-        written = (part.schema.metadata or {}).get(FINISHED)
+        written = parquet.note(part, FINISHED)
         if written is not None:
             self.finished.append((float(written), totals.ok))
         losses = {name: part[name].to_numpy().astype(np.float64) for name in LOSSES}
