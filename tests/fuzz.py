@@ -21,11 +21,13 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.errors import RowError, UsageError
+from stylize_batch.images import decode as decoding
 from stylize_batch.images.decode import decode
 from stylize_batch.manifest.plan import check_and_partition
 from stylize_batch.manifest.source import fingerprint, locate
@@ -122,7 +124,8 @@ def one_line(error: Exception, outcome: str) -> str:
 def try_picture(data: bytes) -> str:
     """Decode; return what became of it."""
     try:
-        found = decode(data, max_pixels=MAX_PIXELS)
+        with patch.object(decoding, "MAX_PIXELS", MAX_PIXELS):
+            found = decode(data)
     except RowError as error:
         return one_line(error, error.kind)
     assert found.ndim == 3

@@ -30,7 +30,7 @@ PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 """TIFF's tag that says what gray levels mean, and its value where they are inverted; Pillow heeds it up to 8 bits only."""
 
 MAX_PIXELS = 200_000_000
-"""Default limit, before and after resizing: refuses decompression bombs."""
+"""Limit, before and after resizing: refuses decompression bombs."""
 
 MAX_SCANS = 50
 """Scans that a progressive JPEG of the most pixels may have, and a smaller one more: each takes time, and few bytes."""
@@ -114,29 +114,17 @@ def sides_of(data: bytes) -> tuple[int, int]:
     Raises:
         RowError: `Undecodable` or `TooLarge`.
     """
-    with _opened(data, MAX_PIXELS) as image:
+    with _opened(data) as image:
         return min(image.size), max(image.size)
 
 
-def decode(
-    data: bytes,
-    *,
-    size: int | None = None,
-    crop: int | None = None,
-    min_side: int = 1,
-    max_pixels: int = MAX_PIXELS,
-) -> Array:
+def decode(data: bytes, *, size: int | None = None, crop: int | None = None, min_side: int = 1) -> Array:
     """Decode an image file to uint8 RGB [H, W, 3], as `decode_whole`."""
-    return decode_whole(data, size=size, crop=crop, min_side=min_side, max_pixels=max_pixels).pixels
+    return decode_whole(data, size=size, crop=crop, min_side=min_side).pixels
 
 
 def decode_whole(
-    data: bytes,
-    *,
-    size: int | None = None,
-    crop: int | None = None,
-    min_side: int = 1,
-    max_pixels: int = MAX_PIXELS,
+    data: bytes, *, size: int | None = None, crop: int | None = None, min_side: int = 1
 ) -> Decoded:
     """Decode an image file, and say how large it was before the crop.
 
@@ -148,15 +136,14 @@ def decode_whole(
         size: length of the shorter side afterwards, enlarging too (Pillow's BILINEAR); None keeps the size.
         crop: side of the square cut from the centre after resizing.
         min_side: refuse images with a shorter side, after resizing, than this.
-        max_pixels: refuse images with more pixels, before or after resizing.
 
     Raises:
         RowError: `Undecodable`, `TooLarge` or `TooSmall`.
     """
-    with _opened(data, max_pixels) as image:
+    with _opened(data) as image:
         width, height = image.size
         target = (width, height) if size is None else resized(width, height, size)
-        _check_pixels(*target, max_pixels)
+        _check_pixels(*target)
         _check_side(min(*target), max(min_side, crop or 0))
         try:
             jpeg = image.format in ("JPEG", "MPO")
@@ -167,7 +154,7 @@ def decode_whole(
             held = width * height if image.info.get("progressive") else image.width * image.height
             with pixels_at_once.take(max(held, target[0] * target[1])):
                 if jpeg:
-                    _refuse_damaged_jpeg(data, image, width * height, max_pixels)
+                    _refuse_damaged_jpeg(data, image, width * height)
                 image.load()
                 if image.size == (height, width):  # loading turns a TIFF, of whose XMP its size knows nothing
                     target = target[1], target[0]
@@ -186,20 +173,20 @@ def decode_whole(
     return Decoded(np.asarray(rgb), width, height)
 
 
-def _opened(data: bytes, max_pixels: int) -> Image.Image:
+def _opened(data: bytes) -> Image.Image:
     """Read an image's head, and refuse it if it has too many pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=[*FORMATS])
     except Exception as error:
         raise _undecodable(data, error) from None
-    _check_pixels(*image.size, max_pixels)
+    _check_pixels(*image.size)
     return image
 
 
-def _refuse_damaged_jpeg(data: bytes, image: Image.Image, pixels: int, max_pixels: int) -> None:
+def _refuse_damaged_jpeg(data: bytes, image: Image.Image, pixels: int) -> None:
     """Raise RowError for a JPEG with lost data, where libjpeg only warns and fills in gray, and Pillow is silent."""
     scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
-    if scans * pixels > MAX_SCANS * max_pixels:
+    if scans * pixels > MAX_SCANS * MAX_PIXELS:
         raise RowError("Undecodable", f"{scans} scans, of which most hold nothing")
     try:
         # An eighth of each side is enough: all coded data is read whatever the scale.
@@ -209,9 +196,9 @@ def _refuse_damaged_jpeg(data: bytes, image: Image.Image, pixels: int, max_pixel
             raise RowError("Undecodable", f"damaged: {error}") from None
 
 
-def _check_pixels(width: int, height: int, limit: int) -> None:
-    if width * height > limit:
-        raise RowError("TooLarge", f"{width}×{height} pixels, the limit is {limit / 1e6:g} megapixels")
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise RowError("TooLarge", f"{width}×{height} pixels, the limit is {MAX_PIXELS / 1e6:g} megapixels")
 
 
 def _check_side(side: int, minimum: int) -> None:
