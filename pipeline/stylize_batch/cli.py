@@ -22,7 +22,16 @@ import typer
 from typer.core import TyperGroup
 
 from stylize_batch import __version__
-from stylize_batch.errors import KINDS, GaveUpError, JobFailedError, UsageError, answer, forget_unwritten, say
+from stylize_batch.errors import (
+    KINDS,
+    GaveUpError,
+    JobFailedError,
+    UsageError,
+    answer,
+    forget_unwritten,
+    os_errors_as,
+    say,
+)
 from stylize_batch.heap import keep_freed_memory
 from stylize_batch.model.container import DEFAULT
 
@@ -354,10 +363,8 @@ def train(
     given = {key: value for key, value in (("contents", contents), ("styles", styles)) if value}
     settings = load_recipe(recipe, **given)
     with ExitStack() as held:
-        try:
+        with os_errors_as(UsageError, f"cannot use {output}"):
             held.enter_context(lease(Root(output), uuid.uuid4().hex))
-        except OSError as error:
-            raise UsageError(f"cannot use {output}: {error.strerror or error}") from None
         trainer = Trainer(settings, output, device)
         wanted = set(settings.holdout)
         found = wanted & (trainer.contents.held_out.keys() | trainer.styles.held_out.keys())

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 Kind = Literal[
@@ -126,6 +127,15 @@ class DeviceError(_OneLineError):
 
 class HandedBackError(_OneLineError):
     """The worker has to go and hands back what it has not finished, by no fault of a row or a device."""
+
+
+@contextmanager
+def os_errors_as(kind: type[_OneLineError], what: str) -> Generator[None]:
+    """Turn an OSError inside the block into an error of ours that says what cannot be done, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {error.strerror or error}") from None
 
 
 class RowError(Exception):

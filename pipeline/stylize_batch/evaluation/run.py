@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stylize_batch import parquet
-from stylize_batch.errors import JobFailedError, UsageError
+from stylize_batch.errors import JobFailedError, UsageError, os_errors_as
 from stylize_batch.evaluation import summary
 from stylize_batch.evaluation.methods import (
     Content,
@@ -131,7 +130,7 @@ class Evaluation:
         self.device = usable_device(device)
         self.protocol = protocol
         self.root = Root(output)
-        with _writable(self.root):
+        with os_errors_as(UsageError, f"cannot write to {self.root.uri}"):
             _refuse_foreign(self.root)
         loaded = {name: checkpoint.loads(read_model(name)) for name in protocol.models}
         # A copy: `to` would move the model's own encoder, where that is φ.
@@ -145,7 +144,7 @@ class Evaluation:
         self.contents = [image.name for image in self._contents]
         self.styles = [image.name for image in self._styles]
         described = {**asdict(protocol), "model_digests": [model.digest for model in loaded.values()]}
-        with _writable(self.root):
+        with os_errors_as(UsageError, f"cannot write to {self.root.uri}"):
             self.root.put(PROTOCOL, (json.dumps(described, indent=2) + "\n").encode())
 
     def run(self, observer: Observer) -> Findings:
@@ -279,15 +278,6 @@ class Evaluation:
                     titles.append(f"{unit.method.name}{after}")
             rows.append(row)
         return contact_sheet(rows, min(self.protocol.size, CELL), titles=titles)
-
-
-@contextmanager
-def _writable(root: Root) -> Generator[None]:
-    """Turn trouble with the output, before anything is made, into a UsageError."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write to {root.uri}: {error.strerror or error}") from None
 
 
 def _refuse_foreign(root: Root) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import UsageError, os_errors_as
 from stylize_batch.job.record import KEY, REPORT, RunRecord, load_record
 from stylize_batch.report.page import Run, make_report
 from stylize_batch.stopwatch import where_it_went
@@ -22,14 +22,12 @@ def report(output: str) -> str:
         UsageError: there is no run, or the root cannot be read or written.
     """
     root = Root(output)
-    try:
+    with os_errors_as(UsageError, f"cannot use {root.uri}"):
         record = load_record(root)
         if record is None:
             raise UsageError(f"there is no run at {root.uri}: it holds no {KEY}")
         put_report(root, record)
         root.drop_temporaries()
-    except OSError as error:
-        raise UsageError(f"cannot use {root.uri}: {error.strerror or error}") from None
     return root.uri_of(REPORT)
 
 

@@ -15,7 +15,14 @@ from typing import Any, cast
 
 from stylize_batch.annotations import write_annotations
 from stylize_batch.engine.base import Engine
-from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, UsageError, one_line
+from stylize_batch.errors import (
+    GaveUpError,
+    JobFailedError,
+    SystemicError,
+    UsageError,
+    one_line,
+    os_errors_as,
+)
 from stylize_batch.job.build import ensure_manifest
 from stylize_batch.job.lease import refuse_others
 from stylize_batch.job.planning import examine, planned
@@ -132,7 +139,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
             observer.note(line)
 
     if spec.content:
-        with _writable(root):
+        with os_errors_as(UsageError, f"cannot write to the output root {root.uri}"):
             # A manifest of which nothing has been made yet fixes nothing: it may be what has to be mended.
             anew = examine(root) is None or spec.overwrite or untouched(root)
             if anew:  # whoever is at work here needs the manifest to be resumed
@@ -142,7 +149,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
     source = locate(manifest, root.uri)
     categories = categories_of(source)
     with ExitStack() as held:
-        with _writable(root):
+        with os_errors_as(UsageError, f"cannot write to the output root {root.uri}"):
             record = planned(spec, source, root, container.digest(model), held, observer, tell)
         try:
             summary = _work(spec, source, root, record, model, lent, observer, tell, started)
@@ -168,15 +175,6 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
         summary.report_error = _report(root, record)
     root.clear_temporaries()
     return summary
-
-
-@contextmanager
-def _writable(root: Root) -> Generator[None]:
-    """Turn trouble with an output root, before anything is made, into a UsageError."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write to the output root {root.uri}: {error.strerror or error}") from None
 
 
 def _report(root: Root, record: RunRecord) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import UsageError, os_errors_as
 from stylize_batch.job import record as records
 from stylize_batch.job.lease import holder
 from stylize_batch.job.record import load_record
@@ -61,14 +61,12 @@ def status(output: str) -> Status:
         UsageError: there is no run, or the root cannot be read.
     """
     root = Root(output)
-    try:
+    with os_errors_as(UsageError, f"cannot read {root.uri}"):
         record = load_record(root)
         held = holder(root)
         if record is None and (held is None or not held[1]):
             raise UsageError(f"there is no run at {root.uri}: it holds no {records.KEY}")
         parts = {} if record is None else finished_parts(root, record.run)
-    except OSError as error:
-        raise UsageError(f"cannot read {root.uri}: {error.strerror or error}") from None
     totals = Totals()
     for part in parts.values():
         totals.add(part.totals)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stylize_batch import parquet
-from stylize_batch.errors import JobFailedError, RowError, UsageError
+from stylize_batch.errors import JobFailedError, RowError, UsageError, os_errors_as
 from stylize_batch.images.decode import FORMATS, SUFFIXES
 from stylize_batch.manifest.naming import MARK, digest, folded, marked, safe_key, shortened
 from stylize_batch.manifest.source import decoded, decoded_schema, gathered
@@ -114,15 +114,13 @@ def unpack(archives: list[str], base: str | None, root: Root, role: str, observe
         UsageError: the root is in use for something else, or an archive is damaged.
         JobFailedError: an archive cannot be read; repeating the call goes on.
     """
-    try:
+    with os_errors_as(UsageError, f"cannot unpack to {root.uri}"):
         if not root.exists(MARK_KEY):
             if not root.empty():
                 raise UsageError(
                     f"{root.uri} is not empty and holds no {MARK_KEY}; give --unpack an empty folder"
                 )
             root.put(MARK_KEY, b"{}\n")
-    except OSError as error:
-        raise UsageError(f"cannot unpack to {root.uri}: {error.strerror or error}") from None
     observer.phase(f"Unpacking {role} archives", len(archives))
     indexes: list[str] = []
     schemas: list[pa.Schema] = []

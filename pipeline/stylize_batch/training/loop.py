@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylize_batch.ahead import begun_ahead
-from stylize_batch.errors import JobFailedError, UsageError
+from stylize_batch.errors import JobFailedError, UsageError, os_errors_as
 from stylize_batch.images.encode import encode
 from stylize_batch.images.sheet import contact_sheet
 from stylize_batch.model import checkpoint, container
@@ -164,10 +164,8 @@ class Trainer:
             self._start()
         if not resumed:
             self._begin()
-        try:
+        with os_errors_as(UsageError, f"cannot write to {self.root.uri}"):
             self.root.put("recipe.json", recipe.model_dump_json(indent=2).encode())
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.root.uri}: {error.strerror or error}") from None
 
     def run(self, report: Callable[[Step], None], minutes: float | None = None) -> bool:
         """Train until the recipe is done or the minutes are over; returns whether it is done.
@@ -356,12 +354,8 @@ class Trainer:
             for content in contents:
                 results = (self.objective.stylize(content, style) for style in (content, *styles))
                 rows.append([to_array(picture[0]) for picture in (content, *results)])
-        try:
+        with os_errors_as(JobFailedError, f"cannot write samples to {self.root.uri}"):
             self.root.put(f"samples/{self.iteration:06d}.jpg", encode(contact_sheet(rows), "jpeg", 90))
-        except OSError as error:
-            raise JobFailedError(
-                f"cannot write samples to {self.root.uri}: {error.strerror or error}"
-            ) from None
 
     def _samples(self, pool: ImagePool) -> list[Tensor]:
         if pool.held_out:
@@ -413,23 +407,17 @@ class Trainer:
                 for name, weight in self._weights.items()
                 if weight in self.optimizer.state
             }
+        tensors = {
+            part: {name: tensor.detach().contiguous() for name, tensor in named.items()}
+            for part, named in parts.items()
+        }
         try:
-            self.root.put(MODEL, model)
-            self.root.put(LOG, log.dump(self._rows))
-            if self._rows:
-                self.root.put(PLOT, log.plot(self._rows))
-            state.save(
-                self.root,
-                position,
-                {
-                    part: {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-                    for part, tensors in parts.items()
-                },
-            )
-        except OSError as error:
-            raise JobFailedError(
-                f"cannot write the checkpoint to {self.root.uri}: {error.strerror or error}"
-            ) from None
+            with os_errors_as(JobFailedError, f"cannot write the checkpoint to {self.root.uri}"):
+                self.root.put(MODEL, model)
+                self.root.put(LOG, log.dump(self._rows))
+                if self._rows:
+                    self.root.put(PLOT, log.plot(self._rows))
+                state.save(self.root, position, tensors)
         finally:
             self.root.clear_temporaries()
 
