@@ -120,6 +120,9 @@ class SystemicError(_OneLineError):
     No row fails for it; the shard is tried again, and the job ends (`JobFailedError`) if it stays.
     """
 
+    blameless = True
+    """Whether an image that it kept from being read may be sound; see `RowError`."""
+
 
 class DeviceError(_OneLineError):
     """The device is unusable from now on; only a new process can go on."""

@@ -109,13 +109,11 @@ def _crops(folder: str, skipped: Callable[[str], None]) -> Generator[Tensor]:
     for uri in found[:: math.ceil(len(found) / MAX_CROPS) or 1]:
         try:
             pixels = decode(read_bytes(uri), size=CROP, crop=CROP)
-        except RowError as error:
+        except (RowError, SystemicError) as error:
             if error.blameless:  # another set of images would make another encoder
                 raise UsageError(str(error)) from None
             skipped(uri)
             continue
-        except SystemicError as error:
-            raise UsageError(str(error)) from None
         usable += 1
         yield torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255
     if not usable:

@@ -73,13 +73,11 @@ class Protocol:
             uri = files[index]
             try:
                 pixels = decode(read_bytes(uri), size=self.size, crop=self.size)
-            except RowError as error:
+            except (RowError, SystemicError) as error:
                 if error.blameless:  # another choice of images would be another evaluation
                     raise JobFailedError(str(error)) from None
                 skipped[uri] = str(error)
                 continue
-            except SystemicError as error:
-                raise JobFailedError(str(error)) from None
             name = uri.removeprefix(f"{base.rstrip('/')}/")
             pictures.append(Picture(name, digest(pixels), pixels))
         if not pictures:

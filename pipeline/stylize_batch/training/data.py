@@ -110,13 +110,11 @@ class ImagePool:
                 return self._cache[uri]
             try:
                 image = _load(uri, self._side)
-            except RowError as error:
+            except (RowError, SystemicError) as error:
                 if error.blameless:  # another set of images would make another network
                     raise JobFailedError(str(error)) from None
                 self._skip(uri)
                 continue
-            except SystemicError as error:
-                raise JobFailedError(str(error)) from None
             with self._lock:
                 if self._cached_bytes + image.nbytes <= MAX_CACHED_BYTES and uri not in self._cache:
                     self._cache[uri] = image
