@@ -27,7 +27,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import stylize_batch
 from stylize_batch.engine.cluster import CONNECT_SECONDS, TOKEN_ADVICE
 from stylize_batch.errors import JobFailedError, UsageError
-from stylize_batch.job.spec import LOCATIONS, JobSpec
+from stylize_batch.job.spec import BUILD_LOCATIONS, LOCATIONS, JobSpec
 from stylize_batch.manifest.reach import carries_credential
 from stylize_batch.model import container
 from stylize_batch.storage import is_uri
@@ -343,7 +343,7 @@ def refuse_local(spec: JobSpec) -> None:
     if not spec.output:
         raise UsageError("--output: name one that the cluster reaches, such as s3://BUCKET/stylized")
     places = {name: getattr(spec, name) for name in LOCATIONS}
-    places |= {f"build.{name}": getattr(spec.build, name) for name in ("content_root", "style_map")}
+    places |= {f"build.{name}": getattr(spec.build, name) for name in BUILD_LOCATIONS}
     for name, value in places.items():
         if value and not is_uri(value) and not (name == "model" and value in container.BUILTIN):
             raise UsageError(
