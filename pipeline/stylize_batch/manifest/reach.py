@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch.errors import UsageError
-from stylize_batch.manifest.schema import ManifestError
+from stylize_batch.manifest.schema import ManifestError, is_string, plain_strings
 from stylize_batch.storage import absolute, is_uri
 
 VARIABLE = "STYLIZE_BATCH_SCHEMES"
@@ -129,14 +129,10 @@ class Reach(NamedTuple):
 
 
 def _texts(column: pa.Array) -> pa.Array:
-    """Return the strings of a column, which may be in lists or dictionaries."""
-    while not (pa.types.is_null(column.type) or _is_text(column.type)):
-        column = column.dictionary if pa.types.is_dictionary(column.type) else pc.list_flatten(column)
-    return column.cast(pa.string())
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    """Return the strings of a column, which may be in lists."""
+    while not (pa.types.is_null(column.type) or is_string(column.type)):
+        column = pc.list_flatten(column)
+    return plain_strings(column)
 
 
 def _follow(path: str) -> str:

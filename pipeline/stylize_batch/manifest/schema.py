@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -77,13 +77,13 @@ def check_schema(schema: pa.Schema, where: str) -> None:
         if (name in RESULT_COLUMNS and name not in SETTINGS) or name.startswith("stylize_batch."):
             raise ManifestError(f"{where} has a column '{name}', which the results use themselves; rename it")
     for name, expected, fits in (
-        ("content", "string", _is_string),
-        ("style", "string or list of strings", lambda kind: _is_string(kind) or _is_list(kind, _is_string)),
+        ("content", "string", is_string),
+        ("style", "string or list of strings", _is_string_or_list),
         ("style_weights", "list of numbers", lambda kind: _is_list(kind, _is_number)),
         ("alpha", "number", _is_number),
         ("preserve_color", "bool", pa.types.is_boolean),
-        ("mask", "string or list of strings", lambda kind: _is_string(kind) or _is_list(kind, _is_string)),
-        ("output", "string", _is_string),
+        ("mask", "string or list of strings", _is_string_or_list),
+        ("output", "string", is_string),
     ):
         if name in names:
             kind = _plain(schema.field(name).type)
@@ -107,7 +107,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_string(kind: pa.DataType) -> bool:
+def is_string(kind: pa.DataType) -> bool:
+    """Whether a type is one of strings, which may stand in a dictionary."""
     kind = _plain(kind)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
@@ -116,9 +117,13 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
-def _is_list(kind: pa.DataType, of: object) -> bool:
+def _is_string_or_list(kind: pa.DataType) -> bool:
+    return is_string(kind) or _is_list(kind, is_string)
+
+
+def _is_list(kind: pa.DataType, of: Callable[[pa.DataType], bool]) -> bool:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
-    return any(test(kind) for test in lists) and callable(of) and bool(of(kind.value_type))
+    return any(test(kind) for test in lists) and of(kind.value_type)
 
 
 def plain_strings(column: pa.Array) -> pa.Array:
@@ -134,7 +139,7 @@ def string_lists(column: pa.Array) -> list[list[str | None] | None]:
 
 def list_column(column: pa.Array) -> pa.Array:
     """Return a string or list-of-strings column as list<string>; a single string is a list of one."""
-    if _is_string(column.type):
+    if is_string(column.type):
         return pa.ListArray.from_arrays(np.arange(len(column) + 1, dtype=np.int32), plain_strings(column))
     return _cast_lists(column, pa.string())
 
