@@ -1,9 +1,10 @@
-"""Which process is which, on machines that may share storage and even their folder of temporary files."""
+"""Processes: which is which, on machines that may share storage and even their folder of temporary files; their memory."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -20,6 +21,11 @@ def place() -> str:
 def place_digest() -> str:
     """Return `place`, and the machine's name, as 8 hex digits."""
     return hashlib.blake2b(f"{socket.gethostname()} {place()}".encode(), digest_size=4).hexdigest()
+
+
+def peak_memory() -> int:
+    """Return the most memory that this process has had, resident, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def born(pid: int) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ from stylize_batch.layout.pictures import Pictures, open_pictures
 from stylize_batch.manifest.shards import Shard, read_shard
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import colors, recoloring
+from stylize_batch.process import peak_memory
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table, with_outputs
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.stage import UNIT_PAIRS, Job, Picture, Prepared, Retry, StylizeStage, Tried, as_one
@@ -413,11 +413,6 @@ class Worker:
 
 def _pixels(buckets: dict[tuple[int, ...], list[Prepared]]) -> int:
     return sum(shape[0] * shape[1] * len(bucket) for shape, bucket in buckets.items())
-
-
-def peak_memory() -> int:
-    """Return this process's peak resident memory in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _output_error(error: OSError, root: str) -> SystemicError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 import traceback
 import uuid
@@ -32,13 +31,10 @@ from stylize_batch.job.spec import JobSpec, make_spec
 from stylize_batch.job.styles import encode_styles, offers, open_bank
 from stylize_batch.layout.container import unnamed
 from stylize_batch.manifest.shards import largest_first, read_styles
-from stylize_batch.manifest.source import (
-    Source,
-    categories_of,
-    locate,
-)
+from stylize_batch.manifest.source import categories_of, locate
 from stylize_batch.model import container
 from stylize_batch.model.architecture import Architecture, style_width
+from stylize_batch.process import peak_memory
 from stylize_batch.progress import Observer, Silent
 from stylize_batch.results import Totals, finished_shards
 from stylize_batch.settings import Device, WorkerSettings
@@ -152,7 +148,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
         with os_errors_as(UsageError, f"cannot write to the output root {root.uri}"):
             record = planned(spec, source, root, container.digest(model), held, observer, tell)
         try:
-            summary = _work(spec, source, root, record, model, lent, observer, tell, started)
+            summary = _work(spec, root, record, model, lent, observer, tell, started)
             summary.notes = notes
             record.state = "finished"
             if spec.layout == "files":
@@ -172,23 +168,16 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
             raise JobFailedError(str(error)) from None
         except OSError as error:
             raise JobFailedError(f"cannot use {root.uri}: {error.strerror or error}") from None
-        summary.report_error = _report(root, record)
+        try:
+            put_report(root, record)
+        except Exception as error:  # nothing about a page of pictures may fail the work, which is kept
+            summary.report_error = one_line(f"{type(error).__name__}: {error}")
     root.clear_temporaries()
     return summary
 
 
-def _report(root: Root, record: RunRecord) -> str | None:
-    """Write report.html; returns why it could not be written."""
-    try:
-        put_report(root, record)
-    except Exception as error:  # the work is done and kept: nothing about a page of pictures may fail the run
-        return one_line(f"{type(error).__name__}: {error}")
-    return None
-
-
 def _work(
     spec: JobSpec,
-    source: Source,
     root: Root,
     record: RunRecord,
     model: bytes,
@@ -220,14 +209,15 @@ def _work(
     _check_failures(totals, limit)
     if pending:
         styles = read_styles(root, record.run)
+        width = style_width(cast("Architecture", container.check_model(model)["architecture"]))
         observer.phase("Starting workers", None)
-        with _engine(spec, len(styles) * 4 * _style_width(model), len(pending)) as engine:
+        with _engine(spec, len(styles) * 4 * width, len(pending)) as engine:
             devices = spec.devices or [engine.device]
-            engine.start([_worker_settings(spec, source, root, record, device) for device in devices], model)
+            engine.start([_worker_settings(spec, root, record, device) for device in devices], model)
             _refuse_usurped(root, record)
             record.save(root)
             bank, style_counts, changed, style_seconds = _encode_styles(
-                engine, root, source, styles, record, spec, lent, observer
+                engine, root, styles, record, spec, lent, observer
             )
             if changed and any(earlier_ok.values()):
                 tell([_mixture(changed)])
@@ -269,7 +259,7 @@ def _work(
         styles=style_counts,
         stages={stage: round(value, 3) for stage, value in stages.most_common()},
         peak_memory={
-            "driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "driver": peak_memory(),
             "worker": peak_worker,
         },
         dropped_nodes=dropped,
@@ -283,9 +273,7 @@ def _refuse_usurped(root: Root, record: RunRecord) -> None:
         raise JobFailedError(f"another run has begun anew at {root.uri} meanwhile, and this one ends")
 
 
-def _worker_settings(
-    spec: JobSpec, source: Source, root: Root, record: RunRecord, device: Device
-) -> WorkerSettings:
+def _worker_settings(spec: JobSpec, root: Root, record: RunRecord, device: Device) -> WorkerSettings:
     """Say what workers on a device need, and note it in the record."""
     precision = spec.precision
     if precision == "auto":
@@ -294,8 +282,8 @@ def _worker_settings(
     return WorkerSettings(
         root=root.uri,
         run=record.run,
-        base=source.base,
-        model=_model_name(spec),
+        base=record.base,
+        model=spec.model.rsplit("/", 1)[-1].removesuffix(".safetensors"),
         size=spec.size,
         crop=spec.crop,
         style_size=spec.style_size,
@@ -307,14 +295,6 @@ def _worker_settings(
         device=device,
         precision=precision,
     )
-
-
-def _style_width(model: bytes) -> int:
-    return style_width(cast("Architecture", container.check_model(model)["architecture"]))
-
-
-def _model_name(spec: JobSpec) -> str:
-    return spec.model.rsplit("/", 1)[-1].removesuffix(".safetensors")
 
 
 @contextmanager
@@ -339,7 +319,6 @@ def _engine(spec: JobSpec, bank_bytes: int, shards: int) -> Generator[Engine]:
 def _encode_styles(
     engine: Engine,
     root: Root,
-    source: Source,
     uris: list[str],
     record: RunRecord,
     spec: JobSpec,
@@ -355,10 +334,10 @@ def _encode_styles(
         SystemicError: not one style is there, nor is their folder.
     """
     key = bank_key(record.model_digest, spec.style_size)
-    offered = offers(lent.pop(), uris, source.base) if lent else {}
+    offered = offers(lent.pop(), uris, record.base) if lent else {}
     found = encode_styles(engine, root, uris, key, observer, offered)
     if uris and all(uri in found.failures and found.failures[uri].kind == "NotFound" for uri in uris):
-        folder = vanished_folder(uris, source.base)
+        folder = vanished_folder(uris, record.base)
         if folder:
             raise vanished(folder)
     for start in range(0, len(found.taken), ROW_GROUP):
