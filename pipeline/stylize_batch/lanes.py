@@ -37,7 +37,8 @@ class Lanes:
             clock: is told, as the stage `wait`, the seconds that lanes have nothing to do.
             begin: is called first by each lane's thread.
         """
-        self._cores = self._free = cores
+        self.count = self._free = cores
+        """How many there are."""
         self.pass_pixels = pass_pixels
         """Pixels of a unit that has all lanes to itself."""
         self._clock = clock
@@ -47,21 +48,16 @@ class Lanes:
         self._closed = False
 
     @property
-    def count(self) -> int:
-        """How many there are."""
-        return self._cores
-
-    @property
     def ahead(self) -> int:
         """Units handed in, and not taken back, that keep all lanes at work."""
-        return self._cores + 1
+        return self.count + 1
 
     def submit(self, pixels: int, unit: Callable[[], Iterable[_T]]) -> Future[list[_T]]:
         """Have a unit of work on so many pixels at once run on its share of the cores.
 
         Units start in order, but one that waits for many cores lets smaller ones pass.
         """
-        cores = min(self._cores, max(1, -(-self._cores * pixels // self.pass_pixels)))
+        cores = min(self.count, max(1, -(-self.count * pixels // self.pass_pixels)))
         return self._threads.submit(self._run, cores, unit)
 
     def _run(self, cores: int, unit: Callable[[], Iterable[_T]]) -> list[_T]:
@@ -92,4 +88,4 @@ class Lanes:
         self._threads.shutdown(wait=False, cancel_futures=True)
         # Not for the threads: Python forgets one that it was interrupted in waiting for, and aborts where that one works on.
         with self._changed:
-            self._changed.wait_for(lambda: self._free == self._cores)
+            self._changed.wait_for(lambda: self._free == self.count)
