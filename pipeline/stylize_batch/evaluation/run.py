@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,9 @@ SHEET = "sheet.jpg"
 PROTOCOL = "protocol.json"
 """Written first: a folder that holds it is an evaluation's, and the next one may replace what is there."""
 
+_Row = dict[str, Any]
+"""A measured picture."""
+
 _PART = pa.schema(
     {
         "iterations": pa.int32(),
@@ -71,19 +74,6 @@ _PART = pa.schema(
         "picture": pa.binary(),
     }
 )
-
-
-class _Row(NamedTuple):
-    """A measured picture; the fields of `Scores` and more, in the order of `_PART`."""
-
-    iterations: int | None
-    style_loss: float
-    content_distance: float
-    ssim: float
-    grid: float
-    reconstruction_psnr: float | None
-    seconds: float
-    picture: bytes
 
 
 class _Unit(NamedTuple):
@@ -115,8 +105,8 @@ class Evaluation:
     Attributes:
         device: where the networks run.
         skipped: images that could not be decoded, and why.
-        contents: names of the contents compared.
-        styles: names of the styles compared.
+        contents: that are compared.
+        styles: likewise.
     """
 
     def __init__(self, protocol: Protocol, output: str, device: str = "cpu") -> None:
@@ -139,10 +129,8 @@ class Evaluation:
         self._phi_digest = digest(*(value.cpu().numpy() for value in phi.state_dict().values()))
         self._networks = {name: (model.digest, Network(model, self.device)) for name, model in loaded.items()}
         self.skipped: dict[str, str] = {}
-        self._contents = protocol.load(protocol.contents, protocol.max_contents, self.skipped)
-        self._styles = protocol.load(protocol.styles, protocol.max_styles, self.skipped)
-        self.contents = [image.name for image in self._contents]
-        self.styles = [image.name for image in self._styles]
+        self.contents = protocol.load(protocol.contents, protocol.max_contents, self.skipped)
+        self.styles = protocol.load(protocol.styles, protocol.max_styles, self.skipped)
         described = {**asdict(protocol), "model_digests": [model.digest for model in loaded.values()]}
         with os_errors_as(UsageError, f"cannot write to {self.root.uri}"):
             self.root.put(PROTOCOL, (json.dumps(described, indent=2) + "\n").encode())
@@ -155,7 +143,7 @@ class Evaluation:
         """
         iterations = self.protocol.iterations
         try:
-            styles = [encode_style(self._phi, *self._upload(image)) for image in self._styles]
+            styles = [encode_style(self._phi, *self._upload(image)) for image in self.styles]
             models = [Model(name, *network, styles) for name, network in self._networks.items()]
             units = self._units([Unstylized(), *models], styles)
             slow = self._units([Gatys(self._phi, iterations)] if iterations else [], styles)
@@ -178,7 +166,7 @@ class Evaluation:
     def _units(self, methods: Sequence[Method], styles: list[Style]) -> list[_Unit]:
         return [
             _Unit(content, style, method, self._key(content, style, method))
-            for content in self._contents
+            for content in self.contents
             for style in styles
             for method in methods
         ]
@@ -210,7 +198,7 @@ class Evaluation:
                 observer.advance(done, 0)
                 if row is not None:
                     rows.append(row)
-            part = pa.Table.from_pylist([row._asdict() for row in rows], _PART)
+            part = pa.Table.from_pylist(rows, _PART)
             self.root.put(unit.key, parquet.dumps(part))
             parts[unit.key] = part
 
@@ -227,13 +215,13 @@ class Evaluation:
             seconds += time.perf_counter() - started
             scores = measure(self._phi, picture, content, style)
             small = contact_sheet([[to_array(picture[0])]], min(self.protocol.size, CELL), gap=0)
-            yield _Row(
-                iterations,
-                *scores,
-                method.reconstruction_psnr(content),
-                seconds,
-                encode(small, "jpeg", 92),
-            )
+            yield {
+                "iterations": iterations,
+                **scores._asdict(),
+                "reconstruction_psnr": method.reconstruction_psnr(content),
+                "seconds": seconds,
+                "picture": encode(small, "jpeg", 92),
+            }
             started = time.perf_counter()
 
     def _finish(self, units: list[_Unit], parts: dict[str, pa.Table]) -> Findings:
@@ -264,8 +252,8 @@ class Evaluation:
             if not isinstance(unit.method, Unstylized):
                 pairs.setdefault((unit.content.name, unit.style.name), []).append(unit)
         chosen = np.linspace(0, len(pairs) - 1, min(len(pairs), MAX_SHEET_PAIRS)).round().astype(int)
-        originals = {image.name: image.pixels for image in self._contents}
-        style_originals = {image.name: image.pixels for image in self._styles}
+        originals = {image.name: image.pixels for image in self.contents}
+        style_originals = {image.name: image.pixels for image in self.styles}
         rows: list[list[Array | None]] = []
         titles: list[str] = []
         for (content, style), made in (list(pairs.items())[index] for index in chosen):
