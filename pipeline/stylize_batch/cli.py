@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from enum import IntEnum
 from io import TextIOWrapper
 from itertools import pairwise
@@ -313,7 +314,7 @@ def status(
 
     found = look(output)
     if as_json:
-        answer(json.dumps(found.to_json()))
+        answer(json.dumps(asdict(found)))
     by = f", by process {found.pid} on {found.host}" if found.host and found.state != "stopped" else ""
     say(f"{found.state}{by}")
     if found.state == "stopped":
@@ -633,7 +634,7 @@ def manifest_check(
     with terminal_progress() as progress:
         report = check(manifest, None if every else sample, progress, size=size, crop=crop, format=format)
     if as_json:
-        answer(json.dumps(report.to_json()))
+        answer(json.dumps(asdict(report)))
     fewest, mean, most = report.pairs_per_content
     say(f"{report.rows} rows: {report.contents} contents, {report.styles} styles")
     say(f"pairs per content: {fewest} to {most}, {mean:g} on average")

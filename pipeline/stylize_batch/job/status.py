@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from stylize_batch.errors import UsageError, os_errors_as
 from stylize_batch.job import record as records
@@ -19,7 +19,7 @@ RATE_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Status:
-    """Progress of a run.
+    """Progress of a run, all of which `--json` prints.
 
     Attributes:
         output: the output root.
@@ -48,10 +48,6 @@ class Status:
     seconds_left: float | None
     host: str | None
     pid: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object `--json` prints."""
-        return asdict(self)
 
 
 def status(output: str) -> Status:

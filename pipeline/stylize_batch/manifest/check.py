@@ -6,14 +6,15 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stylize_batch.ahead import begun_ahead
 from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import decode
 from stylize_batch.images.encode import EXTENSIONS
@@ -46,7 +47,7 @@ class Failures:
 
 @dataclass
 class CheckReport:
-    """What a manifest holds, and what is wrong with its images.
+    """What a manifest holds, and what is wrong with its images, all of which `--json` prints.
 
     Attributes:
         rows: pairs.
@@ -73,10 +74,6 @@ class CheckReport:
     notes: list[str] = field(default_factory=list)
     checked: int = 0
     failures: dict[str, Failures] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object `--json` prints."""
-        return asdict(self)
 
 
 def check(
@@ -194,7 +191,6 @@ def _decoded(images: Iterable[str], base: str, read: Callable[[bytes], object]) 
             return RowError(error.kind, f"{uri}: {error.message}")
         return None
 
-    waiting = iter(images)
     with ThreadPoolExecutor(THREADS) as threads:
-        while window := list(islice(waiting, WINDOW)):
-            yield from threads.map(attempt, window)
+        for _, tried in begun_ahead(threads, attempt, images, WINDOW):
+            yield tried.result()
