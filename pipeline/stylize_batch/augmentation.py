@@ -56,12 +56,8 @@ class RandomStyle(v2.Transform):
         model: str = container.DEFAULT,
     ) -> None:
         super().__init__()
-        self.bank, self.p, self.alpha_range, self.model = (
-            os.fspath(bank),
-            p,
-            _checked_range(alpha_range),
-            model,
-        )
+        self.bank, self.p = os.fspath(bank), p
+        self.alpha_range, self.model = _checked_range(alpha_range), model
         check_fraction("p", p)
         data = read_model(model)
         container.check_model(data)

@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -290,6 +290,11 @@ def kind(fs: Any, path: str) -> str | None:
         return None
 
 
+def full_names(fs: Any, uri: str, names: Iterable[str]) -> list[str]:
+    """Return names as a file system lists them below a URI as URIs, and those below a path as they are."""
+    return [str(fs.unstrip_protocol(name)) if is_uri(uri) else name for name in names]
+
+
 def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     """List the files below a folder, recursively and sorted, as absolute URIs.
 
@@ -308,8 +313,7 @@ def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
         raise UsageError(f"cannot list {folder}: {failure(error, folder)}") from None
     if missing:
         raise UsageError(f"there is no folder {folder}")
-    kept = sorted(name for name in names if name.lower().endswith(suffixes))
-    return [str(fs.unstrip_protocol(name)) for name in kept] if is_uri(folder) else kept
+    return full_names(fs, folder, sorted(name for name in names if name.lower().endswith(suffixes)))
 
 
 DELETED_AT_ONCE = 10_000

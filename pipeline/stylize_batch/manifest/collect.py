@@ -29,9 +29,9 @@ from stylize_batch.storage import (
     absolute,
     failure,
     filesystem,
+    full_names,
     glob_base,
     is_glob,
-    is_uri,
     join,
     kind,
     parent,
@@ -238,7 +238,7 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
                 f"there is no {role} source {source}; give a folder, a list, an image or archives"
             )
         base = glob_base(uri)
-    uris = [str(fs.unstrip_protocol(name)) if is_uri(uri) else name for name in names]
+    uris = full_names(fs, uri, names)
     if all(name.lower().endswith(SUFFIXES) for name in uris):
         return _Source(_items((key_below(each, base), each) for each in uris), 0, [], [])
     if _are(uris, ARCHIVES) or (_are(uris, (".parquet",)) and _embedded(uris[0])):

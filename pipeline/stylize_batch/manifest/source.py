@@ -20,9 +20,9 @@ from stylize_batch.storage import (
     explained,
     failure,
     filesystem,
+    full_names,
     glob_base,
     is_glob,
-    is_uri,
     kind,
     parent,
 )
@@ -71,10 +71,6 @@ def locate(manifest: str, output: str) -> Source:
     """
     uri = absolute(manifest)
     fs, path = filesystem(uri)
-
-    def full(name: str) -> str:
-        return str(fs.unstrip_protocol(name)) if is_uri(uri) else name
-
     try:
         found = kind(fs, path)
         if found == "file":
@@ -96,7 +92,7 @@ def locate(manifest: str, output: str) -> Source:
     own_fs, own = filesystem(output)
     own = own.rstrip("/") + "/"
     files = [
-        full(name)
+        name
         for name in sorted(kept)
         if not (type(own_fs) is type(fs) and name.startswith(own))
         and not any(part.startswith((".", "_")) for part in name[below:].split("/"))
@@ -105,7 +101,7 @@ def locate(manifest: str, output: str) -> Source:
         raise ManifestError(f"the output root {output} is the manifest's own folder; choose another --output")
     if not files:
         raise ManifestError(f"there are no .parquet files in {manifest}{ELSEWHERE}")
-    return Source(files, base)
+    return Source(full_names(fs, uri, files), base)
 
 
 def fingerprint(source: Source) -> str:
