@@ -25,7 +25,7 @@ from harness import Page, options
 from stylize_batch.manifest.plan import check_and_partition, usual_shard_pairs, write_plan
 from stylize_batch.manifest.shards import read_shard
 from stylize_batch.manifest.source import fingerprint, locate
-from stylize_batch.results import Outcome, finished_shards, put_part, results_table
+from stylize_batch.results import Outcome, finished_shards, put_part, results_table, with_outputs
 from stylize_batch.storage import Root
 
 STYLES_PER_CONTENT = 8
@@ -73,12 +73,13 @@ def plan(folder: Path) -> int:
 def make_results(folder: Path) -> None:
     """Write a results part for every shard."""
     root = Root(str(folder / "out"))
-    ok = Outcome("/out/images/some/picture.jpg", None, 1.5, 0.5, 2.5, 256, 341)
+    ok = Outcome(None, 1.5, 0.5, 2.5, 256, 341)
     failed = Outcome(error="NotFound: it is gone")
     for shard in range(len(root.list("plan")) - 1):
         rows = read_shard(root, shard, "run")
         outcomes = [failed if row % 100 == 0 else ok for row in range(len(rows))]
-        put_part(root, shard, results_table(rows, outcomes, "adain-vgg16"), "run")
+        outputs = [None if each.error else "/out/images/some/picture.jpg" for each in outcomes]
+        put_part(root, shard, with_outputs(results_table(rows, outcomes, "adain-vgg16"), outputs), "run")
 
 
 def total(folder: Path) -> int:

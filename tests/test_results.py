@@ -19,6 +19,7 @@ from stylize_batch.results import (
     read_finished,
     results_table,
     totals_of,
+    with_outputs,
 )
 from stylize_batch.storage import Root
 
@@ -36,12 +37,12 @@ def plan(count: int = 3) -> pa.Table:
     )
 
 
-OK = Outcome("/out/x.jpg", None, 1.0, 2.0, 3.0, 20, 30)
+OK = Outcome(None, 1.0, 2.0, 3.0, 20, 30)
 FAILED = Outcome(error="NotFound: it is gone")
 
 
 def test_columns_are_the_contracts_followed_by_the_manifests_own() -> None:
-    table = results_table(plan(), [OK, FAILED, OK], "m")
+    table = with_outputs(results_table(plan(), [OK, FAILED, OK], "m"), ["/out/x.jpg", None, "/out/x.jpg"])
     assert table.column_names == [*RESULT_COLUMNS, "label"]
     assert table["status"].to_pylist() == ["ok", "failed", "ok"]
     assert table["output"].to_pylist() == ["/out/x.jpg", None, "/out/x.jpg"]

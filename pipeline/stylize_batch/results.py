@@ -54,12 +54,8 @@ OF_OUTCOME = ["output", "status", "error"]
 
 
 class Outcome(NamedTuple):
-    """What became of one pair: a picture with its size and losses (None without metrics), or an error.
+    """What became of one pair: a picture with its size and losses (None without metrics), or an error."""
 
-    Where the picture is is known once its shard's pictures are stored: `with_outputs`.
-    """
-
-    output: str | None = None
     error: str | None = None
     content_loss: float | None = None
     style_loss: float | None = None
@@ -116,13 +112,17 @@ def part_key(shard: int) -> str:
 
 
 def results_table(plan: pa.Table, outcomes: list[Outcome], model: str) -> pa.Table:
-    """Join a shard's plan with what became of each row, in the plan's order."""
+    """Join a shard's plan with what became of each row, in the plan's order.
+
+    Where pictures are is known once the shard's are stored: `with_outputs`.
+    """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         name: plan[name] for name in ("pair_id", "content", "style")
     }
     for name in Outcome._fields:
         columns[name] = pa.array([getattr(outcome, name) for outcome in outcomes], _TYPES[name])
     columns["status"] = pa.array(["ok" if outcome.error is None else "failed" for outcome in outcomes])
+    columns["output"] = pa.nulls(len(plan), _TYPES["output"])
     columns["alpha"] = plan["alpha"]
     columns["model"] = pa.array([model] * len(outcomes), pa.string())
     carried = [name for name in plan.column_names if name not in columns]

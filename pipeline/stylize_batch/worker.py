@@ -408,7 +408,7 @@ class Worker:
             pictures.put(pair.row, data)
         self._clock.count("written", len(data))
         height, width = picture.pixels.shape[:2]
-        return Outcome(None, None, *picture.losses, height, width)
+        return Outcome(None, *picture.losses, height, width)
 
 
 def _pixels(buckets: dict[tuple[int, ...], list[Prepared]]) -> int:

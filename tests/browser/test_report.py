@@ -38,11 +38,13 @@ def page(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(content) as image:
             image.rotate(number).save(picture)
-        outcome = Outcome(str(picture), None, 1 + number * 0.1, 9 - number * 0.2, 2.0, 48, 64)
+        outcome = Outcome(None, 1 + number * 0.1, 9 - number * 0.2, 2.0, 48, 64)
         hostile = HOSTILE[number % len(HOSTILE)] if number % 3 == 0 else "plain"
         style = styles[: 1 + number % 4]
         columns = {"label": hostile, "split": "val" if number % 4 else "train", "note": LONG}
-        rows.append(row(f"content/{content.name}", style, outcome, **columns, alpha=1 - number / 100))
+        rows.append(
+            row(f"content/{content.name}", style, outcome, str(picture), **columns, alpha=1 - number / 100)
+        )
     for number, name in enumerate((*HOSTILE, LONG)):
         failed = Outcome(error=f"NotFound: {name} does not exist")
         columns = {"label": name, "split": "test", "note": ""}

@@ -9,21 +9,24 @@ from pathlib import Path
 import pyarrow as pa
 
 from stylize_batch.job.record import RunRecord
-from stylize_batch.results import Outcome, put_part, results_table
+from stylize_batch.results import Outcome, put_part, results_table, with_outputs
 from stylize_batch.storage import Root
 from tests.conftest import Row
 
 RUN = "the-run"
 
 
-def row(content: str, style: Sequence[str], outcome: Outcome, **columns: object) -> Row:
-    """One row: what the manifest says of it, and its outcome."""
-    return {"content": content, "style": list(style), "outcome": outcome, "alpha": 1.0, **columns}
+def row(
+    content: str, style: Sequence[str], outcome: Outcome, picture: str = "/out/x.jpg", **columns: object
+) -> Row:
+    """One row: what the manifest says of it, its outcome, and where its picture is if it has one."""
+    found = {"content": content, "style": list(style), "outcome": outcome, "picture": picture}
+    return {**found, "alpha": 1.0, **columns}
 
 
 def part(rows: Sequence[Row]) -> pa.Table:
     """Results of rows, whose identities follow from their contents, styles and α."""
-    columns = {name: [each[name] for each in rows] for name in rows[0] if name != "outcome"}
+    columns = {name: [each[name] for each in rows] for name in rows[0] if name not in ("outcome", "picture")}
     columns["pair_id"] = [identity(each) for each in rows]
     columns["output"] = [None] * len(rows)
     plan = pa.table(
@@ -32,7 +35,8 @@ def part(rows: Sequence[Row]) -> pa.Table:
             for name, values in columns.items()
         }
     )
-    return results_table(plan, [each["outcome"] for each in rows], "adain-test")
+    outputs = [None if each["outcome"].error else each["picture"] for each in rows]
+    return with_outputs(results_table(plan, [each["outcome"] for each in rows], "adain-test"), outputs)
 
 
 def identity(each: Row) -> str:

@@ -16,7 +16,7 @@ from tests.report.roots import part, row
 
 
 def ok(content_loss: float | None, style_loss: float | None) -> Outcome:
-    return Outcome("/out/x.jpg", None, content_loss, style_loss, content_loss, 20, 30)
+    return Outcome(None, content_loss, style_loss, content_loss, 20, 30)
 
 
 GONE = Outcome(error="NotFound: it is gone")

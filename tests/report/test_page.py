@@ -70,9 +70,8 @@ def report(root: Root, base: Path | str, **known: Any) -> Page:
     return Page(make_report(root, run).decode())
 
 
-def made(picture: str, **losses: float) -> Outcome:
+def made(**losses: float) -> Outcome:
     return Outcome(
-        picture,
         None,
         losses.get("content", 1.0),
         losses.get("style", 2.0),
@@ -93,7 +92,7 @@ def rows(pictures: Path, contents: list[str], tmp_path: Path) -> Sequence[Row]:
         style = "style/tapa-cloth.jpg" if place % 2 else "style/morisot-daffodils.jpg"
         name = Path(content).relative_to(pictures).as_posix()
         found.append(
-            row(name, [style], made(str(picture), style=place + 1.5), split="val" if place else "train")
+            row(name, [style], made(style=place + 1.5), str(picture), split="val" if place else "train")
         )
     return [*found, row("absent.jpg", ["style/tapa-cloth.jpg"], Outcome(error="NotFound: gone"), split="val")]
 
@@ -186,7 +185,7 @@ def test_images_that_only_failed_rows_name_are_never_opened(
 def test_a_damaged_picture_is_shown_as_such_and_the_rest_of_the_page_is_there(
     pictures: Path, rows: Sequence[Row], tmp_path: Path
 ) -> None:
-    picture = Path(rows[1]["outcome"].output)
+    picture = Path(rows[1]["picture"])
     picture.write_bytes(picture.read_bytes()[:300])
     page = report(make_root(tmp_path / "out", [rows], pictures), pictures)
     (damaged,) = [pair for pair in page.data["pair-data"] if pair["output"] and pair["output"]["problem"]]
@@ -200,11 +199,11 @@ def test_a_damaged_picture_is_shown_as_such_and_the_rest_of_the_page_is_there(
 def test_rows_without_styles_losses_or_with_many_styles_are_shown(
     pictures: Path, rows: Sequence[Row], tmp_path: Path
 ) -> None:
-    picture = rows[0]["outcome"].output
+    picture = rows[0]["picture"]
     styles = [f"style/{name.name}" for name in sorted((pictures / "style").iterdir())]
     other = [
-        row("content/cat.jpg", [], Outcome(picture, height=48, width=64), alpha=None),
-        row("content/cat.jpg", styles, Outcome(picture, height=48, width=64)),
+        row("content/cat.jpg", [], Outcome(height=48, width=64), picture, alpha=None),
+        row("content/cat.jpg", styles, Outcome(height=48, width=64), picture),
     ]
     page = report(make_root(tmp_path / "out", [other], pictures), pictures)
     original, blend = sorted(page.data["pair-data"], key=lambda pair: len(pair["styles"]))
@@ -255,7 +254,8 @@ def test_columns_of_long_texts_do_not_make_a_large_page(
         row(
             f"{place}.jpg",
             ["style"],
-            made("x.jpg"),
+            made(),
+            "x.jpg",
             **{f"c{n}": labels[place // 3] for n in range(8)},
             **many,
         )

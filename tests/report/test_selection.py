@@ -15,7 +15,7 @@ from tests.report.roots import identity, part, row
 def rows() -> list[Row]:
     found: list[Row] = []
     for number in range(400):
-        outcome = Outcome("/out/x.jpg", None, 1.0 + number, 1000.0 - number, 1.0, 20, 30)
+        outcome = Outcome(None, 1.0 + number, 1000.0 - number, 1.0, 20, 30)
         if number % 4 == 0:
             kind = "NotFound" if number % 8 else "Undecodable"
             outcome = Outcome(error=f"{kind}: {number}")
