@@ -7,7 +7,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job.spec import FIXED, JobSpec
@@ -107,7 +107,7 @@ def load_record(root: Root) -> RunRecord | None:
         return None
     try:
         return RunRecord.model_validate(cast("dict[str, Any]", json.loads(data)))
-    except (ValueError, ValidationError, RecursionError):
+    except (ValueError, RecursionError):
         raise UsageError(
             f"{root.uri_of(KEY)} was not written by this version; choose another --output"
         ) from None

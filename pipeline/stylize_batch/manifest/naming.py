@@ -19,7 +19,6 @@ import numpy.typing as npt
 from stylize_batch.errors import UsageError
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.images.encode import EXTENSIONS, FORMAT_OF_EXTENSION
-from stylize_batch.storage import is_uri
 
 MAX_NAME, MAX_KEY = 240, 800
 """Bytes in one name of a key, and in a key: what file systems and object stores hold, extensions added."""
@@ -68,7 +67,6 @@ def checked_key(key: str) -> str:
         or re.match(r"[A-Za-z]:", key)
         or "\\" in key
         or VERSION_MARK in key
-        or is_uri(key)
         or (not key.isprintable() and any(unicodedata.category(each) in _CONTROL for each in key))
     )
     if hostile:
