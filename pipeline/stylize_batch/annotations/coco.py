@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from stylize_batch import __version__
-from stylize_batch.images.decode import resized
+from stylize_batch.images.decode import crop_corner, resized
 from stylize_batch.results import read_parts
 from stylize_batch.storage import Root
 
@@ -112,8 +112,7 @@ def geometry(
             return None  # annotated as it is stored, on its side
         return Geometry(picture[0] / width, picture[1] / height, 0, 0, *picture)
     scaled = (width, height) if size is None else resized(width, height, size)
-    left, top = (scaled[0] - crop) // 2, (scaled[1] - crop) // 2
-    return Geometry(scaled[0] / width, scaled[1] / height, left, top, *picture)
+    return Geometry(scaled[0] / width, scaled[1] / height, *crop_corner(*scaled, crop), *picture)
 
 
 def write(

@@ -108,6 +108,11 @@ def resized(width: int, height: int, size: int) -> tuple[int, int]:
     return (size, scaled) if width <= height else (scaled, size)
 
 
+def crop_corner(width: int, height: int, crop: int) -> tuple[int, int]:
+    """Return left and top of the square cut from the centre."""
+    return (width - crop) // 2, (height - crop) // 2
+
+
 def sides_of(data: bytes) -> tuple[int, int]:
     """Return an image's shorter and longer side, from the file's head alone. Which is the width, decoding tells.
 
@@ -168,7 +173,7 @@ def decode_whole(
             raise _undecodable(data, error) from None
     width, height = rgb.size
     if crop is not None:
-        left, top = (width - crop) // 2, (height - crop) // 2
+        left, top = crop_corner(width, height, crop)
         rgb = rgb.crop((left, top, left + crop, top + crop))
     return Decoded(np.asarray(rgb), width, height)
 

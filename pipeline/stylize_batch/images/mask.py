@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from stylize_batch.errors import RowError
-from stylize_batch.images.decode import Array, to_srgb
+from stylize_batch.images.decode import Array, crop_corner, to_srgb
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -17,7 +17,7 @@ def visible_part(width: int, height: int, crop: int | None) -> tuple[float, floa
     """Return what a centre crop leaves of a picture: left, top, right and bottom as fractions of its sides."""
     if crop is None:
         return WHOLE
-    left, top = (width - crop) // 2, (height - crop) // 2
+    left, top = crop_corner(width, height, crop)
     return left / width, top / height, (left + crop) / width, (top + crop) / height
 
 
