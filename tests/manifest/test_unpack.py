@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stylize_batch.errors import JobFailedError, UsageError
-from stylize_batch.manifest import unpack as module
+from stylize_batch.manifest import embedded, extraction, webdataset
 from stylize_batch.manifest.build import Built, Pairing, build
 from stylize_batch.manifest.source import decoded
 from stylize_batch.progress import Silent
@@ -216,16 +216,16 @@ def test_archives_in_folders_of_splits_keep_the_classes_inside_them(tmp_path: Pa
 def test_numbered_frames_are_no_sample_to_hold_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PUTS", 4)
+    monkeypatch.setattr(extraction, "PUTS", 4)
     most = 0
 
-    class Watched(module._Sample):  # pyright: ignore[reportPrivateUsage]
+    class Watched(webdataset._Sample):  # pyright: ignore[reportPrivateUsage]
         def extract(self, out: Any) -> list[dict[str, Any]]:
             nonlocal most
             most = max(most, len(self.images))
             return super().extract(out)
 
-    monkeypatch.setattr(module, "_Sample", Watched)
+    monkeypatch.setattr(webdataset, "_Sample", Watched)
     members = [(f"shot.{number:04d}.png", b"%d" % number) for number in range(10)]
     _, rows = unpacked(tar(tmp_path / "a.tar", members), tmp_path)
     assert [row["data"] for row in rows] == [data for _, data in members]
@@ -383,7 +383,7 @@ def test_an_archive_cut_between_two_members_is_noticed(tmp_path: Path) -> None:
 
 
 def test_too_large_members_are_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_MEMBER", 1000)
+    monkeypatch.setattr(extraction, "MAX_MEMBER", 1000)
     built, rows = unpacked(tar(tmp_path / "a.tar", [("big.jpg", b"x" * 1001), ("ok.jpg", b"ok")]), tmp_path)
     assert [row["output"] for row in rows] == ["ok.jpg"]
     assert "big.jpg has 1001 bytes, the limit is 1000" in built.problems[0]
@@ -392,9 +392,9 @@ def test_too_large_members_are_left_out_by_name(tmp_path: Path, monkeypatch: pyt
 def test_images_that_a_parquet_file_holds_once_for_all_rows_fill_neither_memory_nor_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEAST", 1_000_000)
-    monkeypatch.setattr(module, "SLACK", 100_000)
-    monkeypatch.setattr(module, "MAX_MEMBER", 100_000)
+    monkeypatch.setattr(extraction, "LEAST", 1_000_000)
+    monkeypatch.setattr(extraction, "SLACK", 100_000)
+    monkeypatch.setattr(extraction, "MAX_MEMBER", 100_000)
     cells = [{"bytes": b"x" * (200_000 if row == 1 else 90_000), "path": f"{row}.jpg"} for row in range(30)]
     pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 5000
@@ -410,8 +410,8 @@ def test_texts_that_a_parquet_file_numbers_are_counted_once_and_read_many_at_a_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = Mock(wraps=decoded)
-    monkeypatch.setattr(module, "decoded", reads)
-    monkeypatch.setattr(module, "LEAST", 2_000_000)
+    monkeypatch.setattr(embedded, "decoded", reads)
+    monkeypatch.setattr(extraction, "LEAST", 2_000_000)
     texts = [f"{row:05d}" + "x" * 1000 for row in range(1000)]
     table = pa.table(
         {
@@ -429,7 +429,7 @@ def test_texts_that_a_parquet_file_numbers_are_counted_once_and_read_many_at_a_t
 def test_a_header_that_asks_for_memory_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SLACK", 1 << 20)
+    monkeypatch.setattr(extraction, "SLACK", 1 << 20)
     bomb = tarfile.TarInfo("bomb")
     bomb.type, bomb.size = tarfile.XHDTYPE, 1 << 24
     data = tarfile.TarInfo("1.jpg").tobuf() + bomb.tobuf() + b"\0" * (1 << 24)

@@ -14,8 +14,8 @@ from stylize_batch.errors import JobFailedError, RowError, UsageError
 from stylize_batch.job.lease import lease
 from stylize_batch.job.styles import EncodedStyles, encode_styles
 from stylize_batch.manifest.collect import collect
+from stylize_batch.manifest.items import URI
 from stylize_batch.manifest.reach import reach, refuse_credentials
-from stylize_batch.manifest.unpack import URI
 from stylize_batch.model import container
 from stylize_batch.progress import Observer
 from stylize_batch.settings import Device, WorkerSettings

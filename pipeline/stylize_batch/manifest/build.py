@@ -21,6 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.collect import Collected, collect
+from stylize_batch.manifest.items import KEY, URI
 from stylize_batch.manifest.lists import read_map
 from stylize_batch.manifest.naming import (
     MARK,
@@ -35,7 +36,6 @@ from stylize_batch.manifest.naming import (
 from stylize_batch.manifest.pairing import Group, Hashes, Integers, draw, draw_alpha, make_pools, seeded
 from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.manifest.schema import check_schema
-from stylize_batch.manifest.unpack import KEY, URI
 from stylize_batch.parquet import with_python_times
 from stylize_batch.storage import Root, absolute, failure, filesystem, kind, parent, replacing
 

@@ -21,9 +21,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.images.decode import SUFFIXES
+from stylize_batch.manifest.embedded import image_column, open_embedded
+from stylize_batch.manifest.items import KEY, URI, LeftOut
 from stylize_batch.manifest.lists import BATCH, LISTS, as_table, read_lists, with_free_names
 from stylize_batch.manifest.naming import key_below
-from stylize_batch.manifest.unpack import KEY, URI, LeftOut, image_column, open_embedded, unpack
+from stylize_batch.manifest.unpack import unpack
 from stylize_batch.storage import (
     Root,
     absolute,

@@ -17,9 +17,9 @@ from pyarrow import csv
 from pyarrow import json as json_lines
 
 from stylize_batch.errors import UsageError
+from stylize_batch.manifest.items import KEY, URI
 from stylize_batch.manifest.naming import key_below
 from stylize_batch.manifest.schema import CATEGORIES, RESULT_COLUMNS, free_name
-from stylize_batch.manifest.unpack import KEY, URI
 from stylize_batch.parquet import as_columns, as_text, unfit
 from stylize_batch.storage import absolute, failure, filesystem, kind, parent
 
