@@ -3,7 +3,6 @@ file of its own for many runs."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from stylize_batch import parquet
 from stylize_batch.errors import RowError, SystemicError, UsageError
+from stylize_batch.manifest.naming import digest
 from stylize_batch.storage import Root, absolute, failure, filesystem, parent, replacing
 
 Vectors = npt.NDArray[np.float32]
@@ -131,9 +131,7 @@ def _matrix(table: pa.Table) -> Vectors:
 
 def put_part(root: Root, vectors: list[StyleVector], key: str) -> None:
     """Commit some styles to the bank; a crash loses at most the part in hand."""
-    name = hashlib.blake2b(
-        "\0".join(f"{style.uri}\0{style.version}" for style in vectors).encode(), digest_size=8
-    ).hexdigest()
+    name = digest("\0".join(f"{style.uri}\0{style.version}" for style in vectors))
     table = _table(vectors, key)
     table = table.replace_schema_metadata({**table.schema.metadata, WRITTEN: str(time.time())})
     root.put(f"styles/part-{name}.parquet", parquet.dumps(table))

@@ -87,11 +87,10 @@ class Protocol:
         return sorted(pictures, key=lambda picture: picture.name)
 
 
-def digest(*data: Array | bytes) -> str:
-    """Return what identifies arrays or bytes: BLAKE2b-128, hex."""
+def digest(*arrays: Array) -> str:
+    """Return what identifies arrays: BLAKE2b-128, hex."""
     state = hashlib.blake2b(digest_size=16)
-    for each in data:
-        if not isinstance(each, bytes):
-            state.update(repr((each.dtype.str, each.shape)).encode())
-        state.update(each if isinstance(each, bytes) else each.tobytes())
+    for each in arrays:
+        state.update(repr((each.dtype.str, each.shape)).encode())
+        state.update(each.tobytes())
     return state.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -174,7 +175,7 @@ class Evaluation:
     def _key(self, content: Picture, style: Style, method: Method) -> str:
         images = (content.digest, style.digest)
         identity = json.dumps([VERSION, self.device.type, self._phi_digest, *images, method.identity])
-        return f"parts/{digest(identity.encode())}.parquet"
+        return f"parts/{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.parquet"
 
     def _read_parts(self, units: list[_Unit]) -> dict[str, pa.Table]:
         keys = sorted({unit.key for unit in units}.intersection(self.root.list("parts")))

@@ -8,7 +8,6 @@ replaced by something else. What a killed run has written and no results name is
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import IO, NamedTuple, Protocol
 
 import pyarrow as pa
 
+from stylize_batch.manifest.naming import digest
 from stylize_batch.manifest.shards import Shard
 from stylize_batch.results import read_parts
 from stylize_batch.storage import Root
@@ -110,7 +110,7 @@ def container_name(shard: Shard, pair_ids: list[str]) -> str:
     name = f"images/part-{shard.number:06d}"
     if len(pair_ids) == shard.pairs:
         return name
-    return f"{name}-{hashlib.blake2b(''.join(pair_ids).encode(), digest_size=8).hexdigest()}"
+    return f"{name}-{digest(''.join(pair_ids))}"
 
 
 def unnamed(root: Root, run: str) -> list[str]:
