@@ -37,7 +37,7 @@ def test_high_quality_jpeg_keeps_full_chroma(quality: int, sampling: int) -> Non
         assert JpegImagePlugin.get_sampling(image) == sampling
 
 
-@pytest.mark.parametrize("kind", ["as here", "without the call", "with no file left"])
+@pytest.mark.parametrize("kind", ["as here", "without the call", "with no file left", "with a limit of a file's size"])
 def test_a_jpeg_is_the_one_that_pillow_writes_into_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "without the call":
         monkeypatch.delattr(os, "memfd_create")
@@ -45,6 +45,8 @@ def test_a_jpeg_is_the_one_that_pillow_writes_into_memory(kind: str, monkeypatch
         monkeypatch.setattr(
             os, "memfd_create", Mock(side_effect=OSError(errno.EMFILE, "Too many open files"))
         )
+    elif kind == "with a limit of a file's size":  # as of `ulimit -f`, which is for files in memory, too
+        monkeypatch.setattr(os, "memfd_create", lambda name: os.open("/dev/full", os.O_RDWR))
     noise = np.random.default_rng(0).integers(0, 256, (300, 301, 3), np.uint8)  # larger than its buffer
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", quality=95, subsampling=0)

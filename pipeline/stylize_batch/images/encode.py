@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from typing import BinaryIO, Literal
 
 from PIL import Image
@@ -52,10 +53,18 @@ def encode(image: Array, format: Format, quality: int) -> bytes:
 
 
 def _jpeg(picture: Image.Image, quality: int) -> bytes:
-    subsampling = 0 if quality >= FULL_CHROMA_QUALITY else 2
     # Into a file, which only memory holds: Pillow keeps Python's lock, and so all other threads waiting, while it
     # encodes into anything else.
-    with _file_in_memory() or io.BytesIO() as file:
+    if file := _file_in_memory():
+        # The limit of a file's size is for this one, too, and no fault of the picture.
+        with suppress(OSError):
+            return _jpeg_into(file, picture, quality)
+    return _jpeg_into(io.BytesIO(), picture, quality)
+
+
+def _jpeg_into(file: BinaryIO, picture: Image.Image, quality: int) -> bytes:
+    subsampling = 0 if quality >= FULL_CHROMA_QUALITY else 2
+    with file:
         picture.save(file, "JPEG", quality=quality, subsampling=subsampling)
         file.seek(0)
         return file.read()
