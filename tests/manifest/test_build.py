@@ -72,10 +72,12 @@ def test_files_of_a_folder_that_are_not_named_as_images_are_counted(tmp_path: Pa
     found = made(photos, styles, tmp_path / "pairs.parquet")
     assert found.contents == 2
     assert "3 files are left out" in found.notes[0]
-    assert "(.heic 2, no ending 1), such as 4.heic" in found.notes[0]
+    assert "(.heic 2, no ending 1), such as 4.heic; .heic cannot be read: convert such" in found.notes[0]
     none = tree(tmp_path / "none", "1.heic")
     assert "no images in" in refused(none, styles, tmp_path)
     assert ".heic 1" in refused(none, styles, tmp_path)
+    saved = tree(tmp_path / "saved", "data-00000-of-00001.arrow", "state.json")
+    assert ".arrow cannot be read: save the data set as Parquet" in refused(saved, styles, tmp_path)
 
 
 def test_only_a_manifest_that_was_built_is_replaced(tmp_path: Path, styles: Path) -> None:

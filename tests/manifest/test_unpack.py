@@ -136,6 +136,16 @@ def test_parquet_with_embedded_images_becomes_files_with_its_columns(tmp_path: P
     assert built.problems == [f"{tmp_path}/train.parquet: 1 rows hold no image, such as row 2"]
 
 
+def test_a_row_that_only_names_its_image_is_said_to(tmp_path: Path, pictures: Path) -> None:
+    data = (pictures / "content" / "cat.jpg").read_bytes()
+    cells = [{"bytes": data, "path": None}, {"bytes": None, "path": "photos/a.jpg"}, {"bytes": None, "path": ""}]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "train.parquet")
+    built, _ = unpacked(tmp_path / "train.parquet", tmp_path)
+    assert built.problems == [
+        f"{tmp_path}/train.parquet: 2 rows hold no image, such as row 1, which only names the file photos/a.jpg"
+    ]
+
+
 def test_labels_keep_their_names_and_parts_their_splits(tmp_path: Path, pictures: Path) -> None:
     data = (pictures / "content" / "cat.jpg").read_bytes()
     features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}

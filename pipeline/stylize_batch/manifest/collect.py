@@ -327,8 +327,7 @@ def _tree(fs: Any, folder: str, uri: str, notes: list[str]) -> Iterator[pa.Table
     yield from _items(images())
     if left_out:
         notes.append(
-            f"{uri}: {len(left_out)} files are left out, whose names do not end like an image's {left_out}; a list can name "
-            "them"
+            f"{uri}: {len(left_out)} files are left out, whose names do not end like an image's {left_out}; {left_out.advice}"
         )
 
 

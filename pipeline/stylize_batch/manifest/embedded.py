@@ -66,7 +66,7 @@ def extract_rows(handle: Any, size: int | None, out: Extraction) -> pa.Table:
             out.note(f"columns of other images are left out: {', '.join(left)}")
         kept: list[pa.RecordBatch] = []
         row = empty = 0
-        first_empty = 0
+        first_empty = ""
         left = most_bytes(size)
         # So few at a time that they are not too much even if each holds all that the row group holds once.
         groups = (file.metadata.row_group(index) for index in range(file.num_row_groups))
@@ -84,7 +84,9 @@ def extract_rows(handle: Any, size: int | None, out: Extraction) -> pa.Table:
                 data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
                 name = _embedded_name(data, path, row + place)
                 if data is None or name is None:
-                    first_empty = first_empty if empty else row + place
+                    first_empty = first_empty if empty else f"row {row + place}"
+                    if data is None and path and not empty:
+                        first_empty += f", which only names the file {path}"
                     empty += 1
                     continue
                 if out.fits(f"row {row + place}", len(data)):
@@ -93,7 +95,7 @@ def extract_rows(handle: Any, size: int | None, out: Extraction) -> pa.Table:
             kept.append(batch.select(carried).take(pa.array(rows, pa.int64())))
             row += len(batch)
         if empty:
-            out.problem(f"{empty} rows hold no image, such as row {first_empty}")
+            out.problem(f"{empty} rows hold no image, such as {first_empty}")
         found = pa.Table.from_batches(
             kept, decoded_schema(pa.schema([schema.field(name) for name in carried]))
         )
