@@ -94,6 +94,11 @@ def printable(text: str, instead: str = "\N{REPLACEMENT CHARACTER}") -> str:
     return "".join(character if character.isprintable() else instead for character in text)
 
 
+def told(setting: object) -> str:
+    """Return a setting's value as a message tells it."""
+    return "not given" if setting is None else str(setting)
+
+
 class _OneLineError(Exception):
     """An error whose message may be printed and stored as it is."""
 

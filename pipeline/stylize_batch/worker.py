@@ -416,4 +416,4 @@ def _pixels(buckets: dict[tuple[int, ...], list[Prepared]]) -> int:
 
 
 def _output_error(error: OSError, root: str) -> SystemicError:
-    return SystemicError(f"cannot use {root}: {type(error).__name__}: {error}")
+    return SystemicError(f"cannot use {root}: {error.strerror or f'{type(error).__name__}: {error}'}")

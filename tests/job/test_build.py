@@ -61,7 +61,7 @@ def test_a_repeated_run_takes_the_manifest_that_is_there_and_goes_on(
     ("changes", "name"),
     [
         ({"seed": 1}, "seed was 0"),
-        ({"alpha": "0.5..1"}, "alpha was None"),
+        ({"alpha": "0.5..1"}, "alpha was not given when"),
         ({"keep_originals": True}, "keep_originals was False"),
         ({"styles_per_content": 2}, "styles_per_content was 1"),
         ({"all_pairs": True}, "styles_per_content was 1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import UsageError, told
 from stylize_batch.manifest.build import Pairing, build, read_settings, settings_of
 from stylize_batch.progress import Observer
 
@@ -34,8 +34,8 @@ def ensure_manifest(
         for name, value in wanted.items():
             if found.get(name) != value:
                 raise UsageError(
-                    f"{name} was {found.get(name)} when {manifest} was built and is now {value}; choose another --output, "
-                    "or start anew with --overwrite"
+                    f"{name} was {told(found.get(name))} when {manifest} was built and is now {told(value)}; choose another "
+                    "--output, or start anew with --overwrite"
                 )
         return [f"{manifest} is used as it was built; its sources are not listed again"]
     replaced = [] if found is None else [f"{manifest} was there and has been built anew"]

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import UsageError, told
 from stylize_batch.job.spec import FIXED, JobSpec
 from stylize_batch.settings import Device, Precision
 from stylize_batch.storage import Root
@@ -86,7 +86,7 @@ class RunRecord(BaseModel):
                 if name == "metrics":
                     name = "--no-metrics"
                     before, value = ("left out" if measured else "given" for measured in (before, value))
-                return f"{name} was {before} for this output root and is now {value}; {advice}"
+                return f"{name} was {told(before)} for this output root and is now {told(value)}; {advice}"
         return None
 
 

@@ -571,4 +571,5 @@ def _put(
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"cannot write the manifest {output}: {error}") from None
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise UsageError(f"cannot write the manifest {output}: {reason}") from None
