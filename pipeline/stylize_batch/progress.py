@@ -57,6 +57,15 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:.2f}/s", style="cyan")
 
 
+class _Count(MofNCompleteColumn):
+    """How many are done of how many, as far as there is anything to count."""
+
+    def render(self, task: Task) -> Text:
+        if task.total:
+            return super().render(task)
+        return Text(str(int(task.completed)) if task.completed else "", style="progress.download")
+
+
 class _LiveBar(Progress):
     """A bar that also moves with rows of unfinished shards."""
 
@@ -66,7 +75,7 @@ class _LiveBar(Progress):
         super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _Count(),
             _Rate(),
             TimeRemainingColumn(elapsed_when_finished=True),
             TextColumn("[red]{task.fields[failures]}"),
