@@ -56,9 +56,11 @@ def test_a_run_says_where_everything_is(manifest: Path, cli: Cli, tmp_path: Path
 def test_failed_rows_exit_3_and_are_summed_up_by_kind(
     make_manifest: MakeManifest, pairs: list[Row], cli: Cli
 ) -> None:
-    done = cli("run", make_manifest([pairs[0], {**pairs[0], "content": "absent.jpg"}]), *FAST)
+    manifest = make_manifest([pairs[0], {**pairs[0], "content": "absent.jpg"}])
+    done = cli("run", manifest, *FAST)
     assert done.returncode == 3
-    assert "failed: 1 × NotFound" in done.stderr
+    assert "failed: 1 × NotFound (the image does not exist)\n  " in done.stderr
+    assert f"  {manifest.parent}/absent.jpg does not exist\n" in done.stderr
 
 
 def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Row], cli: Cli) -> None:
@@ -93,6 +95,11 @@ def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Ro
         (("styles", "encode", ".", "-o", "bank"), "a style bank's name ends in .parquet"),
         (("run", "{manifest}", "--styles", "absent.parquet"), "there is no style bank absent.parquet"),
         (("run", "{manifest}", "--styles", "{manifest}"), "is no style bank"),
+        (("run", "photos/", "paintings/"), "these are 2: photos/ paintings/; for pictures write --content"),
+        (
+            ("submit", "a.parquet", "b.parquet", "c.parquet"),
+            "these are 3: a.parquet b.parquet …; for pictures",
+        ),
     ],
 )
 def test_mistakes_exit_2_with_one_line_and_no_traceback(
@@ -187,6 +194,16 @@ def test_nobody_who_reads_changes_no_exit_status(end: str) -> None:
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_help_that_a_full_disk_does_not_take_is_one_line_and_no_traceback() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.quote(command())} run --help >/dev/full"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "cannot write to stdout: No space left on device\n")
 
 
 def test_a_terminal_that_lacks_a_letter_gets_its_number(cli: Cli, tmp_path: Path) -> None:

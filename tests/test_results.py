@@ -14,6 +14,7 @@ from stylize_batch.manifest.schema import RESULT_COLUMNS
 from stylize_batch.results import (
     Outcome,
     complete,
+    examples_of_failures,
     finished_shards,
     put_part,
     read_finished,
@@ -107,3 +108,21 @@ def test_totals_of_a_run_are_those_of_its_parts(tmp_path: Path) -> None:
     sound = (tmp_path / "results" / "part-000000.parquet").read_bytes()
     (tmp_path / "results" / "part-000003.parquet").write_bytes(sound[:4] + bytes(900) + sound[904:])
     assert finished_shards(root, "run") == dict(enumerate(written))
+
+
+def test_examples_of_failures_are_a_few_of_each_kind_and_name_the_photograph(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    gone, cut = Outcome(error="NotFound: /data/c is gone"), Outcome(error="Undecodable: damaged: cut: short")
+    for shard, outcomes in enumerate([[OK, OK, OK], [OK, gone, gone], [cut, cut, gone]]):
+        table = plan().set_column(1, "content", pa.array([f"c{shard}", f"c{shard}", f"b{shard}"]))
+        put_part(root, shard, results_table(table, outcomes, "m"), "run")
+    found = examples_of_failures(root, "run", finished_shards(root, "run"))
+    assert found == {
+        "NotFound": ["c1: /data/c is gone", "b1: /data/c is gone", "b2: /data/c is gone"],
+        "Undecodable": ["c2: damaged: cut: short"],
+    }
+    many = [Outcome(error=f"NotFound: /data/c {number}") for number in range(3)]
+    for shard in range(3):
+        put_part(root, shard, results_table(plan(), many, "m"), "run")
+    found = examples_of_failures(root, "run", finished_shards(root, "run"))
+    assert found == {"NotFound": ["/data/c 0", "/data/c 1", "/data/c 2"]}

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from enum import IntEnum
@@ -80,6 +80,9 @@ class Commands(TyperGroup):
         raise typer.Exit(status)
 
 
+MORE = {"allow_extra_args": True}
+"""Lets a command say itself what is wrong with further arguments."""
+
 app = typer.Typer(
     name="stylize-batch",
     cls=Commands,
@@ -107,7 +110,7 @@ def _settings(
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", help="Output root; <manifest name>-stylized by default, none for submit."
+            "--output", "-o", help="Where the output goes; for run <manifest name>-stylized by default."
         ),
     ] = None,
     job: Annotated[
@@ -120,38 +123,47 @@ def _settings(
         ),
     ] = None,
     style: Annotated[str | None, typer.Option(help="With --content: the same, of style images.")] = None,
-    model: Annotated[str | None, typer.Option(help="Shipped model, or path or URI of one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="adain-vgg16 (default), adain-compact, or path or URI of a model.")
+    ] = None,
     styles: Annotated[
         str | None, typer.Option(help="Style bank of `styles encode`; what it lacks is encoded.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Shorter side of the content; its own by default.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the centre crop after --size.")] = None,
     style_size: Annotated[int | None, typer.Option(help="Shorter side of the style; 512 by default.")] = None,
-    format: Annotated[str | None, typer.Option(help="jpeg, png or webp.")] = None,
+    format: Annotated[str | None, typer.Option(help="jpeg (default), png or webp.")] = None,
     quality: Annotated[int | None, typer.Option(help="Of JPEG and WebP; 95 by default.")] = None,
-    layout: Annotated[str | None, typer.Option(help="files, webdataset or parquet.")] = None,
+    layout: Annotated[str | None, typer.Option(help="files (default), webdataset or parquet.")] = None,
     no_metrics: Annotated[bool | None, typer.Option("--no-metrics", help="Do not measure losses.")] = None,
     batch_size: Annotated[
-        str | None, typer.Option(help="Pairs per batch on a GPU, or auto; a CPU takes one at a time.")
+        str | None,
+        typer.Option(help="Pairs per batch on a GPU, or auto (default); a CPU takes one at a time."),
     ] = None,
     actors: Annotated[
-        str | None, typer.Option(help="Workers: a number, by device (cuda=8,cpu=4), or auto.")
+        str | None, typer.Option(help="Workers: a number, by device (cuda=8,cpu=4), or auto (default).")
     ] = None,
     gpus_per_actor: Annotated[
         float | None,
         typer.Option(help="Share of a GPU for each worker, such as 0.5, where one worker does not fill it."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")] = None,
-    shard_pairs: Annotated[int | None, typer.Option(help="Pairs per shard.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (default), cpu or cuda.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto (fp16 on a GPU, fp32 on a CPU), fp32, bf16 or fp16.")
+    ] = None,
+    shard_pairs: Annotated[
+        int | None, typer.Option(help="Pairs per unit of work; about a minute's by default.")
+    ] = None,
     retry_failed: Annotated[
         bool | None, typer.Option("--retry-failed", help="Redo failed rows of earlier runs.")
     ] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Delete an earlier run's outputs and start anew.")
     ] = None,
-    max_failed: Annotated[str | None, typer.Option(help="Failed rows allowed: 20 or 2%.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the manifest's first rows.")] = None,
+    max_failed: Annotated[
+        str | None, typer.Option(help="Give up when more rows fail: 20 or 2%; never by default.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many of the manifest's first rows.")] = None,
     as_json: Annotated[bool | None, typer.Option("--json", help="Print one JSON object on stdout.")] = None,
 ) -> dict[str, Any]:
     """The settings that `run` and `submit` share, under the names of a JobSpec."""
@@ -168,18 +180,20 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     own = list(inspect.signature(command, eval_str=True).parameters.values())[2:]
     shared = inspect.signature(_settings, eval_str=True).parameters
 
-    def called(**given: Any) -> None:
+    def called(context: typer.Context, **given: Any) -> None:
+        _refuse_more_manifests([given["manifest"], *context.args])
         taken = {name: given.pop(name) for name in shared}
         command(_settings(**taken), taken["job"], **given)
 
     called.__name__, called.__doc__ = command.__name__, command.__doc__
-    parameters = [*shared.values(), *own]
+    context = inspect.signature(called, eval_str=True).parameters["context"]
+    parameters = [context, *shared.values(), *own]
     called.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     called.__annotations__ = {each.name: each.annotation for each in parameters}
     return called
 
 
-@app.command()
+@app.command(context_settings=MORE)
 @_takes_settings
 def run(
     settings: dict[str, Any],
@@ -187,9 +201,9 @@ def run(
     address: Annotated[str | None, typer.Option(help="Ray cluster: auto, host:port or ray://…")] = None,
     in_process: Annotated[bool | None, typer.Option("--in-process", help="Run without Ray.")] = None,
 ) -> None:
-    """Stylize every pair of a manifest, or of the one built of --content and --style.
+    """Stylize every pair of a manifest.
 
-    Running the same command again resumes.
+    --content and --style build a manifest and run it. Running the same command again resumes.
     """
     if in_process:
         keep_freed_memory()  # before a library has threads
@@ -217,7 +231,7 @@ def run(
         say(
             f"mean content loss {summary.mean_content_loss:.3f}, mean style loss {summary.mean_style_loss:.3f}"
         )
-    _say_failures(summary.kinds)
+    _say_failures(summary.kinds, summary.examples)
     if summary.kinds:
         say(
             "the `error` column of the results names each, the report shows some; --retry-failed tries them again"
@@ -239,7 +253,7 @@ def run(
         raise typer.Exit(Exit.ROWS_FAILED)
 
 
-@app.command()
+@app.command(context_settings=MORE)
 @_takes_settings
 def submit(
     settings: dict[str, Any],
@@ -257,9 +271,9 @@ def submit(
         bool, typer.Option("--no-wait", help="Print the job's name on stdout, and do not follow it.")
     ] = False,
 ) -> None:
-    """Run as a job of a Ray cluster, which goes on without this machine. The same command again resumes.
+    """Run as a job of a Ray cluster.
 
-    Manifest (or --content and --style, of which the cluster builds one), output and model must be URIs that the cluster
+    It goes on without this machine; running the same command again follows it or resumes. Manifest (or --content and --style, of which the cluster builds one), output and model must be URIs that the cluster
     reaches, with the credentials of its nodes.
     """
     from stylize_batch.job.spec import make_spec
@@ -308,7 +322,10 @@ def status(
     output: Annotated[str, typer.Argument(help="Output root of a run; path or URI.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Show how far a run has come: from its output root, on any machine, also while it is at work."""
+    """Show how far a run has come.
+
+    Works on any machine that reads the output, also while the run is at work.
+    """
     from stylize_batch.job.status import status as look
     from stylize_batch.progress import duration
 
@@ -334,7 +351,7 @@ def status(
 def report(
     output: Annotated[str, typer.Argument(help="Output root of a run; path or URI.")],
 ) -> None:
-    """Write report.html anew: pictures, losses, rate and failures of a run, finished or not."""
+    """Write the report.html of a run anew, finished or not."""
     from stylize_batch.job.reporting import report as write
 
     answer(write(output))
@@ -409,9 +426,9 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of contents and styles.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Compare models with each other and with optimisation (Gatys et al.): Fig. 3 of the paper.
+    """Compare models with each other and with optimisation.
 
-    Running the same command again continues; with another model, only its pictures are made.
+    The optimisation is that of Gatys et al., as in Fig. 3 of the paper. Running the same command again continues; with another model, only its pictures are made.
     """
     keep_freed_memory()
     from stylize_batch.evaluation.protocol import Protocol
@@ -477,7 +494,10 @@ def model_import(
         typer.Option(help="Folder of photographs over which every filter's mean activation shall be 1."),
     ] = None,
 ) -> None:
-    """Make a model of published weights: pytorch-AdaIN's checkpoints, or torchvision's VGG to train with."""
+    """Make a model of published weights.
+
+    Of pytorch-AdaIN's checkpoints, or torchvision's VGG to train with.
+    """
     from stylize_batch.published import import_model
 
     made = import_model(
@@ -503,7 +523,10 @@ def styles_encode(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs.")] = "auto",
     unpack: Annotated[str | None, typer.Option(help="Empty folder or URI to extract archives to.")] = None,
 ) -> None:
-    """Encode styles once, for `run --styles` and for RandomStyle. Repeated, it encodes only what has changed."""
+    """Encode styles once, for `run --styles` and RandomStyle.
+
+    Running the same command again encodes only what has changed.
+    """
     keep_freed_memory()
     from stylize_batch.job.bank import encode
     from stylize_batch.progress import terminal_progress
@@ -627,7 +650,10 @@ def manifest_check(
     ] = "jpeg",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
-    """Check all that a run would refuse, and whether images can be decoded: all of them, or a sample."""
+    """Check what a run would refuse, and decode images.
+
+    All of them, or a sample.
+    """
     from stylize_batch.manifest.check import check
     from stylize_batch.progress import terminal_progress
 
@@ -637,7 +663,7 @@ def manifest_check(
         answer(json.dumps(asdict(report)))
     fewest, mean, most = report.pairs_per_content
     say(f"{report.rows} rows: {report.contents} contents, {report.styles} styles")
-    say(f"pairs per content: {fewest} to {most}, {mean:g} on average")
+    say(f"pairs per content: {fewest if fewest == most else f'{fewest} to {most}, {mean:g} on average'}")
     for what, names in (
         ("deciding the pictures", report.controls),
         ("only carried to the results", report.carried),
@@ -682,6 +708,15 @@ def _refuse_empty(arguments: list[str]) -> None:
             )
 
 
+def _refuse_more_manifests(given: list[str]) -> None:
+    """Raise UsageError for two folders, as `manifest build` takes them, and for a glob that the shell has written out."""
+    if len(given) > 1:
+        raise UsageError(
+            f"one manifest is expected, and these are {len(given)}: {given[0]} {given[1]}{' …' if given[2:] else ''}; for pictures "
+            "write --content FOLDER --style FOLDER, for several Parquet files a folder or a quoted glob"
+        )
+
+
 def _refuse_other_encodings() -> None:
     """Raise UsageError for a locale in which names of files would be read otherwise than manifests write them."""
     encoding = sys.getfilesystemencoding()
@@ -699,9 +734,11 @@ def _asks_to_stop() -> bool:
         return False
 
 
-def _say_failures(kinds: dict[str, int]) -> None:
+def _say_failures(kinds: dict[str, int], examples: Mapping[str, list[str]] | None = None) -> None:
     for kind, count in kinds.items():
         say(f"failed: {count} × {kind} ({KINDS[kind]})" if kind in KINDS else f"failed: {count} × {kind}")
+        for line in (examples or {}).get(kind, ()):
+            say(f"  {line}")
 
 
 def _say_some(lines: list[str]) -> None:
@@ -732,5 +769,9 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr, whatever the encoding cannot say
     try:
         app()
+    except OSError as error:
+        if not {"-h", "--help"} & {*sys.argv}:
+            raise
+        say(f"cannot write to stdout: {error.strerror}")
     finally:
         forget_unwritten()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,6 +45,9 @@ _TYPES: dict[str, pa.DataType] = {
     "width": pa.int32(),
     "model": pa.string(),
 }
+
+EXAMPLES = 3
+"""Failed rows of each kind that are given as examples."""
 
 COUNTED = ["status", "error", "content_loss", "style_loss"]
 """The columns that totals are made of."""
@@ -201,6 +204,27 @@ def finished_parts(root: Root, run: str) -> dict[int, Part]:
 def finished_shards(root: Root, run: str) -> dict[int, Totals]:
     """Return the shards whose results this run has written, with their totals."""
     return {shard: part.totals for shard, part in finished_parts(root, run).items()}
+
+
+def examples_of_failures(root: Root, run: str, finished: Mapping[int, Totals]) -> dict[str, list[str]]:
+    """Return some failed rows of each kind, each as its content and the reason, from the first parts that have any.
+
+    Raises:
+        OSError: storage refused or did not answer.
+    """
+    found: dict[str, list[str]] = {}
+    left = READ_AHEAD
+    for shard, totals in sorted(finished.items()):
+        if not left or all(len(found.get(kind, ())) >= EXAMPLES for kind in totals.kinds):
+            continue
+        left -= 1
+        table = read_finished(root, shard, run, ["content", "error"])
+        rows = [] if table is None else table.filter(pc.is_valid(table["error"])).to_pylist()
+        for content, error in dict.fromkeys((row["content"], row["error"]) for row in rows):
+            kind, _, reason = error.partition(": ")
+            if len(some := found.setdefault(kind, [])) < EXAMPLES:
+                some.append(reason if content in reason else f"{content}: {reason}")
+    return found
 
 
 def listed_shards(root: Root) -> set[int]:

@@ -37,7 +37,9 @@ def test_high_quality_jpeg_keeps_full_chroma(quality: int, sampling: int) -> Non
         assert JpegImagePlugin.get_sampling(image) == sampling
 
 
-@pytest.mark.parametrize("kind", ["as here", "without the call", "with no file left", "with a limit of a file's size"])
+@pytest.mark.parametrize(
+    "kind", ["as here", "without the call", "with no file left", "with a limit of a file's size"]
+)
 def test_a_jpeg_is_the_one_that_pillow_writes_into_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind == "without the call":
         monkeypatch.delattr(os, "memfd_create")

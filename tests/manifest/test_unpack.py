@@ -138,7 +138,11 @@ def test_parquet_with_embedded_images_becomes_files_with_its_columns(tmp_path: P
 
 def test_a_row_that_only_names_its_image_is_said_to(tmp_path: Path, pictures: Path) -> None:
     data = (pictures / "content" / "cat.jpg").read_bytes()
-    cells = [{"bytes": data, "path": None}, {"bytes": None, "path": "photos/a.jpg"}, {"bytes": None, "path": ""}]
+    cells = [
+        {"bytes": data, "path": None},
+        {"bytes": None, "path": "photos/a.jpg"},
+        {"bytes": None, "path": ""},
+    ]
     pq.write_table(pa.table({"image": cells}), tmp_path / "train.parquet")
     built, _ = unpacked(tmp_path / "train.parquet", tmp_path)
     assert built.problems == [

@@ -36,7 +36,7 @@ from stylize_batch.model import container
 from stylize_batch.model.architecture import Architecture, style_width
 from stylize_batch.process import peak_memory
 from stylize_batch.progress import Observer, Silent
-from stylize_batch.results import Totals, finished_shards
+from stylize_batch.results import Totals, examples_of_failures, finished_shards
 from stylize_batch.settings import Device, WorkerSettings
 from stylize_batch.storage import Root
 from stylize_batch.styles import ROW_GROUP, BankFile, StyleBank, bank_key, bank_of, put_part
@@ -60,6 +60,7 @@ class RunSummary:
         images_per_second: pictures made by this run ÷ seconds.
         output: the output root.
         kinds: failed rows by kind.
+        examples: some of them by kind, each a line with the photograph and the reason.
         styles: how many were encoded, taken from a bank file, kept from earlier runs, and failed.
         stages: seconds by stage, summed over workers and their threads; `stopwatch` says what each is.
         peak_memory: bytes; of the driver and of the largest worker.
@@ -79,6 +80,7 @@ class RunSummary:
     mean_content_loss: float | None
     mean_style_loss: float | None
     kinds: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
     styles: dict[str, int] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
@@ -256,6 +258,7 @@ def _work(
         mean_content_loss=totals.content_loss / totals.measured if totals.measured else None,
         mean_style_loss=totals.style_loss / totals.measured if totals.measured else None,
         kinds=dict(totals.kinds.most_common()),
+        examples=examples_of_failures(root, record.run, finished),
         styles=style_counts,
         stages={stage: round(value, 3) for stage, value in stages.most_common()},
         peak_memory={
