@@ -59,5 +59,12 @@ def test_shares_are_of_the_lanes_time_and_what_threads_do_is_told_in_the_same_me
     )
 
 
+def test_shares_of_nothing_are_left_out() -> None:
+    assert (
+        where_it_went({"encode": 9.0, "wait": 1.0, "metrics": 0.04, "put": 0.01})
+        == "network 90 %, waiting 10 %"
+    )
+
+
 def test_without_work_of_the_network_there_is_nothing_to_tell() -> None:
     assert where_it_went({}) == where_it_went({"decode": 1.0, "wait": 2.0}) == ""

@@ -84,7 +84,7 @@ def where_it_went(seconds: Mapping[str, float]) -> str:
         ", ".join(
             f"{name} {value / whole:.0%}".replace("%", " %")
             for name, value in sorted(part.items(), key=lambda each: -each[1])
-            if value
+            if value / whole >= 0.005  # else it reads 0 %
         )
         for part in (lanes, beside)
     ]

@@ -59,6 +59,7 @@ MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(ma
         ({"manifest": "memory://x/m.parquet"}, "add --in-process"),
         ({"manifest": "m", "in_process": True, "address": "auto"}, "exclude each other"),
         ({"manifest": "m", "sise": 3}, "unknown setting 'sise'; known: manifest, content, "),
+        ({"manifest": "m", "size": "big"}, "^--size: it must be a valid integer"),
         ({"content": "c"}, "--content and --style go together"),
         ({"style": "s"}, "--content and --style go together"),
         ({"manifest": "m", "content": "c", "style": "s"}, "exclude each other"),

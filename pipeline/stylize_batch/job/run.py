@@ -362,6 +362,6 @@ def _check_failures(totals: Totals, limit: int) -> None:
     if totals.failed > limit:
         kinds = ", ".join(f"{count} {kind}" for kind, count in totals.kinds.most_common())
         raise GaveUpError(
-            f"{totals.failed} rows failed ({kinds}), --max-failed allows {limit}; what is done is kept: the `error` column "
-            "of the results names each, --retry-failed tries them again, and a higher --max-failed goes on"
+            f"{totals.failed} rows failed ({kinds}), --max-failed allows {limit}; what is done is kept: `stylize-batch report` "
+            "shows some of them, --retry-failed tries them again, and a higher --max-failed goes on"
         )

@@ -264,7 +264,7 @@ def make_spec(settings: dict[str, Any], job_file: str | os.PathLike[str] | None 
             fields = (Pairing if name.startswith("build.") else JobSpec).model_fields
             known = (field.alias or own for own, field in fields.items())
             raise UsageError(f"unknown setting '{name}'; known: {', '.join(known)}") from None
-        message = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
         flag = f"{'' if name.startswith('build') else '--'}{name.replace('_', '-')}: " if name else ""
         raise UsageError(f"{flag}{message}") from None
 
