@@ -78,7 +78,9 @@ def _on_gpus(
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if not gpus and (own or actors is None):
         raise UsageError(
-            "--device cuda: the cluster has no GPU; use --device cpu, or --actors N if it adds GPU nodes"
+            "--device cuda: Ray finds no GPU on this machine; use --device cpu"
+            if own
+            else "--device cuda: the cluster has no GPU; use --device cpu, or --actors N if it adds GPU nodes"
         )
     count = actors or max(1, int(gpus) * int(1 / (share or 1) + 1e-9))
     share = share or (_share(count, gpus) if own else 1.0)
