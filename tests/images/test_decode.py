@@ -169,6 +169,12 @@ def test_truncated_files_fail_and_are_never_half_gray() -> None:
     assert kind_of(data[: len(data) // 2]) == "Undecodable"
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"avif", b"mif1"])
+def test_a_telephones_picture_says_what_to_do_whatever_its_name(brand: bytes) -> None:
+    with pytest.raises(RowError, match="Undecodable: HEIC and AVIF are not read; convert it to JPEG"):
+        decode(b"\0\0\0\x24ftyp" + brand + b"\0\0\0\0mif1heic")
+
+
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
 def test_files_that_are_no_images_are_undecodable(data: bytes) -> None:
     assert kind_of(data) == "Undecodable"

@@ -226,4 +226,6 @@ def test_an_address_without_a_cluster_is_refused_in_one_line(manifest: Path, sta
 def test_a_gpu_demanded_where_there_is_none_is_refused(manifest: Path, start: Start) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert "--device cuda: Ray finds no GPU on this machine" in finish(start(manifest, "--device", "cuda"), status=2)
+    assert "--device cuda: Ray finds no GPU on this machine" in finish(
+        start(manifest, "--device", "cuda"), status=2
+    )

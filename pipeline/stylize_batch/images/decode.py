@@ -40,6 +40,7 @@ FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "GIF"
 
 _SRGB = ImageCms.createProfile("sRGB")
 _LOST_DATA = re.compile(r"premature end|bad (Huffman|arithmetic) code|instead of RST", re.IGNORECASE)
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -219,6 +220,8 @@ def _undecodable(data: bytes, error: Exception) -> RowError:
     if isinstance(error, Image.DecompressionBombError):
         return RowError("TooLarge", str(error).partition(",")[0])
     if isinstance(error, Image.UnidentifiedImageError):
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIF:  # telephones' own, under whatever name
+            return RowError("Undecodable", "HEIC and AVIF are not read; convert it to JPEG or PNG")
         return RowError("Undecodable", "not an image in a known format")
     return RowError("Undecodable", f"{type(error).__name__}: {error}")
 
