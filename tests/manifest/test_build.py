@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import EXTENSIONS
+from stylize_batch.manifest import lists
 from stylize_batch.manifest.build import Built, Pairing, build
 from stylize_batch.manifest.plan import check_and_partition
 from stylize_batch.manifest.source import locate
@@ -78,6 +79,22 @@ def test_files_of_a_folder_that_are_not_named_as_images_are_counted(tmp_path: Pa
     assert ".heic 1" in refused(none, styles, tmp_path)
     saved = tree(tmp_path / "saved", "data-00000-of-00001.arrow", "state.json")
     assert ".arrow cannot be read: save the data set as Parquet" in refused(saved, styles, tmp_path)
+
+
+def test_arrow_reads_a_csv_file_of_this_machine_ahead_without_python(
+    tmp_path: Path, styles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a file of Python's, its thread aborted one in fifteen processes that an error ended."""
+    tree(tmp_path, "1.jpg")
+    (tmp_path / "list.csv").write_text("path,number\n1.jpg,7\n")
+    files: list[object] = []
+    opened = lists.csv.open_csv
+    monkeypatch.setattr(
+        lists.csv, "open_csv", lambda file, *more: (files.append(file), opened(file, *more))[1]
+    )
+    assert len(built(tmp_path / "list.csv", styles, tmp_path / "pairs.parquet")) == 1
+    assert len(files) == 3
+    assert all(isinstance(file, pa.OSFile) for file in files)
 
 
 def test_only_a_manifest_that_was_built_is_replaced(tmp_path: Path, styles: Path) -> None:
@@ -567,6 +584,8 @@ def test_wrong_options_are_refused(
         ("list.csv", b"", "Empty CSV file"),
         ("list.csv", b"name\n1.jpg\n", "has no column of paths; name it 'content' or 'path' (found: name)"),
         ("list.csv", b"path\nnowhere.jpg\n", "does not exist; say where its paths start: --content-root"),
+        ("list.csv", b"path\nphotos\\1.jpg\n", "does not exist; write / for \\"),
+        ("list.csv", b"path;label\n1.jpg;a\n", "(found: path;label); separate columns by commas"),
         ("list.csv", b"path\n1.jpg\n1.jpg\n", "names '1.jpg' twice"),
         ("list.csv", b"path,label\n1.jpg,a\n,b\n", "row 1: 'path' is empty"),
         ("list.csv", b"path,label\n1.jpg\n", "Expected 2 columns"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import csv
 from pyarrow import json as json_lines
 
@@ -122,9 +123,10 @@ def _path_column(schema: pa.Schema, role: str, uri: str) -> str:
             if pa.types.is_nested(found) or pa.types.is_binary(found):
                 raise UsageError(f"{uri}: column '{name}' is {found}, it must be string")
             return name
+    names = ", ".join(schema.names) or "none"
+    advice = "; separate columns by commas" if len(schema.names) == 1 and ";" in names else ""
     raise UsageError(
-        f"{uri} has no column of paths; name it '{role}' or '{PATH_COLUMNS[0]}' "
-        f"(found: {', '.join(schema.names) or 'none'})"
+        f"{uri} has no column of paths; name it '{role}' or '{PATH_COLUMNS[0]}' (found: {names}){advice}"
     )
 
 
@@ -143,9 +145,8 @@ def with_free_names(items: pa.Table, where: str, role: str, notes: list[str]) ->
 def _check_exists(uri: str, where: str) -> None:
     fs, path = filesystem(uri)
     if kind(fs, path) is None:
-        raise UsageError(
-            f"{uri}, the first of {where}, does not exist; say where its paths start: --content-root"
-        )
+        advice = "write / for \\" if "\\" in uri else "say where its paths start: --content-root"
+        raise UsageError(f"{uri}, the first of {where}, does not exist; {advice}")
 
 
 def _raw_tables(
@@ -153,11 +154,13 @@ def _raw_tables(
 ) -> Iterator[pa.Table]:
     """Read a list by the ending of its name; `text` names columns of CSV files that hold no numbers."""
     suffix = _suffix(uri)
+    if suffix in (".csv", ".tsv"):
+        with _csv_file(uri) as handle:
+            yield from map(as_table, _csv_reader(handle, uri, text))
+        return
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as handle:
-        if suffix in (".csv", ".tsv"):
-            yield from map(as_table, _csv_reader(handle, uri, text))
-        elif suffix == ".parquet":
+        if suffix == ".parquet":
             with pq.ParquetFile(handle) as file:
                 _refuse_repeated(file.schema_arrow, uri)
                 yield from map(as_table, file.iter_batches(batch_size=BATCH))
@@ -172,6 +175,13 @@ def _raw_tables(
                     max_chunksize=BATCH
                 ),
             )
+
+
+def _csv_file(uri: str) -> Any:
+    """Open a CSV file. Arrow reads ahead of who takes its rows, in a thread of its own, which must not wait for Python when
+    an error ends the process: that aborts it (exit status 134). So it gets files of this machine without Python."""
+    fs, path = filesystem(uri)
+    return pa.OSFile(path, "rb") if isinstance(fs, LocalFileSystem) else fs.open(path, "rb")
 
 
 def _csv_reader(handle: Any, uri: str, text: Iterable[str], **options: Any) -> Any:
@@ -197,8 +207,7 @@ def _text_columns(uri: str) -> set[str]:
     Raises:
         UsageError: the file is not UTF-8.
     """
-    fs, path = filesystem(uri)
-    with fs.open(path, "rb") as handle:
+    with _csv_file(uri) as handle:
         schema = _csv_reader(handle, uri, TEXT_COLUMNS).schema
     for field in schema:
         if pa.types.is_binary(field.type):
@@ -206,7 +215,7 @@ def _text_columns(uri: str) -> set[str]:
     text = {field.name for field in schema if pa.types.is_string(field.type)}
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
     if numbers:
-        with fs.open(path, "rb") as handle:
+        with _csv_file(uri) as handle:
             first = _csv_reader(
                 handle, uri, [*TEXT_COLUMNS, *numbers], strings_can_be_null=True
             ).read_next_batch()
