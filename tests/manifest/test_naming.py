@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -73,6 +74,13 @@ def test_names_that_a_run_would_make_equal_share_a_claim(keys: list[str], format
     one, other = map(folded, output_keys(given, given, given, given, format).to_pylist())
     if one == other:
         assert set(claims(*pictures[0])) & set(claims(*pictures[1]))
+
+
+@pytest.mark.parametrize("name", ["größe", "e\u0301", "\u0390", "\u01f0"])
+def test_names_that_differ_in_case_or_in_how_accents_are_written_count_as_one(name: str) -> None:
+    for form in ("NFC", "NFD"):
+        for other in (name, name.upper(), name.lower()):
+            assert folded(unicodedata.normalize(form, other)) == folded(name)
 
 
 @given(st.lists(parts, unique=True, max_size=20))

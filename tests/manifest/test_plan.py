@@ -71,6 +71,29 @@ def test_every_row_is_planned_once_and_contents_stay_together(
         assert len(table) <= shard_pairs or (distinct == 1 and len(table) <= plan.OVERSIZE * shard_pairs)
 
 
+def test_a_shard_is_filled_up_to_the_pairs_asked_for(make_manifest: MakeManifest, tmp_path: Path) -> None:
+    rows = [{"content": content, "style": [style]} for content in "abcdef" for style in "st"]
+    _, shards = planned(make_manifest(rows), tmp_path, shard_pairs=4)
+    assert [len(table) for table in shards] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(("name", "limit"), [("BUCKET_ROWS", 60), ("BUCKET_BYTES", 60), ("SORT_BYTES", 3000)])
+def test_of_a_long_manifest_planning_holds_a_part_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, limit: int
+) -> None:
+    monkeypatch.setattr(plan, name, limit)
+    rows = [(f"c{index % 100:02}", f"s{index // 100}") for index in range(300)]
+    contents, styles = zip(*rows, strict=True)
+    pq.write_table(pa.table({"content": contents, "style": styles}), tmp_path / "m.parquet")
+    source = locate(str(tmp_path / "m.parquet"), str(tmp_path / "out"))
+    tables = list(check_and_partition(source, tmp_path, "jpeg", None).buckets())
+    assert max(map(len, tables)) < 100
+    found = [(row["content"], row["style"][0]) for table in tables for row in table.to_pylist()]
+    assert sorted(found) == sorted(rows)
+    if name == "SORT_BYTES":  # one bucket, and so its parts follow on
+        assert found == sorted(rows)
+
+
 def test_work_begins_with_the_largest_shards(make_manifest: MakeManifest, tmp_path: Path) -> None:
     styles = {"a": 1, "b": 12, "c": 1, "d": 5}
     rows = [{"content": c, "style": [f"s{s}"]} for c, count in styles.items() for s in range(count)]
@@ -385,6 +408,7 @@ def test_duplicates_are_looked_for_in_every_file_of_hashes(
     }
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     assert message in refused(tmp_path / "m.parquet", tmp_path / "x")
+    assert len(list((tmp_path / "x" / "spill").glob("keys-*"))) > 300
 
 
 def test_invalid_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -446,3 +470,8 @@ def test_shards_for_gpus_are_longer_and_small_runs_have_as_many() -> None:
     assert usual_shard_pairs(2_000_000, gpus=True) == 2048
     assert usual_shard_pairs(51_200) == usual_shard_pairs(51_200, gpus=True) == 128  # 400 for as many GPUs
     assert usual_shard_pairs(160) == usual_shard_pairs(160, gpus=True) == 10
+
+
+def test_no_plan_has_more_shards_than_storage_should_list() -> None:
+    pairs = 100_000_000
+    assert -(-pairs // usual_shard_pairs(pairs)) <= plan.MAX_SHARDS

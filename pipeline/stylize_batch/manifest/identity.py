@@ -25,7 +25,7 @@ MAX_STEM = 96
 
 def normalized_weights(weights: Sequence[float]) -> list[float]:
     """Return weights as float32 numbers that sum to 1."""
-    values = np.asarray(weights, np.float32).astype(np.float64)
+    values = np.asarray(weights, np.float64)
     return [float(value) for value in (values / values.sum()).astype(np.float32)]
 
 
