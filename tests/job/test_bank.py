@@ -202,6 +202,8 @@ def test_repeated_only_what_changed_is_encoded_and_only_the_sources_styles_stay(
     assert list(after) == [str(changed), *map(str, same)]
     assert not np.array_equal(after[str(changed)].vector, before[str(changed)].vector)
     assert all(np.array_equal(after[str(path)].vector, before[str(path)].vector) for path in same)
+    changed.unlink()
+    assert (encoded(paintings, bank).encoded, read_bank(str(bank)).styles) == (0, list(map(str, same)))
 
 
 def test_a_bank_of_another_model_or_style_size_is_not_replaced(paintings: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from PIL import Image
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job import lease as module
-from stylize_batch.job.lease import KEY, lease, refuse_others
+from stylize_batch.job.lease import KEY, holder, lease, refuse_others
+from stylize_batch.process import born
 from stylize_batch.storage import Root
 from tests.conftest import Cli, MakeManifest, Row, command, read_results
 
@@ -249,6 +250,34 @@ def test_a_lease_that_vanishes_while_it_is_watched_is_free(root: Root) -> None:
     with lease(root, "ours"):
         assert stored(root)["run"] == "ours"
     timer.join()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_is_killed_while_its_lease_is_watched_is_replaced_at_once(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WATCH_SECONDS", 60)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        leave(root, pid=process.pid, born=born(process.pid))
+        timer = threading.Timer(0.2, process.kill)
+        timer.start()
+        started = time.monotonic()
+        refuse_others(root)
+        assert time.monotonic() - started < module.WATCH_SECONDS / 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_suspended_run_of_this_machine_is_not_taken_for_dead(root: Root, tmp_path: Path) -> None:
+    leave(root)  # this process lives, and renews nothing
+    os.utime(tmp_path / "out" / KEY, (0, 0))
+    found = holder(root)
+    assert found is not None
+    assert found[1]
+    leave(root, host="elsewhere", place="elsewhere")
+    os.utime(tmp_path / "out" / KEY, (0, 0))
+    found = holder(root)
+    assert found is not None
+    assert not found[1]
 
 
 @pytest.mark.usefixtures("quick")

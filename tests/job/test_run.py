@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import ANY, Mock, call
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,6 +27,7 @@ from fsspec.core import url_to_fs
 from PIL import Image
 
 import stylize_batch
+from stylize_batch.annotations import write_annotations
 from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, UsageError
 from stylize_batch.job import run as job_run
 from stylize_batch.job.run import execute
@@ -67,6 +69,22 @@ def test_every_row_is_in_the_results_once_with_its_picture_and_finite_losses(
     assert (summary.pairs, summary.ok, summary.failed, summary.skipped) == (12, 12, 0, 0)
     losses = [row["style_loss"] for row in results]
     assert summary.mean_style_loss == pytest.approx(sum(losses) / 12, rel=1e-5)
+
+
+def test_the_largest_shards_are_begun_first(
+    make_manifest: MakeManifest, contents: list[str], styles: list[str], tmp_path: Path
+) -> None:
+    told: list[int] = []
+
+    class Listening(Silent):
+        def advance(self, done: int, failed: int) -> None:
+            told.append(done)
+
+    few, many = contents[:2]
+    rows = [{"content": few, "style": styles[:1]}, *({"content": many, "style": [style]} for style in styles)]
+    settings = {"output": str(tmp_path / "out"), "in_process": True, "device": "cpu", "style_size": 48}
+    execute(make_spec({"manifest": str(make_manifest(rows)), **settings, "shard_pairs": 1}), Listening())
+    assert told[-2:] == [len(styles), len(styles) + 1]
 
 
 @pytest.mark.parametrize(
@@ -142,9 +160,12 @@ def test_encoding_the_styles_counts_among_the_stages(
 def test_repeating_a_finished_run_does_nothing(manifest: Path, tmp_path: Path) -> None:
     run(manifest, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").rglob("*.jpg")}
+    totals = json.loads((tmp_path / "out" / "run.json").read_text())["totals"]
     summary = run(manifest, tmp_path / "out")
     assert (summary.ok, summary.skipped, summary.images_per_second) == (12, 12, 0)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "images").rglob("*.jpg")} == before
+    # Of how long the work took, the run that did it knows.
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["totals"] == totals
 
 
 def test_a_run_continues_with_the_shards_that_have_no_results_and_makes_the_same_pictures(
@@ -164,12 +185,13 @@ def test_a_run_continues_with_the_shards_that_have_no_results_and_makes_the_same
     assert sorted(row["label"] for row in read_results(tmp_path / "out")) == list(range(12))
 
 
-def test_a_run_killed_while_planning_plans_again(manifest: Path, tmp_path: Path) -> None:
+def test_a_run_killed_while_planning_plans_again_and_loses_no_picture(manifest: Path, tmp_path: Path) -> None:
     run(manifest, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    record["state"] = "planning"
+    record["state"] = "planning"  # as while a plan that had lost files is made again
     (tmp_path / "out" / "run.json").write_text(json.dumps(record))
-    assert run(manifest, tmp_path / "out").ok == 12
+    summary = run(manifest, tmp_path / "out")
+    assert (summary.ok, summary.skipped) == (12, 12)
     assert len(read_results(tmp_path / "out")) == 12
 
 
@@ -177,6 +199,9 @@ def test_a_run_killed_before_run_json_was_there_is_begun_anew(manifest: Path, tm
     (tmp_path / "out" / ".tmp" / "run").mkdir(parents=True)
     (tmp_path / "out" / ".tmp" / "run" / "half").write_text("{")
     (tmp_path / "out" / "lease.json").write_text("{")
+    with pytest.raises(UsageError, match="CUDA"):
+        run(manifest, tmp_path / "out", device="cuda")
+    assert not (tmp_path / "out" / ".tmp" / "run").exists()  # what fills a disk goes before the work
     assert run(manifest, tmp_path / "out").ok == 12
 
 
@@ -198,7 +223,29 @@ def test_results_that_lack_a_part_at_the_end_are_an_error(manifest: Path, tmp_pa
     assert execute(spec, Silent()).ok == len(read_results(tmp_path / "out")) == 12
 
 
-def test_results_with_fewer_rows_than_the_manifest_are_an_error(manifest: Path, tmp_path: Path) -> None:
+def test_too_many_failures_in_what_is_stored_end_the_run_whatever_was_reported(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    """As of a shard that two workers were at, of which the last could not read its photographs any more."""
+    part = tmp_path / "out" / "results" / "part-000000.parquet"
+
+    class Saboteur(Silent):
+        def advance(self, done: int, failed: int) -> None:
+            if part.exists():
+                table = pq.ParquetFile(part).read()
+                failures = pa.array(["failed"] * len(table), table.schema.field("status").type)
+                at = table.schema.get_field_index("status")
+                pq.write_table(table.set_column(at, table.schema.field(at), failures), part)
+
+    settings = {"output": str(tmp_path / "out"), "in_process": True, "device": "cpu", "style_size": 48}
+    spec = make_spec({"manifest": str(make_manifest(pairs[:1])), **settings, "max_failed": "0"})
+    with pytest.raises(GaveUpError, match="1 rows failed"):
+        execute(spec, Saboteur())
+
+
+def test_results_with_fewer_or_more_rows_than_the_manifest_are_an_error(
+    manifest: Path, tmp_path: Path
+) -> None:
     run(manifest, tmp_path / "out", shard_pairs=4)
     part = tmp_path / "out" / "results" / "part-000000.parquet"
     pq.write_table(pq.ParquetFile(part).read().slice(1), part)
@@ -206,6 +253,9 @@ def test_results_with_fewer_rows_than_the_manifest_are_an_error(manifest: Path, 
         run(manifest, tmp_path / "out", shard_pairs=4)
     part.unlink()
     assert run(manifest, tmp_path / "out", shard_pairs=4).ok == 12
+    shutil.copy(part, part.with_name("part-000009.parquet"))
+    with pytest.raises(JobFailedError, match="hold 16 of 12 rows and 4 of 3 parts"):
+        run(manifest, tmp_path / "out", shard_pairs=4)
 
 
 def test_a_link_out_of_the_root_ends_the_job_and_nothing_is_written_or_deleted_there(
@@ -318,8 +368,11 @@ def test_free_settings_may_change(manifest: Path, tmp_path: Path) -> None:
 def test_overwrite_starts_anew_and_deletes_only_its_own(manifest: Path, tmp_path: Path) -> None:
     run(manifest, tmp_path / "out", format="png")
     (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "out" / "annotations.json").write_text("{}")  # of a COCO dataset, which this one is not
     summary = run(manifest, tmp_path / "out", overwrite=True)
     assert summary.skipped == 0
+    assert (summary.styles["encoded"], summary.styles["kept"]) == (2, 0)
+    assert not (tmp_path / "out" / "annotations.json").exists()
     assert not list((tmp_path / "out" / "images").rglob("*.png"))
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
@@ -340,24 +393,44 @@ def test_a_plan_of_which_nothing_was_made_fixes_nothing(manifest: Path, tmp_path
         run(manifest, tmp_path / "out", size=64, format="png")
 
 
+@pytest.mark.parametrize("moment", ["workers start", "pictures are made", "annotations are written"])
 def test_a_run_that_another_has_begun_anew_over_ends_and_leaves_it_alone(
-    manifest: Path, tmp_path: Path
+    moment: str,
+    make_manifest: MakeManifest,
+    pairs: list[Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = tmp_path / "out" / "run.json"
     theirs: list[str] = []
 
-    class Suspended(Silent):
-        def advance(self, done: int, failed: int) -> None:
-            if done == 12:
-                theirs.append(json.dumps({**json.loads(record.read_text()), "run": "theirs"}))
-                record.write_text(theirs[0])
+    def begin_anew() -> None:
+        shutil.rmtree(tmp_path / "out" / "results", ignore_errors=True)
+        theirs.append(json.dumps({**json.loads(record.read_text()), "run": "theirs"}))
+        record.write_text(theirs[0])
 
+    class Suspended(Silent):
+        def phase(self, name: str, *_: object, **__: object) -> None:
+            if moment == "workers start" and name == "Starting workers":
+                begin_anew()
+
+        def advance(self, done: int, failed: int) -> None:
+            if moment == "pictures are made" and done == 2:
+                begin_anew()
+
+    def annotate(*arguments: Any) -> Any:
+        if moment == "annotations are written":
+            begin_anew()
+        return write_annotations(*arguments)
+
+    monkeypatch.setattr(job_run, "write_annotations", annotate)
+    manifest = make_manifest([pairs[0], pairs[2]])  # with one style
     spec = make_spec(
         {"manifest": str(manifest), "output": str(tmp_path / "out"), "in_process": True, "device": "cpu"}
     )
     with pytest.raises(JobFailedError, match="another run has begun anew"):
         execute(spec, Suspended())
-    assert record.read_text() == theirs[0]
+    assert [record.read_text()] == theirs
 
 
 def test_a_run_suspended_in_its_last_steps_deletes_nothing_of_the_one_that_began_anew(
@@ -524,6 +597,19 @@ def test_failed_rows_are_retried_when_asked(
     observer.phase.assert_called_with("Stylizing", 13, 12, ANY)
     assert observer.advance.call_args_list[-1] == call(13, 0)
     assert len({row["pair_id"] for row in read_results(tmp_path / "out")}) == 13
+
+
+def test_shards_without_failed_rows_are_not_made_again_when_others_are_retried(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    manifest = make_manifest([pairs[0], {**pairs[0], "content": str(tmp_path / "absent.jpg")}])
+    written: list[dict[str, int]] = []
+    for again in (False, True):
+        assert run(manifest, tmp_path / "out", shard_pairs=1, retry_failed=again).failed == 1
+        parts = (tmp_path / "out" / "results").iterdir()
+        written.append({pq.read_table(part)["status"][0].as_py(): part.stat().st_mtime_ns for part in parts})
+    assert written[0]["ok"] == written[1]["ok"]
+    assert written[0]["failed"] < written[1]["failed"]
 
 
 def test_a_style_that_fails_fails_its_pairs_once_by_its_name_and_is_retried_when_asked(
