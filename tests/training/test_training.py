@@ -12,9 +12,10 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import ANY, Mock
 
 import numpy as np
 import pytest
@@ -31,12 +32,13 @@ from stylize_batch.model import checkpoint, container
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.storage import Root
-from stylize_batch.training import data, log, loop
+from stylize_batch.training import data, log, loop, state
 from stylize_batch.training.data import ImagePool, to_tensor
 from stylize_batch.training.log import Step
 from stylize_batch.training.loop import Trainer
 from stylize_batch.training.objective import Objective, Transfer
 from stylize_batch.training.recipe import Recipe, load_recipe
+from stylize_batch.training.state import Position
 
 
 @pytest.fixture
@@ -153,11 +155,12 @@ def test_an_error_loses_no_iteration_that_was_launched(
     assert [row.iteration for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_rate_rises_where_the_recipe_says_so(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_rate_rises_and_decays_where_the_recipe_says_so(recipe: Recipe, tmp_path: Path) -> None:
     first, second = recipe.stages
-    stage = second.model_copy(update={"warm_up": 2, "decay": 0.0, "learning_rate": 3e-4})
-    steps = train(recipe.model_copy(update={"stages": [first, stage]}), tmp_path)
-    assert [step.learning_rate for step in steps[3:]] == pytest.approx([1e-4, 2e-4, 3e-4])
+    rising = second.model_copy(update={"warm_up": 2, "decay": 0.0, "learning_rate": 3e-4})
+    falling = first.model_copy(update={"decay": 0.5, "learning_rate": 3e-4})
+    steps = train(recipe.model_copy(update={"stages": [falling, rising]}), tmp_path)
+    assert [step.learning_rate for step in steps] == pytest.approx([3e-4, 2e-4, 1.5e-4, 1e-4, 2e-4, 3e-4])
 
 
 def test_a_first_stage_of_few_iterations_may_have_crops_of_its_own(recipe: Recipe, tmp_path: Path) -> None:
@@ -251,7 +254,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training_and_spoils_nothing(
     monkeypatch.setattr(loop, "MAX_BAD_STEPS", 3)
     train(recipe, tmp_path, stop_after=2)
     before = state_files(tmp_path)
-    trainer = Trainer(recipe, str(tmp_path))
+    trainer = Trainer(recipe.model_copy(update={"checkpoint_minutes": 1e-9}), str(tmp_path))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(JobFailedError, match="learning_rate"):
         trainer.run(lambda step: None)
@@ -270,8 +273,17 @@ def test_a_batch_that_is_not_finite_costs_its_own_step_alone(
 
     monkeypatch.setattr(loop, "to_tensor", images)
     losses: list[float] = []
-    assert trainer.run(lambda step: losses.append(step.loss))
+    means: list[Tensor] = []
+
+    def report(step: Step) -> None:
+        losses.append(step.loss)
+        with trainer.averaged():
+            means.append(trainer.objective.transfer.decoder.get_parameter("conv1_1.bias").detach().clone())
+
+    assert trainer.run(report)
     assert [math.isfinite(loss) for loss in losses] == [True, True, True, True, False, True]
+    # Nor does the model, the running mean, move on such a step.
+    assert [torch.equal(*each) for each in pairwise(means)] == [False, False, False, True, False]
     model = safetensors.torch.load((tmp_path / "model.safetensors").read_bytes())
     assert all(weight.isfinite().all() for weight in model.values())
 
@@ -319,6 +331,37 @@ def test_a_checkpoint_half_written_is_as_if_it_were_not(
         trainer.run(lambda step: None, minutes=0)
     resumed = train(recipe, tmp_path / "split")
     assert [step.loss for step in resumed] == [step.loss for step in whole[2:]]
+
+
+def test_a_checkpoint_that_cannot_be_named_leaves_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, first = Root(str(tmp_path)), Position(1, 1, 0.5, "", {"seed": 0})
+    state.save(root, first, {"weights": {"bias": torch.zeros(2)}})
+    real = root.put
+
+    def put(key: str, data: bytes) -> None:
+        if key == state.INDEX:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(key, data)
+
+    monkeypatch.setattr(root, "put", put)
+    with pytest.raises(OSError, match="No space left"):
+        state.save(root, first._replace(iteration=2), {"weights": {"bias": torch.ones(2)}})
+    assert state.load(root) == (first, {"weights": {"bias": ANY}})
+
+
+def test_a_training_that_is_killed_has_its_checkpoint_of_minutes_ago(recipe: Recipe, tmp_path: Path) -> None:
+    stage = recipe.stages[0].model_copy(update={"iterations": 2})
+    kept: list[int] = []
+
+    def report(_: Step) -> None:
+        found = state.load(Root(str(tmp_path)))
+        kept.append(found[0].iteration if found else 0)
+
+    often = recipe.model_copy(update={"stages": [stage], "checkpoint_minutes": 1e-9})
+    assert Trainer(often, str(tmp_path)).run(report)
+    assert kept == [0, 1]
 
 
 def test_a_second_training_on_one_output_is_refused(
@@ -419,13 +462,15 @@ def test_the_start_model_is_not_needed_to_continue(recipe: Recipe, tmp_path: Pat
 
 
 def test_the_model_is_the_running_mean_of_the_weights(recipe: Recipe, tmp_path: Path) -> None:
-    stage = recipe.stages[0].model_copy(update={"iterations": 2})
+    stage = recipe.stages[0].model_copy(update={"iterations": 2, "learning_rate": 0.01})
     trainer = Trainer(recipe.model_copy(update={"average": 0.15, "stages": [stage]}), str(tmp_path))
     own = trainer.objective.transfer.decoder.get_parameter("conv1_1.bias")
     weights = [own.detach().clone()]
     trainer.run(lambda step: weights.append(own.detach().clone()))
     # Early on it forgets faster: the decay is 1/10 after the first update, then the recipe's.
     expected = torch.lerp(torch.lerp(weights[0], weights[1], 0.9), weights[2], 0.85)
+    with trainer.averaged():
+        torch.testing.assert_close(own.detach(), expected)
     model = checkpoint.loads((tmp_path / "model.safetensors").read_bytes())
     torch.testing.assert_close(model.decoder.state_dict()["conv1_1.bias"], expected, rtol=1e-3, atol=1e-6)
 
@@ -551,6 +596,27 @@ def test_reconstruction_learns(recipe: Recipe, tmp_path: Path) -> None:
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
 
 
+def test_reconstruction_shows_the_decoder_photographs_and_paintings(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, colour in (("photos", "red"), ("paintings", "blue")):
+        (tmp_path / name).mkdir()
+        for file in ("drawn.png", "held out.png"):
+            Image.new("RGB", (40, 40), colour).save(tmp_path / name / file)
+    stage = recipe.stages[0].model_copy(update={"batch": 3, "iterations": 1})
+    images = {
+        "contents": str(tmp_path / "photos"),
+        "styles": str(tmp_path / "paintings"),
+        "holdout": ["held out.png"],
+    }
+    trainer = Trainer(recipe.model_copy(update={**images, "stages": [stage]}), str(tmp_path / "out"))
+    shown: list[Tensor] = []
+    real = trainer.objective.reconstruction
+    monkeypatch.setattr(trainer.objective, "reconstruction", lambda seen: real(shown.append(seen) or seen))
+    trainer.run(lambda _: None)
+    assert shown[0][:, :, 0, 0].tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+
+
 def test_another_recipe_does_not_continue_a_training(
     recipe: Recipe, other_encoder: Path, tmp_path: Path
 ) -> None:
@@ -650,13 +716,15 @@ def test_crops_larger_than_images_are_stored_at_keep_their_pixels(recipe: Recipe
     assert crop.float().std() > 70  # of noise as it was drawn
 
 
-def test_crops_have_the_scales_the_recipe_asks_for(tmp_path: Path) -> None:
+def test_crops_have_the_scales_the_recipe_asks_for_and_half_are_mirrored(tmp_path: Path) -> None:
     """At half of the shorter side (the paper's 256 of 512) a ramp shows half of its range."""
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "ramp.png")
     crops = ImagePool(str(tmp_path), "").crops(np.random.default_rng(0), 50, 128, (0.5, 0.5))
     extent = crops.amax((1, 2, 3)).int() - crops.amin((1, 2, 3)).int()
     assert extent.eq(127).all()
+    mirrored = crops[:, 0, 0, 0] > crops[:, 0, -1, 0]
+    assert 10 < mirrored.sum() < 40
 
 
 def test_more_images_than_memory_holds_are_decoded_again(
