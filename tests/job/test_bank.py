@@ -97,11 +97,12 @@ def test_what_a_bank_gave_stays_with_the_output_and_what_it_lacks_or_has_too_old
         spoil(path)
     summary = run(manifest, tmp_path / "out", styles=str(tmp_path / "bank.parquet"))
     assert summary.styles == {"encoded": 2, "from_bank": 3, "kept": 0, "failed": 0}
-    for part in (tmp_path / "out" / "results").iterdir():
-        part.unlink()
-    again = run(manifest, tmp_path / "out")
-    assert again.styles == {"encoded": 0, "from_bank": 0, "kept": 5, "failed": 0}
-    assert (again.ok, again.failed) == (5, 0)
+    for settings in ({}, {"styles": str(tmp_path / "bank.parquet")}):
+        for part in (tmp_path / "out" / "results").iterdir():
+            part.unlink()
+        again = run(manifest, tmp_path / "out", **settings)
+        assert again.styles == {"encoded": 0, "from_bank": 0, "kept": 5, "failed": 0}
+        assert (again.ok, again.failed) == (5, 0)
 
 
 def test_a_style_that_changes_between_the_pictures_of_one_output_is_told_of(
