@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stylize_batch.evaluation import summary
 from stylize_batch.evaluation.summary import Row, Rows, geometric_mean_ratio, plots, tables
+from stylize_batch.images.plot import Series
 
 positive = st.floats(1e-3, 1e3)
 
@@ -33,7 +35,7 @@ def test_ratios_of_pairs_scale_and_invert(values: list[tuple[float, float]], fac
 
 
 def test_a_pair_without_a_ratio_does_not_spoil_the_others() -> None:
-    ours, theirs = rows([2, 1, math.nan, 8]), rows([1, 0, 1, 1])
+    ours, theirs = rows([2, 1, math.nan, 8, math.inf, 1]), rows([1, 0, 1, 1, 1, math.inf])
     assert geometric_mean_ratio(ours, theirs, style_loss) == pytest.approx(4)
     assert math.isnan(geometric_mean_ratio(rows([0]), rows([1]), style_loss))
 
@@ -69,9 +71,40 @@ def test_tables_say_means_and_ratios() -> None:
     assert "| mine\\|yours | 50 iterations | 1.500 | 2.000 | 1.857 |" in lines
 
 
+def test_tables_tell_the_worst_pair_and_count_each_photograph_once() -> None:
+    first = table().slice(0, 2).to_pylist()
+    more: list[Row] = [
+        # Another style of the same photograph, on which the model is worse, slower once, and the same at α = 0.
+        *({**row, "style": "c.jpg", "style_loss": 4 * row["style_loss"] ** 0.5} for row in first),
+        {**first[0], "content": "d.jpg"},
+        {**first[1], "content": "d.jpg", "reconstruction_psnr": 40.0, "seconds": 100.0},
+        {**first[0], "content": "e.jpg"},
+        {**first[1], "content": "e.jpg", "reconstruction_psnr": None, "style_loss": math.nan},
+    ]
+    (line,) = (
+        line for line in tables(pa.Table.from_pylist([*first, *more])).splitlines() if "yours |  |" in line
+    )
+    ratios = (0.125, 4 * 2**0.5 / 16, 0.125)
+    ratio = math.prod(ratios) ** (1 / 3)
+    style = (2 + 4 * 2**0.5 + 2) / 3
+    expected = f"| 6.00 | {style:.2f} | {ratio:.3f} ({max(ratios):.3f}) | 0.500 | 3.0 | 30.0 dB | 0.25 |"
+    assert line.endswith(expected)
+
+
 def test_an_optimisation_that_diverged_is_said_and_not_averaged() -> None:
     text = tables(table(baseline=math.nan))
     assert "Gatys et al. after 50 iterations: 1 of 1 pairs have no finite loss" in text
+
+
+def test_the_curve_of_an_optimisation_starts_from_the_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Series] = []
+    monkeypatch.setattr(summary, "line_plot", lambda series, **_: drawn.append(series))
+    plots(table())
+    assert drawn[1] == {
+        "unstylized content": ([0, 50], [16.0, 16.0]),
+        "mine|yours": ([0, 50], [2.0, 2.0]),
+        "Gatys et al.": ([0, 50], [16.0, 1.0]),
+    }
 
 
 def test_every_plot_is_drawn_with_and_without_the_baseline() -> None:
