@@ -307,6 +307,28 @@ def test_a_bank_of_another_model_and_an_empty_one_are_refused(bank: str, tmp_pat
         RandomStyle(empty)
 
 
+def test_a_model_that_has_changed_under_its_bank_makes_no_picture(bank: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    data = container.builtin_bytes(container.DEFAULT)
+    path.write_bytes(data)
+    transform = RandomStyle(bank, p=1, model=str(path))
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UsageError, match="has changed since RandomStyle was made"):
+        transform(picture())
+
+
+@pytest.mark.parametrize("given", [picture(), (picture() * 255).byte()], ids=["float", "uint8"])
+def test_a_picture_of_which_the_network_makes_no_numbers_stays_as_it_is(
+    bank: str, tmp_path: Path, given: Tensor
+) -> None:
+    """As float16 does that overflows."""
+    held = read_bank(bank)
+    style = next(iter(held.by_uri().values()))
+    broken = style._replace(vector=np.full_like(style.vector, np.nan))
+    write_bank(str(tmp_path / "bank.parquet"), [broken], held.key)
+    assert torch.equal(RandomStyle(str(tmp_path / "bank.parquet"), p=1)(given), given)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
