@@ -30,6 +30,7 @@ from stylize_batch.manifest.shards import Shard
 from stylize_batch.model import container
 from stylize_batch.model.network import Network
 from stylize_batch.model.tiling import PASS_PIXELS
+from stylize_batch.process import peak_memory
 from stylize_batch.stage import Picture, Prepared, StylizeStage
 from stylize_batch.storage import read_bytes
 from stylize_batch.styles import StyleVector, bank_of
@@ -39,7 +40,6 @@ from stylize_batch.worker import (
     WINDOW_BATCHES,
     WRITE_THREADS,
     Worker,
-    peak_memory,
 )
 from tests.conftest import MakeManifest, Row, cores, run_in_process, worker_settings
 from tests.controls import by_name, controlled_rows, save_mask

@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import EXTENSIONS
-from stylize_batch.manifest import lists
 from stylize_batch.manifest.build import Built, Pairing, build
 from stylize_batch.manifest.plan import check_and_partition
 from stylize_batch.manifest.source import locate
@@ -88,10 +88,8 @@ def test_arrow_reads_a_csv_file_of_this_machine_ahead_without_python(
     tree(tmp_path, "1.jpg")
     (tmp_path / "list.csv").write_text("path,number\n1.jpg,7\n")
     files: list[object] = []
-    opened = lists.csv.open_csv
-    monkeypatch.setattr(
-        lists.csv, "open_csv", lambda file, *more: (files.append(file), opened(file, *more))[1]
-    )
+    opened = csv.open_csv
+    monkeypatch.setattr(csv, "open_csv", lambda file, *more: (files.append(file), opened(file, *more))[1])
     assert len(built(tmp_path / "list.csv", styles, tmp_path / "pairs.parquet")) == 1
     assert len(files) == 3
     assert all(isinstance(file, pa.OSFile) for file in files)
