@@ -22,7 +22,7 @@ from stylize_batch.results import (
     totals_of,
     with_outputs,
 )
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 
 def plan(count: int = 3) -> pa.Table:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stylize_batch.errors import RowError, UsageError
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from stylize_batch.styles import (
     ROW_GROUP,
     StyleVector,

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, decode, sides_of
 from stylize_batch.images.encode import encode
-from stylize_batch.storage import absolute, list_files, read_bytes, replacing
+from stylize_batch.root import replacing
+from stylize_batch.storage import absolute, list_files, read_bytes
 
 
 def reduce(uri: str, side: int, quality: int) -> bytes | None:

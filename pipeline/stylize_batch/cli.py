@@ -374,7 +374,7 @@ def train(
     keep_freed_memory()
     from stylize_batch.job.lease import lease
     from stylize_batch.progress import TrainingLines
-    from stylize_batch.storage import Root
+    from stylize_batch.root import Root
     from stylize_batch.training.loop import Trainer
     from stylize_batch.training.recipe import load_recipe
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 RUN = b"stylize_batch.run"
 """Metadata key of the run that a file belongs to; one of another run does not count."""

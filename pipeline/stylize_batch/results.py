@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from stylize_batch import parquet
 from stylize_batch.ahead import begun_ahead
 from stylize_batch.manifest.schema import RESULT_COLUMNS
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 FINISHED = b"stylize_batch.finished"
 """Parquet metadata key of the time at which a part was finished: seconds since 1970, as text."""

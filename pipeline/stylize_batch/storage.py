@@ -1,4 +1,4 @@
-"""Local paths and any fsspec URI: reading, listing, and atomic puts under one root.
+"""Local paths and any fsspec URI: reading and listing.
 
 Endpoints, profiles and other storage settings come from fsspec's own configuration and the environment
 (`FSSPEC_S3_ENDPOINT_URL`, `AWS_PROFILE`, …), never from options of ours.
@@ -7,19 +7,13 @@ Endpoints, profiles and other storage settings come from fsspec's own configurat
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import os
-import shutil
 import stat
-import tempfile
 import time
-import uuid
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import fsspec
 import fsspec.config
@@ -27,12 +21,6 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from stylize_batch.errors import RowError, SystemicError, UsageError
-
-TEMPORARY = ".tmp"
-"""Folder under a local root that holds unfinished files only."""
-
-PUT_ATTEMPTS = 10
-"""Times a local object is written when its temporary file vanishes meanwhile."""
 
 
 def is_uri(path: str) -> bool:
@@ -179,7 +167,7 @@ def read_bytes(uri: str) -> bytes:
         try:
             fs, path = filesystem(uri)
             _refuse_endless(fs, path)
-            return _read(fs, path)
+            return read_whole(fs, path)
         except Exception as error:
             found = failure(error, uri)
         wait = next(waits, None)
@@ -191,7 +179,7 @@ def read_bytes(uri: str) -> bytes:
         time.sleep(wait)
 
 
-def _read(fs: Any, path: str) -> bytes:
+def read_whole(fs: Any, path: str) -> bytes:
     """Read a whole file. An answer that breaks off half way is asked for again, since storage clients see to that
     only before the first byte."""
     if type(fs) is LocalFileSystem:  # which does the same, and holds up other threads ten times as long
@@ -212,33 +200,6 @@ def _refuse_endless(fs: Any, path: str) -> None:
     mode = os.stat(path).st_mode  # noqa: PTH116 (`Path` costs more than the call)
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise RowError("Unreadable", f"{path} is a device or a pipe, which may never end")
-
-
-@contextmanager
-def replacing(uri: str) -> Generator[Path]:
-    """Yield a local path to write a large file to; when that is done, it is put under `uri`, whole or not at all.
-
-    Raises:
-        OSError: storage refused or did not answer, after the retries inside.
-    """
-    fs, path = filesystem(absolute(uri))
-    local = isinstance(fs, LocalFileSystem)
-    folder = Path(path).parent if local else Path(tempfile.mkdtemp(prefix="stylize-batch-"))
-    temporary = folder / f".{uuid.uuid4().hex}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if local:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # as in `_write_to_disk`
-            temporary.replace(path)
-        else:
-            with _os_errors():
-                fs.put_file(str(temporary), path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        if not local:
-            folder.rmdir()
 
 
 def fingerprint(uri: str) -> str:
@@ -314,229 +275,3 @@ def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     if missing:
         raise UsageError(f"there is no folder {folder}")
     return full_names(fs, folder, sorted(name for name in names if name.lower().endswith(suffixes)))
-
-
-DELETED_AT_ONCE = 10_000
-"""Objects whose deletion waits in threads: each takes 2 KB."""
-
-
-class Root:
-    """A folder or prefix that results are put under, each object whole or not at all.
-
-    Locally a put writes a temporary file under `.tmp/<run>/` and renames it; on object stores it is one
-    request (a streamed upload could publish half an object).
-    """
-
-    def __init__(self, uri: str, run: str | None = None) -> None:
-        self.uri = absolute(uri)
-        self._fs, self._path = filesystem(self.uri)
-        self.local = isinstance(self._fs, LocalFileSystem)
-        """Whether the root lies on this machine's own file system."""
-        self._real = os.path.realpath(self._path) if self.local else ""
-        self._temporary = Path(self._path) / TEMPORARY / (run or f"run-{os.getpid()}")
-
-    def uri_of(self, key: str) -> str:
-        """Return the absolute path or URI of a key."""
-        if self.local:
-            return join(self._path, key)
-        return join(self.uri, key)
-
-    @contextmanager
-    def locked(self) -> Generator[bool]:
-        """Keep out whoever else asks for this, and say whether that can be: object stores and NFS have no such locks."""
-        if not self.local:
-            yield False
-            return
-        Path(self._path).mkdir(parents=True, exist_ok=True)
-        folder, locked = os.open(self._path, os.O_RDONLY), False
-        try:
-            with suppress(OSError):
-                fcntl.flock(folder, fcntl.LOCK_EX)
-                locked = True
-            yield locked
-        finally:
-            os.close(folder)
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write one object atomically, replacing what was there.
-
-        Raises:
-            OSError: storage refused or did not answer, after the retries inside, or the key leads out of the root.
-        """
-        if self.local:
-            self._put_locally(key, lambda file: file.write(data))
-        else:
-            with _os_errors():
-                self._fs.pipe_file(join(self._path, key), data)
-
-    def put_large(self, key: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Write one object atomically, as `put` does, without holding it in memory.
-
-        Args:
-            key: of the object.
-            write: writes its bytes to a local file; called again should that file be lost.
-
-        Raises:
-            OSError: as `put`, or the local disk cannot hold the file.
-        """
-        if self.local:
-            self._put_locally(key, write)
-            return
-        with tempfile.NamedTemporaryFile() as file:
-            write(file.file)
-            file.flush()
-            with _os_errors():  # large files go up in parts, which become an object only when all are there
-                self._fs.put_file(file.name, join(self._path, key))
-
-    def spool(self) -> IO[bytes]:
-        """Open a nameless local file for what is to be put later; it is gone when it is closed or its process ends.
-
-        For a local root it lies on the root's own disk, which has to hold the object anyway.
-        """
-        if not self.local:
-            return tempfile.TemporaryFile()
-        folder = self._inside(str(self._temporary / "spool")).parent
-        for _ in range(PUT_ATTEMPTS):
-            with suppress(FileNotFoundError, FileExistsError):  # cleared meanwhile, as in `_put_locally`
-                folder.mkdir(parents=True, exist_ok=True)
-                return tempfile.TemporaryFile(dir=folder)
-        raise FileNotFoundError(errno.ENOENT, f"{folder} vanishes")
-
-    def _put_locally(self, key: str, write: Callable[[IO[bytes]], object]) -> None:
-        target = self._inside(key)
-        for attempt in range(PUT_ATTEMPTS):
-            temporary = self._inside(str(self._temporary / uuid.uuid4().hex))
-            try:
-                temporary.parent.mkdir(parents=True, exist_ok=True)
-                _write_to_disk(temporary, write)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary.replace(target)
-            except (FileNotFoundError, FileExistsError):
-                # Another run that begins or ends has cleared the temporaries; even `mkdir` may fall over that.
-                temporary.unlink(missing_ok=True)
-                if attempt == PUT_ATTEMPTS - 1:
-                    raise
-            except BaseException:
-                temporary.unlink(missing_ok=True)  # on a full disk half a file is in the way of a smaller one
-                raise
-            else:
-                return
-
-    def _inside(self, key: str) -> Path:
-        """Return a local object's path, unless its folder, links followed, lies outside the root."""
-        path = Path(self._path) / key
-        if not Path(os.path.realpath(path.parent)).is_relative_to(self._real):
-            raise PermissionError(
-                errno.EACCES, f"{path.parent} is a link that leads out of the output root; remove it"
-            )
-        return path
-
-    def read(self, key: str) -> bytes:
-        """Read one object.
-
-        Raises:
-            FileNotFoundError: there is none under this key.
-            OSError: storage refused or did not answer.
-        """
-        with _os_errors():
-            return _read(self._fs, join(self._path, key))
-
-    def exists(self, key: str) -> bool:
-        """Whether an object is under this key."""
-        with _os_errors():
-            return kind(self._fs, join(self._path, key)) == "file"
-
-    def modified(self, key: str) -> float:
-        """Return when an object was last written, in seconds since 1970 by the storage's clock.
-
-        Raises:
-            FileNotFoundError: there is none under this key.
-            OSError: storage refused or did not answer.
-        """
-        with _os_errors():
-            return float(self._fs.modified(join(self._path, key)).timestamp())
-
-    def list(self, prefix: str) -> list[str]:
-        """List the keys below a prefix (a folder; empty: the root), sorted."""
-        return sorted(self._find(prefix, detail=False))
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the bytes of each object below a prefix (a folder)."""
-        return {key: info["size"] for key, info in self._find(prefix, detail=True).items()}
-
-    def _find(self, prefix: str, *, detail: bool) -> dict[str, Any]:
-        base = self._path.rstrip("/")
-        try:
-            with _os_errors():
-                found: Any = self._fs.find(join(self._path, prefix), detail=detail)
-        except FileNotFoundError:
-            return {}
-        infos = found if detail else dict.fromkeys(found)
-        keys = {name[len(base) :].lstrip("/"): info for name, info in infos.items()}
-        # Some stores list a folder as long as it lasts, even when it is empty.
-        below = prefix and f"{prefix}/"
-        return {key: info for key, info in keys.items() if key and key.startswith(below)}
-
-    def empty(self, but: tuple[str, ...] = ()) -> bool:
-        """Whether nothing lies under the root, but for temporaries and the given names."""
-        try:
-            with _os_errors():
-                found: list[str] = self._fs.ls(self._path, detail=False)
-        except FileNotFoundError:
-            return True
-        return all(name.rstrip("/").rsplit("/", 1)[-1] in (TEMPORARY, *but) for name in found)
-
-    def delete(self, keys: list[str]) -> None:
-        """Delete objects, missing ones too."""
-        if self.local:
-            for key in keys:
-                self._inside(key).unlink(missing_ok=True)
-            return
-
-        def remove(key: str) -> None:
-            with suppress(FileNotFoundError):  # which S3 does not raise
-                self._fs.rm_file(join(self._path, key))  # `rm` would take names for patterns
-
-        with _os_errors(), ThreadPoolExecutor(16) as threads:
-            for start in range(0, len(keys), DELETED_AT_ONCE):
-                list(threads.map(remove, keys[start : start + DELETED_AT_ONCE]))
-
-    def drop_folders(self, prefix: str) -> None:
-        """Remove the empty folders below a prefix, which may stand where the next run puts a file. Object stores have none."""
-        if self.local:
-            top = self._inside(f"{prefix}/any").parent
-            for folder, _, _ in os.walk(top, topdown=False):
-                with suppress(OSError):  # a link, or not empty
-                    os.rmdir(folder)  # noqa: PTH106 (of `os.walk`)
-
-    def clear_temporaries(self) -> None:
-        """Remove what killed runs left unfinished. Object stores have nothing to remove."""
-        if self.local:
-            # An actor that has outlived its driver may still be writing there.
-            shutil.rmtree(Path(self._path) / TEMPORARY, ignore_errors=True)
-
-    def drop_temporaries(self) -> None:
-        """Remove the folder of this object's own temporaries, and the one around it unless others use it."""
-        if self.local:
-            with suppress(OSError):
-                self._temporary.rmdir()
-                self._temporary.parent.rmdir()
-
-
-def _write_to_disk(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    # Without the wait, a power cut may leave the name of a file without its bytes.
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _os_errors() -> Generator[None]:
-    """Turn what storage libraries raise (missing credentials, unreachable hosts) into OSError."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from stylize_batch import parquet
 from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.manifest.naming import digest
-from stylize_batch.storage import Root, absolute, failure, filesystem, parent, replacing
+from stylize_batch.root import Root, replacing
+from stylize_batch.storage import absolute, failure, filesystem, parent
 
 Vectors = npt.NDArray[np.float32]
 

@@ -10,8 +10,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from stylize_batch.errors import SystemicError
 from stylize_batch.manifest.shards import Shard, read_shard
+from stylize_batch.root import Root
 from stylize_batch.settings import WorkerSettings
-from stylize_batch.storage import Root, absolute, filesystem
+from stylize_batch.storage import absolute, filesystem
 
 PROBED = 16
 """Other shards that are looked at, spread over all, before a folder that is missing is taken for all of them."""

@@ -43,10 +43,11 @@ from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import colors, recoloring
 from stylize_batch.process import peak_memory
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table, with_outputs
+from stylize_batch.root import Root
 from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.stage import UNIT_PAIRS, Job, Picture, Prepared, Retry, StylizeStage, Tried, as_one
 from stylize_batch.stopwatch import Stopwatch
-from stylize_batch.storage import Root, absolute, fingerprint, read_bytes
+from stylize_batch.storage import absolute, fingerprint, read_bytes
 from stylize_batch.styles import StyleBank, StyleBatch, StyleVector, Vectors, named
 from stylize_batch.vanished import refuse_vanished
 

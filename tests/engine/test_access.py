@@ -12,8 +12,8 @@ from stylize_batch.engine import access
 from stylize_batch.engine.access import check_newcomer
 from stylize_batch.errors import RowError, SystemicError
 from stylize_batch.manifest.shards import put_shard
+from stylize_batch.root import Root
 from stylize_batch.settings import WorkerSettings
-from stylize_batch.storage import Root
 from tests.conftest import worker_settings
 
 

@@ -10,7 +10,7 @@ from ray.exceptions import RayTaskError
 
 from stylize_batch.engine import probe
 from stylize_batch.errors import JobFailedError, SystemicError
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 
 def test_a_damaged_plan_is_not_taken_for_a_node_that_lacks_the_package(

@@ -19,8 +19,9 @@ import stylize_batch
 from stylize_batch import s3
 from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.manifest.reach import VARIABLE
+from stylize_batch.root import Root
 from stylize_batch.s3 import PatientS3
-from stylize_batch.storage import Root, fingerprint, read_bytes
+from stylize_batch.storage import fingerprint, read_bytes
 from tests.conftest import Cli, MakeManifest, Row, command, read_results
 from tests.faults.proxy import Proxy as TroubledProxy
 from tests.faults.proxy import proxy as troubled_proxy

@@ -15,7 +15,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from stylize_batch.model import container
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import Cli, MakeManifest
 from tests.integration.s3 import BUCKET, READER, UNKNOWN, WRONG_SECRET, Identity, S3Server
 from tests.job.test_lease import ends_of_runs_that_begin_together

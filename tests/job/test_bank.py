@@ -20,8 +20,8 @@ from stylize_batch.errors import RowError, UsageError
 from stylize_batch.job import styles as job_styles
 from stylize_batch.job.bank import Encoded, encode
 from stylize_batch.progress import Silent
+from stylize_batch.root import Root
 from stylize_batch.settings import ShardReport
-from stylize_batch.storage import Root
 from stylize_batch.styles import StyleBank, StyleVector, bank_of, read_bank, read_parts
 from tests.conftest import MakeManifest, Row, read_results
 

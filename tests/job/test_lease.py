@@ -22,13 +22,13 @@ from stylize_batch.errors import UsageError
 from stylize_batch.job import lease as module
 from stylize_batch.job.lease import KEY, holder, lease, refuse_others
 from stylize_batch.process import born
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import Cli, MakeManifest, Row, command, read_results
 
 HOLD = """
 import sys, time
 from stylize_batch.job.lease import lease
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 with lease(Root(sys.argv[1]), "theirs"):
     print("held", flush=True)
     time.sleep(600)
@@ -38,7 +38,7 @@ TOGETHER = """
 import sys, time
 from stylize_batch.errors import UsageError
 from stylize_batch.job import lease as module
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 def refuse(root, really=module.refuse_others):
     really(root)
@@ -315,7 +315,7 @@ def test_a_renewal_that_hangs_does_not_keep_the_process_alive(tmp_path: Path) ->
     program = """
 import sys, time
 from stylize_batch.job import lease as module
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 module.RENEW_SECONDS = 0.1
 root = Root(sys.argv[1])
 with module.lease(root, "ours"):

@@ -11,7 +11,7 @@ from stylize_batch.errors import UsageError
 from stylize_batch.job import reporting
 from stylize_batch.job.reporting import report
 from stylize_batch.results import Outcome
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import Cli, MakeManifest, Row
 from tests.report.roots import make_root, row
 

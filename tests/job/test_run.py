@@ -39,7 +39,7 @@ from stylize_batch.manifest.shards import read_shard
 from stylize_batch.model import container
 from stylize_batch.process import place_digest
 from stylize_batch.progress import Silent
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import MakeManifest, Row, read_results
 
 

@@ -18,7 +18,7 @@ from stylize_batch.job import lease as leases
 from stylize_batch.job.lease import lease
 from stylize_batch.job.status import status
 from stylize_batch.results import FINISHED
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import MakeManifest, Row
 
 

@@ -29,7 +29,7 @@ from stylize_batch.layout.webdataset import described, sample_key
 from stylize_batch.manifest.naming import checked_key
 from stylize_batch.manifest.shards import Shard
 from stylize_batch.results import OF_OUTCOME
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import Cli, MakeManifest, Row, read_results
 
 DOCS = Path(__file__).parents[2] / "docs" / "layouts.md"

@@ -19,7 +19,7 @@ from stylize_batch.manifest.plan import Partition, check_and_partition, usual_sh
 from stylize_batch.manifest.schema import ManifestError, check_row, remarkable_rows
 from stylize_batch.manifest.shards import largest_first, read_shard, read_styles
 from stylize_batch.manifest.source import fingerprint, locate
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import MakeManifest, Row
 
 

@@ -24,7 +24,7 @@ from stylize_batch.manifest import embedded, extraction, webdataset
 from stylize_batch.manifest.build import Built, Pairing, build
 from stylize_batch.manifest.source import decoded
 from stylize_batch.progress import Silent
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import Cli, Row
 
 Members = Iterable[tuple[str, bytes]]

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from stylize_batch.job.record import RunRecord
 from stylize_batch.results import Outcome, put_part, results_table, with_outputs
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import Row
 
 RUN = "the-run"

@@ -17,7 +17,7 @@ from stylize_batch.report import page as pages
 from stylize_batch.report import thumbnails
 from stylize_batch.report.page import Run, make_report
 from stylize_batch.results import Outcome
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from tests.conftest import Row
 from tests.report.roots import RUN, make_root, row
 

@@ -31,7 +31,7 @@ from stylize_batch.job import lease
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.decoder import Decoder
 from stylize_batch.model.vgg import Encoder
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from stylize_batch.training import data, log, loop, state
 from stylize_batch.training.data import ImagePool, to_tensor
 from stylize_batch.training.log import Step

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from stylize_batch.annotations import coco, image_folder
 from stylize_batch.results import read_finished
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 
 class Written(NamedTuple):

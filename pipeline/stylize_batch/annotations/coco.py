@@ -19,7 +19,7 @@ import pyarrow as pa
 from stylize_batch import __version__
 from stylize_batch.images.decode import crop_corner, resized
 from stylize_batch.results import read_parts
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 KEY = "annotations.json"
 

@@ -20,7 +20,7 @@ from stylize_batch.manifest.collect import SPLITS
 from stylize_batch.manifest.plan import METADATA
 from stylize_batch.manifest.schema import RESULT_COLUMNS, free_name
 from stylize_batch.results import OF_OUTCOME, read_parts
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 CONTROLS = ("style_weights", "preserve_color", "mask")
 """Columns of a manifest that say how pictures are made, and nothing of what they show."""

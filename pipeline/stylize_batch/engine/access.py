@@ -8,8 +8,9 @@ import ray
 
 from stylize_batch.errors import RowError, SystemicError
 from stylize_batch.manifest.shards import read_shard, shard_key
+from stylize_batch.root import Root
 from stylize_batch.settings import WorkerSettings
-from stylize_batch.storage import Root, absolute, fingerprint
+from stylize_batch.storage import absolute, fingerprint
 
 
 class Asked(NamedTuple):

@@ -19,8 +19,8 @@ from stylize_batch.engine.crew import reason_of
 from stylize_batch.engine.ray_actor import Place
 from stylize_batch.errors import DeviceError, JobFailedError, SystemicError, UsageError
 from stylize_batch.manifest.shards import shard_key
+from stylize_batch.root import TEMPORARY, Root
 from stylize_batch.settings import Device, WorkerSettings
-from stylize_batch.storage import TEMPORARY, Root
 
 PROBE_SECONDS = 120.0
 

@@ -14,8 +14,8 @@ from stylize_batch.engine.ray_actor import Ref, encode_styles_alone, stylize_alo
 from stylize_batch.errors import RowError
 from stylize_batch.manifest.shards import Shard, read_shard
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
+from stylize_batch.root import Root
 from stylize_batch.settings import ShardReport, WorkerSettings
-from stylize_batch.storage import Root
 from stylize_batch.styles import StyleBatch, StyleVector
 
 RunAlone = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]

@@ -41,7 +41,7 @@ from stylize_batch.model.network import Network, loss_network
 from stylize_batch.model.pixels import to_array
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.progress import Observer
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from stylize_batch.weights import read_model
 
 CELL = 256

@@ -18,8 +18,9 @@ from stylize_batch.manifest.items import URI
 from stylize_batch.manifest.reach import reach, refuse_credentials
 from stylize_batch.model import container
 from stylize_batch.progress import Observer
+from stylize_batch.root import Root
 from stylize_batch.settings import Device, WorkerSettings
-from stylize_batch.storage import Root, absolute, filesystem, kind
+from stylize_batch.storage import absolute, filesystem, kind
 from stylize_batch.styles import BankFile, StyleVector, bank_key, read_bank, write_bank
 from stylize_batch.weights import read_model
 

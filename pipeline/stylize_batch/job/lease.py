@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from stylize_batch.errors import UsageError
 from stylize_batch.process import born, place
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 KEY = "lease.json"
 

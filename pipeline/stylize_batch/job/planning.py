@@ -28,7 +28,7 @@ from stylize_batch.manifest.schema import misspellings
 from stylize_batch.manifest.shards import is_whole
 from stylize_batch.manifest.source import Source, columns_of, fingerprint, unread_partitions
 from stylize_batch.progress import Observer
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 
 def planned(

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from stylize_batch.errors import UsageError, told
 from stylize_batch.job.spec import FIXED, JobSpec
+from stylize_batch.root import Root
 from stylize_batch.settings import Device, Precision
-from stylize_batch.storage import Root
 
 KEY = "run.json"
 

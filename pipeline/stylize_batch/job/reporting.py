@@ -7,8 +7,8 @@ from typing import Any
 from stylize_batch.errors import UsageError, os_errors_as
 from stylize_batch.job.record import KEY, REPORT, RunRecord, load_record
 from stylize_batch.report.page import Run, make_report
+from stylize_batch.root import Root
 from stylize_batch.stopwatch import where_it_went
-from stylize_batch.storage import Root
 
 SHOWN_SETTINGS = (
     "manifest", "content", "style", "model", "size", "crop", "style_size", "format", "quality", "layout", "limit",

@@ -37,8 +37,8 @@ from stylize_batch.model.architecture import Architecture, style_width
 from stylize_batch.process import peak_memory
 from stylize_batch.progress import Observer, Silent
 from stylize_batch.results import Totals, examples_of_failures, finished_shards
+from stylize_batch.root import Root
 from stylize_batch.settings import Device, WorkerSettings
-from stylize_batch.storage import Root
 from stylize_batch.styles import ROW_GROUP, BankFile, StyleBank, bank_key, bank_of, put_part
 from stylize_batch.vanished import vanished, vanished_folder
 from stylize_batch.weights import read_model

@@ -11,7 +11,7 @@ from stylize_batch.job import record as records
 from stylize_batch.job.lease import holder
 from stylize_batch.job.record import load_record
 from stylize_batch.results import Part, Totals, finished_parts
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 RATE_SECONDS = 600.0
 """The rate is that of the parts finished in the ten minutes before the last one."""

@@ -11,7 +11,8 @@ import numpy as np
 from stylize_batch.engine.base import Engine, StyleRequest
 from stylize_batch.errors import RowError, UsageError
 from stylize_batch.progress import Observer
-from stylize_batch.storage import Root, absolute
+from stylize_batch.root import Root
+from stylize_batch.storage import absolute
 from stylize_batch.styles import BankFile, StyleVector, bank_key, put_part, read_bank, read_parts
 
 STYLES_PER_PART = 64

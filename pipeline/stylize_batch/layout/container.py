@@ -18,7 +18,7 @@ import pyarrow as pa
 from stylize_batch.manifest.naming import digest
 from stylize_batch.manifest.shards import Shard
 from stylize_batch.results import read_parts
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 _NAME = re.compile(r"images/part-\d{6,}(-[0-9a-f]{16})?\.(tar|parquet)")
 

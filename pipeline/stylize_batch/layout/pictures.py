@@ -10,8 +10,8 @@ from stylize_batch.layout.container import Container
 from stylize_batch.layout.embedded import ImageParquet
 from stylize_batch.layout.webdataset import Tar
 from stylize_batch.manifest.shards import Shard
+from stylize_batch.root import Root
 from stylize_batch.settings import WorkerSettings
-from stylize_batch.storage import Root
 
 
 class Pictures(Protocol):

@@ -37,7 +37,8 @@ from stylize_batch.manifest.pairing import Group, Hashes, Integers, draw, draw_a
 from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.manifest.schema import check_schema
 from stylize_batch.parquet import with_python_times
-from stylize_batch.storage import Root, absolute, failure, filesystem, kind, parent, replacing
+from stylize_batch.root import Root, replacing
+from stylize_batch.storage import absolute, failure, filesystem, kind, parent
 
 if TYPE_CHECKING:
     from stylize_batch.progress import Observer

@@ -26,8 +26,8 @@ from stylize_batch.manifest.items import KEY, URI, LeftOut
 from stylize_batch.manifest.lists import BATCH, LISTS, as_table, read_lists, with_free_names
 from stylize_batch.manifest.naming import key_below
 from stylize_batch.manifest.unpack import unpack
+from stylize_batch.root import Root
 from stylize_batch.storage import (
-    Root,
     absolute,
     failure,
     filesystem,

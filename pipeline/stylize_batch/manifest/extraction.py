@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from stylize_batch.manifest.items import LeftOut
 from stylize_batch.manifest.naming import MARK, folded, marked, safe_key
-from stylize_batch.storage import Root, join
+from stylize_batch.root import Root
+from stylize_batch.storage import join
 
 MAX_MEMBER = 256 << 20
 """Bytes of one member; a larger one is left out."""

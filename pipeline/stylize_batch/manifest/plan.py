@@ -45,7 +45,7 @@ from stylize_batch.manifest.schema import (
 from stylize_batch.manifest.shards import put_shard, put_styles
 from stylize_batch.manifest.source import Size, Source, first_line, read_batches, size_of
 from stylize_batch.process import born, place_digest
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 BUCKET_ROWS = 131_072
 BUCKET_BYTES = 64_000_000

@@ -11,7 +11,7 @@ import pyarrow as pa
 from stylize_batch import parquet
 from stylize_batch.ahead import begun_ahead
 from stylize_batch.errors import SystemicError
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 STYLES_KEY = "plan/styles.parquet"
 

@@ -21,7 +21,8 @@ from stylize_batch.manifest.extraction import Extraction
 from stylize_batch.manifest.items import KEY, URI
 from stylize_batch.manifest.naming import digest, safe_key, shortened
 from stylize_batch.manifest.webdataset import extract_members
-from stylize_batch.storage import Root, filesystem, fingerprint
+from stylize_batch.root import Root
+from stylize_batch.storage import filesystem, fingerprint
 
 if TYPE_CHECKING:
     from stylize_batch.progress import Observer

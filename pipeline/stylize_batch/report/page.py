@@ -30,7 +30,8 @@ from stylize_batch.report.numbers import LOSSES, Groups, RunNumbers
 from stylize_batch.report.selection import RANKED, Row
 from stylize_batch.report.thumbnails import make_thumbnails
 from stylize_batch.results import read_parts
-from stylize_batch.storage import Root, absolute, is_uri
+from stylize_batch.root import Root
+from stylize_batch.storage import absolute, is_uri
 
 SHOWN_STYLES = 3
 """Styles of a pair whose pictures are shown: the first."""

@@ -30,7 +30,7 @@ from stylize_batch.model.grid import grid_energy
 from stylize_batch.model.pixels import to_array
 from stylize_batch.model.quick import fused
 from stylize_batch.model.vgg import Encoder
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 from stylize_batch.training import log, state
 from stylize_batch.training.channels import Centering, wake
 from stylize_batch.training.data import MAX_STORED_SIDE, ImagePool, to_tensor

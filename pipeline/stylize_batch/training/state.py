@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import safetensors.torch
 from torch import Tensor
 
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 INDEX = "state.json"
 """Names the current checkpoint; it is put last, so that a kill never leaves half a checkpoint."""
