@@ -258,7 +258,7 @@ def write_halves(page: Page, stage: Stage, sizes: list[int], passes: int) -> Non
             plain = stage.plain([(1.0, conv) for conv in convs], (size, size), batch)
             given = calls[0](*given) if name == "encoder" else ()
             page.row(
-                size, name, f"{flop / 1e9:.1f}", f"{before * 1e3:.3g}", f"{after * 1e3:.3g}", f"{before / after:.2f}",
+                size, name, f"{flop / 1e9:.1f}", f"{before * 1e3:.1f}", f"{after * 1e3:.1f}", f"{before / after:.2f}",
                 *(f"{flop / seconds / 1e9:,.0f}" for seconds in (before, after, plain)),
             )  # fmt: skip
     page.end_table()

@@ -26,7 +26,7 @@ from stylize_batch.manifest.plan import check_and_partition, usual_shard_pairs, 
 from stylize_batch.manifest.shards import read_shard
 from stylize_batch.manifest.source import fingerprint, locate
 from stylize_batch.results import Outcome, finished_shards, put_part, results_table, with_outputs
-from stylize_batch.storage import Root
+from stylize_batch.root import Root
 
 STYLES_PER_CONTENT = 8
 STYLES = 80_000

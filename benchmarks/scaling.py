@@ -41,8 +41,8 @@ from stylize_batch.engine.ray_actor import Pulse, Ref, WorkerActor
 from stylize_batch.manifest.plan import check_and_partition, write_plan
 from stylize_batch.manifest.source import locate
 from stylize_batch.model import container
+from stylize_batch.root import Root
 from stylize_batch.settings import Device, WorkerSettings
-from stylize_batch.storage import Root
 from stylize_batch.styles import bank_of
 
 SPEED = "SLEEPING_DEVICE_SPEED"
