@@ -116,6 +116,19 @@ def test_statistics_are_float32_whatever_the_features_are() -> None:
     assert found.mean.dtype == found.std.dtype == torch.float32
 
 
+def test_statistics_of_sixteen_bits_are_those_of_their_numbers_and_so_is_the_gradient() -> None:
+    torch.manual_seed(3)
+    rough = torch.randn(2, 5, 70, 90).bfloat16().requires_grad_()
+    fine = rough.detach().float().requires_grad_()
+    for features in (rough, fine):
+        mean, std = statistics(features)
+        (mean.square().sum() + std.sum()).backward()
+    assert all(torch.equal(*pair) for pair in zip(statistics(rough), statistics(fine), strict=True))
+    assert rough.grad is not None
+    assert fine.grad is not None
+    assert torch.equal(rough.grad, fine.grad.bfloat16())
+
+
 @given(seeds, st.sampled_from([torch.contiguous_format, torch.channels_last]))
 def test_statistics_have_the_gradient_of_their_definition(seed: int, layout: torch.memory_format) -> None:
     x = features(seed).to(memory_format=layout).requires_grad_()

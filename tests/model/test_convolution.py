@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.convolution import (
@@ -46,6 +47,16 @@ def test_sub_pixel_convolution_is_up_sampling_and_convolution(
     torch.testing.assert_close(SubPixelConv2d(conv)(features), conv(features), rtol=1e-12, atol=1e-12)
 
 
+def test_under_autocast_a_map_of_sixteen_bits_is_padded_as_it_is() -> None:
+    conv = convolution(ReflectedConv2d, dtype=torch.float32)
+    features = torch.randn(1, 3, 9, 9).bfloat16()
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen, torch.autocast("cpu"):
+        made = conv(features)
+    assert torch.equal(made, copy.deepcopy(conv).bfloat16()(features))
+    copied = [each for each in seen.events() if each.name == "aten::_to_copy"]
+    assert all([1, 3, 9, 9] not in each.input_shapes for each in copied)
+
+
 def test_rounding_of_the_quickened_network_stays_far_below_a_step_of_a_pixel() -> None:
     model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
     images = picture(160, 160)
@@ -60,7 +71,7 @@ def test_rounding_of_the_quickened_network_stays_far_below_a_step_of_a_pixel() -
 
 
 @needs_groups
-@pytest.mark.parametrize(("dtype", "winograd"), [(torch.float32, True), (torch.bfloat16, False)])
+@pytest.mark.parametrize(("dtype", "winograd"), [(torch.float32, True), (torch.float64, False)])
 def test_what_is_compiled_is_for_float32(dtype: torch.dtype, winograd: bool) -> None:
     model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
     encoder, decoder = copy.deepcopy(model.encoder).to(dtype), copy.deepcopy(model.decoder).to(dtype)

@@ -59,7 +59,7 @@ class Moments(NamedTuple):
 
 
 class _MeanAndVariance(torch.autograd.Function):
-    """Mean and biased variance over space of a float [N, C, h, w], differentiated as one affine map of it.
+    """Mean and biased variance over space of a map [N, C, h, w], float32, differentiated as one affine map of it.
 
     Autograd goes five times over the map and mixes memory formats; and `torch.var_mean` takes ten times as long on a CPU
     where channels lie last.
@@ -82,7 +82,7 @@ class _MeanAndVariance(torch.autograd.Function):
         x, mean = ctx.saved_tensors
         scale = by_variance * (2 / x[0, 0].numel())
         shift = by_mean / x[0, 0].numel() - scale * mean
-        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
+        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).to(x.dtype)
 
 
 def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
@@ -109,7 +109,9 @@ def _mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
         kernel = moments_of_halves(features.device, features.dtype)
         if kernel is not None:
             return kernel(features)
-    return _MeanAndVariance.apply(features.float())
+    # On a CPU 16 bits become float32 where they are summed.
+    as_they_are = features.device.type == "cpu" and features.dtype.itemsize == 2
+    return _MeanAndVariance.apply(features if as_they_are else features.float())
 
 
 @tried

@@ -22,16 +22,20 @@ BLOCK = 128 * PLACES
 
 
 def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance over space of a float32 map [N, C, h, w], each [N, C]; summed in float64."""
-    places = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2).numpy()
+    """Return mean and biased variance over space of a map [N, C, h, w], each float32 [N, C]; summed in float64.
+
+    One of 16 bits becomes float32 block by block, in the cache.
+    """
+    places = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2)
     samples, count, channels = places.shape
     firsts = range(0, count, BLOCK)
     parts = np.zeros((len(firsts), samples, 2, channels))
     add = _add()
 
-    def take(block: tuple[int, int]) -> None:
-        part, sample = block
-        add(places[sample, firsts[part] : firsts[part] + BLOCK], parts[part, sample])
+    def take(which: tuple[int, int]) -> None:
+        part, sample = which
+        block = places[sample, firsts[part] : firsts[part] + BLOCK].float()
+        add(block.numpy(), parts[part, sample])
 
     on_all_cores(take, [(part, sample) for part in range(len(firsts)) for sample in range(samples)])
     mean, squares = parts[0, :, 0], parts[0, :, 1]

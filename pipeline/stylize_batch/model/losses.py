@@ -24,7 +24,7 @@ def feature_distance(features: Tensor, target: Tensor) -> Tensor:
 
     With target t it is the content loss (Eq. 12); with target φ₄(content), the content distance of Fig. 3.
     """
-    return (features.float() - target.float()).square().flatten(1).mean(1)
+    return (features.float() - target.float()).square().mean((1, 2, 3))
 
 
 def style_loss(taps: Sequence[Tensor], targets: Sequence[Statistics]) -> Tensor:

@@ -145,8 +145,8 @@ class Network:
 
     def _place(self, module: _Module) -> _Module:
         # A copy: `to` would change the caller's own module.
-        placed = copy.deepcopy(module).to(self.device, self.dtype, memory_format=torch.channels_last)  # pyright: ignore
-        quicken(placed)
+        placed = copy.deepcopy(module).to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+        quicken(placed, self.dtype)
         return placed
 
     def upload(self, images: Tensor) -> Tensor:
@@ -154,7 +154,9 @@ class Network:
         return self._upload(images.permute(0, 3, 1, 2))
 
     def _upload(self, images: Tensor) -> Tensor:
-        placed = to_device(images, self.device).to(self.dtype, memory_format=torch.channels_last)
+        # On a CPU a fused network rounds numbers itself, and a picture's less.
+        dtype = torch.float32 if self._takes_bytes and self.device.type == "cpu" else self.dtype
+        placed = to_device(images, self.device).to(dtype, memory_format=torch.channels_last)
         return placed / 255 if images.dtype == torch.uint8 else placed
 
     @_in_own_precision

@@ -9,12 +9,14 @@ how many multiplications there are:
   (`winograd`).
 - For the three channels of a picture the nine products of a place are made side by side (`to_rgb`).
 
-On a GPU, whose arithmetic is fast, what stands between convolutions counts as much: one kernel does all of it (`fused`).
+Where arithmetic is fast, what stands between convolutions counts as much, so one pass over the map does all of it: on a
+GPU (`fused`), and on a CPU that multiplies matrices of bfloat16 (`bfloat16`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,42 +29,57 @@ if TYPE_CHECKING:
     from stylize_batch.model.from_rgb import FromRgb
     from stylize_batch.model.fused import FusedConv2d
 
+_Conv = ReflectedConv2d | SubPixelConv2d
+
 WINOGRAD_CHANNELS = 32
 """Channels, of the input and of the output, from which on Winograd's way is the faster one on a CPU."""
 
 
-def quicken(network: nn.Module) -> None:
+def quicken(network: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Rewrite a network's convolutions for inference, in place; it computes the same, but for rounding.
 
-    What is compiled for a CPU is for float32: smaller types would lose digits.
+    On a CPU Winograd's way is for float32: smaller types would lose digits.
+
+    Args:
+        network: in float32 at best, so that what is made of its kernels is rounded once.
+        dtype: what it computes in from now on; None is what it does.
     """
+    weight = next(network.parameters())
+    dtype = dtype or weight.dtype
+    compiles = not weight.is_cuda and dtype == torch.float32 and has_fast_groups()
     for name, conv in list(network.named_children()):
         if isinstance(conv, ReflectedConv2d):
             plain = SubPixelConv2d(conv) if isinstance(conv, EnlargingConv2d) else conv
-            compiles = conv.weight.device.type == "cpu" and conv.weight.dtype == torch.float32
-            network.add_module(name, _compiled(conv, plain) if compiles and has_fast_groups() else plain)
+            network.add_module(name, _compiled(conv, plain) if compiles else plain)
+    if isinstance(network, Chain) and not weight.is_cuda and dtype == torch.bfloat16 and has_bfloat16():
+        from stylize_batch.model.bfloat16 import Bfloat16Conv2d
+
+        _chain(network, Bfloat16Conv2d)
+    network.to(dtype)
     if isinstance(network, Chain):
         _fuse(network)
 
 
 def _fuse(chain: Chain) -> None:
     """Have each convolution on a GPU write the next one's input."""
-    convs = {
-        name: conv
-        for name, conv in chain.named_children()
-        if isinstance(conv, ReflectedConv2d | SubPixelConv2d) and conv.weight.is_cuda
-    }
-    if not convs:
-        return
-    weight = next(iter(convs.values())).weight
-    kind = fused(weight.device, weight.dtype)
+    weight = next(chain.parameters(), None)
+    kind = fused(weight.device, weight.dtype) if weight is not None and weight.is_cuda else None
     if kind is None:
         return
     from stylize_batch.model.from_rgb import suits  # which can be imported where the kernel works
 
+    def make(conv: _Conv, following: _Conv | None) -> FusedConv2d:
+        narrow = from_rgb(conv.weight.device, conv.weight.dtype) if suits(conv) else None
+        return (narrow or kind)(conv, following)
+
+    _chain(chain, make)
+
+
+def _chain(chain: Chain, make: Callable[[_Conv, _Conv | None], nn.Module]) -> None:
+    """Have each convolution write the next one's input."""
+    convs: dict[str, Any] = dict(chain.named_children())
     for (name, conv), following in zip(convs.items(), [*convs.values(), None][1:], strict=True):
-        narrow = from_rgb(weight.device, weight.dtype) if suits(conv) else None
-        chain.add_module(name, (narrow or kind)(conv, following))
+        chain.add_module(name, make(conv, following))
     chain.fused = True
 
 
@@ -96,6 +113,11 @@ def _compiled(conv: ReflectedConv2d, plain: ReflectedConv2d | SubPixelConv2d) ->
     if conv.out_channels == 3 and not (conv.relu or conv.pool):
         return ToRgb(conv.weight, conv.bias)
     return plain
+
+
+def has_bfloat16() -> bool:
+    """Whether oneDNN convolves numbers of this type on this processor."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def has_fast_groups() -> bool:

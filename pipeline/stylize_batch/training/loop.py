@@ -117,7 +117,11 @@ class Trainer:
         objective = Objective(
             phi,
             (network or _new_network)(recipe, phi),
-            quick_targets=self.device.type == "cpu" and not self._autocast,
+            quick_targets=None
+            if self.device.type != "cpu"
+            else torch.bfloat16
+            if self._autocast
+            else torch.float32,
         )
         self.objective = objective.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._style_transfer = self.objective.style_transfer

@@ -55,15 +55,16 @@ class StyleTransfer(NamedTuple):
 class Objective(nn.Module):
     """The losses of a network on the loss network φ, which is the network's own encoder in a VGG model."""
 
-    def __init__(self, phi: Encoder, transfer: Transfer, quick_targets: bool = False) -> None:
+    def __init__(self, phi: Encoder, transfer: Transfer, quick_targets: torch.dtype | None = None) -> None:
+        """Take φ and a network; the type is that in which φ computes targets as in inference, None the one it has."""
         super().__init__()
         self.phi = phi
         self.transfer = transfer
         # Targets need no gradient, so φ may compute them with convolutions rewritten for inference.
         self._phi_of_targets = phi
-        if quick_targets:
+        if quick_targets is not None:
             self._phi_of_targets = deepcopy(phi)
-            quicken(self._phi_of_targets)
+            quicken(self._phi_of_targets, quick_targets)
 
     def reconstruction(self, images: Tensor) -> Tensor:
         """Return the pixel MSE of pictures made in their own style."""
