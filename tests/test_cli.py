@@ -66,7 +66,7 @@ def test_failed_rows_exit_3_and_are_summed_up_by_kind(
 def test_too_many_failed_rows_exit_4(make_manifest: MakeManifest, pairs: list[Row], cli: Cli) -> None:
     done = cli("run", make_manifest([{**pairs[0], "content": "absent.jpg"}]), *FAST, "--max-failed", "0")
     assert done.returncode == 4
-    assert "gave up: 1 rows failed" in done.stderr
+    assert "gave up: 1 row failed" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_bank_of_styles_serves_a_run_and_what_cannot_be_encoded_is_named(
     made = cli(*encode)
     assert made.returncode == 3, made.stderr
     assert f"failed: {tmp_path}/paintings/broken.jpg: Undecodable" in made.stderr
-    assert "1 styles, 1 of them encoded now; 1 failed" in made.stderr
+    assert "1 style, 1 of them encoded now; 1 failed" in made.stderr
     manifest = make_manifest([{**pairs[0], "style": ["paintings/good.jpg"]}, pairs[1]])
     done = cli("run", manifest, *FAST, "--styles", "bank.parquet")
     assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ from stylize_batch.errors import (
     SystemicError,
     UsageError,
     answer,
+    counted,
     one_line,
     say,
 )
@@ -91,6 +92,11 @@ def test_errors_are_one_line() -> None:
 
 def test_blanks_of_a_name_stay_and_line_breaks_go() -> None:
     assert one_line("  a  b.jpg \r\n does\tnot   exist\n") == "a  b.jpg does not   exist"
+
+
+def test_one_thing_is_counted_in_the_singular_and_none_in_the_plural() -> None:
+    assert [counted(number, "row") for number in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert [counted(number, "box is", "boxes are") for number in (1, 2)] == ["1 box is", "2 boxes are"]
 
 
 def test_a_message_of_a_million_blanks_is_written_at_once() -> None:

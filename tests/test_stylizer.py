@@ -254,7 +254,7 @@ def test_a_batch_goes_through_the_network_in_parts_with_the_same_pixels(
     [
         (torch.zeros(4, 4), {}, "black"),
         (torch.ones(4, 4), {"weights": [1.0]}, "combined"),
-        ([torch.ones(4, 4)] * 2, {}, "2 masks for 1 styles"),
+        ([torch.ones(4, 4)] * 2, {}, "2 masks for 1 style;"),
         (torch.ones(1, 4, 4), {}, r"\[H, W\]"),
         (torch.ones(0, 0), {}, r"\[H, W\]"),
         (Image.new("F", (4, 4)), {}, "a mask cannot be used: floating-point .* no defined range"),

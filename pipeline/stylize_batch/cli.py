@@ -29,6 +29,7 @@ from stylize_batch.errors import (
     JobFailedError,
     UsageError,
     answer,
+    counted,
     forget_unwritten,
     os_errors_as,
     say,
@@ -219,8 +220,11 @@ def run(
     if spec.as_json:
         answer(json.dumps(summary.to_json()))
     made = summary.pairs - summary.skipped
-    earlier = f", {summary.skipped} rows left as they were" if summary.skipped else ""
-    say(f"{summary.ok} of {summary.pairs} pairs stylized in {duration(summary.seconds)}{earlier}")
+    left = counted(summary.skipped, "row left as it was", "rows left as they were")
+    say(
+        f"{summary.ok} of {counted(summary.pairs, 'pair')} stylized in {duration(summary.seconds)}"
+        f"{f', {left}' if summary.skipped else ''}"
+    )
     if made:
         say(f"{summary.images_per_second:.2f} images/s")
     if where := where_it_went(summary.stages):
@@ -340,7 +344,8 @@ def status(
     if found.pairs:
         done = found.ok + found.failed
         say(
-            f"{done} of {found.pairs} pairs, {found.finished_shards} of {found.shards} shards ({done / found.pairs:.0%})"
+            f"{done} of {counted(found.pairs, 'pair')}, {found.finished_shards} of {counted(found.shards, 'shard')} "
+            f"({done / found.pairs:.0%})"
         )
     if found.pairs_per_second and found.seconds_left is not None:
         say(f"{found.pairs_per_second:.2f} pairs/s lately, {duration(found.seconds_left)} left")
@@ -387,9 +392,9 @@ def train(
         wanted = set(settings.holdout)
         found = wanted & (trainer.contents.held_out.keys() | trainer.styles.held_out.keys())
         say(
-            f"{len(trainer.contents)} contents, {len(trainer.styles)} styles, on {trainer.device}; "
+            f"{counted(len(trainer.contents), 'content')}, {counted(len(trainer.styles), 'style')}, on {trainer.device}; "
             f"iteration {trainer.iteration} of {trainer.iterations}"
-            + (f"; {len(found)} of {len(wanted)} held-out names found" if found != wanted else "")
+            + (f"; {len(found)} of {counted(len(wanted), 'held-out name')} found" if found != wanted else "")
         )
         try:
             finished = trainer.run(TrainingLines(), minutes)
@@ -449,9 +454,9 @@ def evaluate(
     for uri, reason in evaluation.skipped.items():
         say(f"skipped: {uri}: {reason}")
     say(
-        f"{len(evaluation.contents)} contents × {len(evaluation.styles)} styles at {protocol.size}×{protocol.size}, "
-        f"on {evaluation.device}"
-        + (f"; {len(evaluation.skipped)} unreadable images skipped" if evaluation.skipped else "")
+        f"{counted(len(evaluation.contents), 'content')} × {counted(len(evaluation.styles), 'style')} "
+        f"at {protocol.size}×{protocol.size}, on {evaluation.device}"
+        + (f"; {counted(len(evaluation.skipped), 'unreadable image')} skipped" if evaluation.skipped else "")
     )
     with terminal_progress() as progress:
         findings = evaluation.run(progress)
@@ -545,7 +550,7 @@ def styles_encode(
     _say_some(made.problems)
     for uri, error in made.failures.items():
         say(f"failed: {uri}: {error}")
-    say(f"{made.styles} styles, {made.encoded} of them encoded now; {len(made.failures)} failed")
+    say(f"{counted(made.styles, 'style')}, {made.encoded} of them encoded now; {len(made.failures)} failed")
     if made.dropped:
         say(f"dropped from the bank: {made.dropped}, which {styles} does not have")
     say(f"style bank     {made.output}")
@@ -617,7 +622,10 @@ def manifest_build(
     with terminal_progress() as progress:
         built = build(content, style, output, pairing, unpack=unpack, observer=progress)
     _say_some(built.notes)
-    say(f"{built.rows} rows: {built.contents} contents with {built.used} of {built.styles} styles")
+    say(
+        f"{counted(built.rows, 'row')}: {counted(built.contents, 'content')} "
+        f"with {built.used} of {counted(built.styles, 'style')}"
+    )
     if built.splits:
         say("contents by split: " + ", ".join(f"{split} {count}" for split, count in built.splits.items()))
     if built.labels:
@@ -662,7 +670,9 @@ def manifest_check(
     if as_json:
         answer(json.dumps(asdict(report)))
     fewest, mean, most = report.pairs_per_content
-    say(f"{report.rows} rows: {report.contents} contents, {report.styles} styles")
+    say(
+        f"{counted(report.rows, 'row')}: {counted(report.contents, 'content')}, {counted(report.styles, 'style')}"
+    )
     say(f"pairs per content: {fewest if fewest == most else f'{fewest} to {most}, {mean:g} on average'}")
     for what, names in (
         ("deciding the pictures", report.controls),
@@ -671,15 +681,17 @@ def manifest_check(
         if names:
             say(f"columns {what}: {', '.join(names)}")
     _say_some(report.notes)
-    for name, counts in (("splits", report.splits), ("labels", report.labels)):
+    for name, counts in (("split", report.splits), ("label", report.labels)):
         if counts:
             shown = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:SHOWN])
-            say(f"rows by {len(counts)} {name}: {shown}{', …' if len(counts) > SHOWN else ''}")
+            say(f"rows by {counted(len(counts), name)}: {shown}{', …' if len(counts) > SHOWN else ''}")
     for kind, failures in report.failures.items():
         say(f"failed: {failures.count} × {kind}")
         for example in failures.examples:
             say(f"  {example}")
-    say(f"{report.checked} images decoded, {sum(each.count for each in report.failures.values())} failed")
+    say(
+        f"{counted(report.checked, 'image')} decoded, {sum(each.count for each in report.failures.values())} failed"
+    )
     if report.failures:
         raise typer.Exit(Exit.ROWS_FAILED)
 
@@ -745,7 +757,7 @@ def _say_some(lines: list[str]) -> None:
     for line in lines[:SHOWN]:
         say(line)
     if len(lines) > SHOWN:
-        say(f"… and {len(lines) - SHOWN} more such lines")
+        say(f"… and {counted(len(lines) - SHOWN, 'more such line')}")
 
 
 class _Terminated(KeyboardInterrupt):

@@ -94,6 +94,11 @@ def printable(text: str, instead: str = "\N{REPLACEMENT CHARACTER}") -> str:
     return "".join(character if character.isprintable() else instead for character in text)
 
 
+def counted(number: int, thing: str, things: str | None = None) -> str:
+    """Return how many there are of something, as a message tells it: `1 row`, `2 rows`."""
+    return f"{number} {thing if number == 1 else things or f'{thing}s'}"
+
+
 def told(setting: object) -> str:
     """Return a setting's value as a message tells it."""
     return "not given" if setting is None else str(setting)

@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 import stylize_batch
 from stylize_batch.annotations.coco import geometry
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import UsageError, counted
 from stylize_batch.manifest.build import Pairing, build
 from stylize_batch.progress import Silent
 from tests.conftest import MakeManifest, Row
@@ -113,7 +113,10 @@ def test_coco_annotations_load_and_lie_where_the_boxes_are_now(
         assert sorted(coco.imgs) == [1, 2, 3, 4]
         assert sorted(image["source_id"] for image in coco.imgs.values()) == [71, 71, 72, 72]
         assert sorted(each["source_id"] for each in annotations) == [500, 500, 600, 600]
-    assert f"Left out: {styles_per_content} boxes outside the picture." in coco.dataset["info"]["description"]
+    assert (
+        f"Left out: {counted(styles_per_content, 'box', 'boxes')} outside the picture."
+        in coco.dataset["info"]["description"]
+    )
 
 
 @pytest.mark.parametrize("crop", [None, 20])
@@ -148,14 +151,14 @@ def test_pictures_whose_boxes_cannot_be_placed_are_left_out_and_told_of(
     coco: Any = COCO(summary.annotations[0])
     assert sorted(coco.imgs) == [72], "has no boxes, and is true as it is"
     (note,) = summary.notes
-    assert note.startswith("annotations.json leaves out 1 pictures with boxes, since the annotated width")
+    assert note.startswith("annotations.json leaves out 1 picture with boxes, since the annotated width")
 
 
 def test_pictures_whose_boxes_are_cropped_away_stay_and_are_told_of(
     styles: list[str], tmp_path: Path
 ) -> None:
     summary = run(coco_manifest(tmp_path, styles, 1), tmp_path / "out", size=20, crop=16)
-    assert summary.notes == ["annotations.json leaves out 1 boxes outside the picture"]
+    assert summary.notes == ["annotations.json leaves out 1 box outside the picture"]
     assert len(json.loads(Path(summary.annotations[0]).read_text())["images"]) == 2
 
 

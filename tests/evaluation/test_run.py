@@ -204,7 +204,7 @@ def test_unreadable_images_are_named_and_counted(pictures: Path, tmp_path: Path,
     done = cli("evaluate", folder, pictures / "style", "-o", "out", *flags)
     assert done.returncode == 0, done.stderr
     assert f"skipped: {folder / 'broken.jpg'}: Undecodable" in done.stderr
-    assert "1 contents × 1 styles at 32×32, on cpu; 2 unreadable images skipped" in done.stderr
+    assert "1 content × 1 style at 32×32, on cpu; 2 unreadable images skipped" in done.stderr
 
 
 def test_others_take_the_place_of_unreadable_images(protocol: Protocol, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_papers_protocol_is_a_preset_that_flags_override(pictures: Path, tmp_pat
     flags = ("--paper", "--max-contents", 1, "--max-styles", 1)
     done = cli("evaluate", pictures / "content", pictures / "style", "-o", "out", *flags, "--iterations", 0)
     assert done.returncode == 0, done.stderr
-    assert "1 contents × 1 styles at 512×512" in done.stderr
+    assert "1 content × 1 style at 512×512" in done.stderr
 
 
 def test_storage_that_fails_ends_the_evaluation_with_its_state_kept(

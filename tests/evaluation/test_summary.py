@@ -93,7 +93,7 @@ def test_tables_tell_the_worst_pair_and_count_each_photograph_once() -> None:
 
 def test_an_optimisation_that_diverged_is_said_and_not_averaged() -> None:
     text = tables(table(baseline=math.nan))
-    assert "Gatys et al. after 50 iterations: 1 of 1 pairs have no finite loss" in text
+    assert "Gatys et al. after 50 iterations: 1 of 1 pair left out, whose loss is not finite" in text
 
 
 def test_the_curve_of_an_optimisation_starts_from_the_photograph(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,7 +239,7 @@ def test_too_many_failures_in_what_is_stored_end_the_run_whatever_was_reported(
 
     settings = {"output": str(tmp_path / "out"), "in_process": True, "device": "cpu", "style_size": 48}
     spec = make_spec({"manifest": str(make_manifest(pairs[:1])), **settings, "max_failed": "0"})
-    with pytest.raises(GaveUpError, match="1 rows failed"):
+    with pytest.raises(GaveUpError, match="1 row failed"):
         execute(spec, Saboteur())
 
 
@@ -676,7 +676,7 @@ def test_a_run_with_too_many_failures_ends_at_once_and_repeated_does_no_work(
     rows = [{**row, "content": str(tmp_path / f"absent{index}.jpg")} for index, row in enumerate(pairs)]
     manifest = make_manifest(rows)
     for _ in range(2):
-        with pytest.raises(GaveUpError, match="1 rows failed"):
+        with pytest.raises(GaveUpError, match="1 row failed"):
             run(manifest, tmp_path / "out", max_failed="0", shard_pairs=1)
         assert len(list((tmp_path / "out" / "results").iterdir())) == 1
 

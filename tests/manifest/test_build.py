@@ -460,7 +460,7 @@ def test_coco_images_of_one_id_or_without_a_file_name_are_refused(tmp_path: Path
     listed = tmp_path / "instances.json"
     images = [{"id": 7, "file_name": "1.jpg"}, {"id": 7, "file_name": "2.jpg"}]
     listed.write_text(json.dumps({"images": images, "annotations": []}))
-    assert "1 'id' of images stand twice, such as 7" in refused(listed, styles, tmp_path)
+    assert "1 image id stands there twice, such as 7" in refused(listed, styles, tmp_path)
     listed.write_text(json.dumps({"images": [{"id": 7, "coco_url": "http://x/1.jpg"}], "annotations": []}))
     assert "has no field 'file_name'; add it" in refused(listed, styles, tmp_path)
 
@@ -480,7 +480,7 @@ def test_coco_annotations_of_unlisted_images_are_told_of_and_unknown_categories_
     listed = tmp_path / "instances.json"
     listed.write_text(json.dumps(coco))
     notes = made(listed, styles, tmp_path / "p.parquet").notes
-    assert any("1 annotations are left out" in note and note.endswith("image_id 8") for note in notes)
+    assert any("1 annotation is left out" in note and note.endswith("image_id 8") for note in notes)
     coco["annotations"][0]["category_id"] = 90
     listed.write_text(json.dumps(coco))
     assert "annotation 1 has the category_id 90, which is not among" in refused(listed, styles, tmp_path)
@@ -517,7 +517,7 @@ def test_a_style_map_is_followed(tmp_path: Path, styles: Path, kind: str) -> Non
             "content,style\n1.jpg,monet/a.jpg\n1.jpg,monet/a.jpg\n",
             "row 1: '1.jpg' gets the style 'monet/a.jpg' twice",
         ),
-        ("content,style\n1.jpg,monet/a.jpg\n", "no styles for 1 contents, such as '2.jpg'"),
+        ("content,style\n1.jpg,monet/a.jpg\n", "no styles for 1 content, such as '2.jpg'"),
         ("content,style\n1.jpg,monet/a.jpg\n2.jpg,monet/a.jpg\n3.jpg,monet/a.jpg\n", "such as '3.jpg'"),
         ("content\n1.jpg\n", "has no column 'style'"),
         ("content,style\n", "names no styles"),

@@ -69,7 +69,7 @@ def test_a_webdataset_becomes_files_with_labels_and_fields(tmp_path: Path) -> No
         ("train-0001/001.jpg", b"1-1", 8, None, None),
     ]
     assert built.problems == []
-    assert any("1 images beside others of their sample are left out" in note for note in built.notes)
+    assert any("1 image is left out, each beside others of its sample" in note for note in built.notes)
 
 
 def test_what_is_left_out_of_the_styles_archives_is_noted_too(pictures: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_what_is_left_out_of_the_styles_archives_is_noted_too(pictures: Path, tm
         Pairing(), unpack=str(tmp_path / "files"), observer=Silent(),
     )  # fmt: skip
     assert [note.partition(": ")[2][:40] for note in built.notes] == [
-        "1 images beside others of their sample a"
+        "1 image is left out, each beside others "
     ]
 
 
@@ -133,7 +133,7 @@ def test_parquet_with_embedded_images_becomes_files_with_its_columns(tmp_path: P
     assert [(row["label"], row["text"]) for row in rows] == [(0, "a"), (1, "b"), (3, "d")]
     assert [row["output"] for row in rows[:2]] == ["dog_1.jpg", "00000001.jpg"]
     assert all(row["data"] == data for row in rows)
-    assert built.problems == [f"{tmp_path}/train.parquet: 1 rows hold no image, such as row 2"]
+    assert built.problems == [f"{tmp_path}/train.parquet: 1 row holds no image, such as row 2"]
 
 
 def test_a_row_that_only_names_its_image_is_said_to(tmp_path: Path, pictures: Path) -> None:
@@ -278,7 +278,7 @@ def test_labels_of_a_tar_that_reach_no_image_are_counted(tmp_path: Path) -> None
     assert [row["data"] for row in rows] == [b"0", b"1", b"2", b"3"]
     unused, alone = (note.partition("a.tar: ")[2] for note in built.notes)
     assert unused.startswith(
-        "3 members are left out, whose names from the first dot on are neither an image's nor .cls, .json or .txt (.cls 1, .caption 1, no"
+        "3 members are left out, named from the first dot on neither like an image nor .cls, .json or .txt (.cls 1, .caption 1, no"
     )
     assert alone.startswith(
         "2 members are left out, whose sample has no image (.cls 2), such as 0.cls; put the members"

@@ -229,6 +229,16 @@ def test_parts_of_another_run_and_damaged_parts_are_no_part_of_the_report(
     assert not report(root, pictures, identity="another", finished=False).data["pair-data"]
 
 
+def test_a_single_pair_is_told_of_in_the_singular(
+    pictures: Path, rows: Sequence[Row], tmp_path: Path
+) -> None:
+    root = make_root(tmp_path / "out", [rows[4:]], pictures)
+    for finished, said in ((True, "1 pair, the last"), (False, "1 of 1 pair so far")):
+        page = " ".join(report(root, pictures, finished=finished, pairs=1).text.split())
+        assert said in page
+        assert "1 pairs" not in page
+
+
 def test_filters_offer_the_values_of_the_pairs_shown_and_tables_say_what_they_cut(
     pictures: Path, rows: Sequence[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

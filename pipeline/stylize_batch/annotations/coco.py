@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from stylize_batch import __version__
+from stylize_batch.errors import counted
 from stylize_batch.images.decode import crop_corner, resized
 from stylize_batch.results import read_parts
 from stylize_batch.root import Root
@@ -34,10 +35,12 @@ LISTS: dict[str, tuple[str, pa.DataType]] = {
 """Columns that `manifest build` makes of COCO's annotations, one entry for each of an image's: COCO's field, and type."""
 
 _UNPLACED = (
-    "pictures with boxes, since the annotated width and height of their photographs are missing or swapped; correct them "
-    "in the COCO file, build the manifest again and run it under another --output"
+    "picture",
+    "pictures",
+    "with boxes, since the annotated width and height of the photograph are missing or swapped; correct them in the COCO "
+    "file, build the manifest again and run it under another --output",
 )
-_OUTSIDE = "boxes outside the picture"
+_OUTSIDE = ("box", "boxes", "outside the picture")
 
 _NEEDED = ["output", "pair_id", "height", "width", "image_id", "source_height", "source_width"]
 
@@ -199,7 +202,7 @@ class _Rewriting:
         self._images = 0
         self._annotations = 0
         self._categories = {each["id"]: each for each in categories}
-        self._left_out: Counter[str] = Counter()
+        self._left_out: Counter[tuple[str, str, str]] = Counter()
 
     def write(self, file: IO[bytes]) -> list[str]:
         """Write everything, and return a line for each kind of thing that is left out."""
@@ -288,7 +291,9 @@ class _Rewriting:
         }
 
     def _lines(self) -> list[str]:
-        return [f"{count} {what}" for what, count in self._left_out.items()]
+        return [
+            f"{counted(count, one, many)} {which}" for (one, many, which), count in self._left_out.items()
+        ]
 
 
 def _append(file: IO[bytes], number: int, item: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from stylize_batch.engine.base import StyleRequest
 from stylize_batch.engine.metrics import WorkMetrics
 from stylize_batch.engine.ray_actor import Ref, encode_styles_alone, stylize_alone
-from stylize_batch.errors import RowError
+from stylize_batch.errors import RowError, counted
 from stylize_batch.manifest.shards import Shard, read_shard
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table
 from stylize_batch.root import Root
@@ -45,7 +45,7 @@ class StyleTask:
         self._request = request
 
     def __str__(self) -> str:
-        return f"{len(self._request.uris)} styles from {self._request.uris[0]} on"
+        return f"{counted(len(self._request.uris), 'style')} from {self._request.uris[0]} on"
 
     def submit(self, actor: Any) -> Ref:
         """Start it on an actor."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stylize_batch import parquet
-from stylize_batch.errors import JobFailedError, UsageError, os_errors_as
+from stylize_batch.errors import JobFailedError, UsageError, counted, os_errors_as
 from stylize_batch.evaluation import summary
 from stylize_batch.evaluation.methods import (
     Content,
@@ -233,8 +233,8 @@ class Evaluation:
         tables = summary.tables(table)
         plots = summary.plots(table)
         title = (
-            f"# Evaluation\n\n{len(self.contents)} contents × {len(self.styles)} styles, centre squares of "
-            f"{self.protocol.size}×{self.protocol.size} pixels, on {self.device.type} with torch "
+            f"# Evaluation\n\n{counted(len(self.contents), 'content')} × {counted(len(self.styles), 'style')}, "
+            f"centre squares of {self.protocol.size}×{self.protocol.size} pixels, on {self.device.type} with torch "
             f"{torch.__version__.partition('+')[0]}. Lower losses are nearer; seconds are the median of a picture, "
             "without encoding the style.\n"
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stylize_batch.errors import counted
 from stylize_batch.evaluation.baseline import STYLE_WEIGHT
 from stylize_batch.evaluation.methods import GATYS, UNSTYLIZED
 from stylize_batch.images.plot import Series, line_plot
@@ -57,7 +58,7 @@ def tables(table: pa.Table) -> str:
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(_means(method, iterations, groups)) for method, iterations in groups),
     ]
-    marks = [iterations for method, iterations in groups if method == GATYS]
+    marks = [iterations for method, iterations in groups if method == GATYS and iterations is not None]
     if marks:
         lines += [
             "",
@@ -73,14 +74,14 @@ def tables(table: pa.Table) -> str:
                 geometric_mean_ratio(groups[model, None], groups[GATYS, mark], value)
                 for value in (_content_distance, _style_loss, objective)
             )
-            lines.append(_line([model, f"{mark} iterations", *(f"{ratio:.3f}" for ratio in ratios)]))
+            lines.append(_line([model, counted(mark, "iteration"), *(f"{ratio:.3f}" for ratio in ratios)]))
     for (method, iterations), rows in groups.items():
         broken = sum(not math.isfinite(objective(row)) for row in rows.values())
         if broken:
-            after = f" after {iterations} iterations" if iterations else ""
+            after = f" after {counted(iterations, 'iteration')}" if iterations else ""
             lines += [
                 "",
-                f"{method}{after}: {broken} of {len(rows)} pairs have no finite loss and are left out.",
+                f"{method}{after}: {broken} of {counted(len(rows), 'pair')} left out, whose loss is not finite.",
             ]
     return "\n".join(lines) + "\n"
 
@@ -113,7 +114,7 @@ def plots(table: pa.Table) -> dict[str, bytes]:
     """Draw Fig. 3: content distance against style loss, and each over iterations. Returns PNGs by name."""
     groups = grouped(table)
     marks = [iterations for method, iterations in groups if method == GATYS and iterations is not None]
-    pairs = f"mean of {len(groups[UNSTYLIZED, None])} pairs"
+    pairs = f"mean of {counted(len(groups[UNSTYLIZED, None]), 'pair')}"
     style = {group: _mean(rows, _style_loss) for group, rows in groups.items()}
     content = {group: _mean(rows, _content_distance) for group, rows in groups.items()}
     trade_off: dict[str, tuple[list[float], list[float]]] = {}

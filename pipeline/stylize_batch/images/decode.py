@@ -19,7 +19,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import ExifTags, Image, ImageCms
 
-from stylize_batch.errors import RowError
+from stylize_batch.errors import RowError, counted
 
 Array = npt.NDArray[np.uint8]
 
@@ -209,7 +209,9 @@ def _check_pixels(width: int, height: int) -> None:
 
 def _check_side(side: int, minimum: int) -> None:
     if side < minimum:
-        raise RowError("TooSmall", f"the shorter side is {side} pixels, at least {minimum} are needed")
+        raise RowError(
+            "TooSmall", f"the shorter side is {counted(side, 'pixel')}, at least {minimum} are needed"
+        )
 
 
 def _undecodable(data: bytes, error: Exception) -> RowError:

@@ -95,7 +95,7 @@ def encode(
         vectors = list(found.vectors.values())
         if not vectors:
             first = next(iter(found.failures.values()))
-            raise UsageError(f"none of the {len(uris)} styles of {source} can be encoded; {first}")
+            raise UsageError(f"no style of {source} can be encoded; {first}")
         if before is None or found.encoded or list(found.vectors) != before.styles:
             write_bank(output, vectors, key)
         root.delete(root.list("styles"))

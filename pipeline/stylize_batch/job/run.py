@@ -19,6 +19,7 @@ from stylize_batch.errors import (
     JobFailedError,
     SystemicError,
     UsageError,
+    counted,
     one_line,
     os_errors_as,
 )
@@ -197,10 +198,10 @@ def _work(
     ]
     totals = Totals()
     redone = set(pending)
-    for shard, counted in finished.items():
+    for shard, earlier in finished.items():
         if shard not in redone:
-            totals.add(counted)
-    earlier_ok = {shard: counted.ok for shard, counted in finished.items()}
+            totals.add(earlier)
+    earlier_ok = {shard: earlier.ok for shard, earlier in finished.items()}
     done = skipped = totals.pairs + sum(earlier_ok.get(shard, 0) for shard in pending)
     stages: Counter[str] = Counter()
     style_counts: dict[str, int] = {}
@@ -239,12 +240,12 @@ def _work(
         # What is stored counts: a shard that two workers were at has the results of the last one.
         finished, totals = finished_shards(root, record.run), Totals()
         _refuse_usurped(root, record)
-        for counted in finished.values():
-            totals.add(counted)
+        for stored in finished.values():
+            totals.add(stored)
     if totals.pairs != record.pairs or len(finished) != record.shards:
         raise JobFailedError(
-            f"the results hold {totals.pairs} of {record.pairs} rows and {len(finished)} of {record.shards} parts; please "
-            "report this"
+            f"the results hold {totals.pairs} of {counted(record.pairs, 'row')} and {len(finished)} of "
+            f"{counted(record.shards, 'part')}; please report this"
         )
     _check_failures(totals, limit)
     return RunSummary(
@@ -353,7 +354,7 @@ def _mixture(changed: list[str]) -> str:
     """Say which styles have changed between the pictures of earlier runs and those of this one."""
     names = ", ".join(changed[:NAMED]) + (", …" if len(changed) > NAMED else "")
     return (
-        f"{len(changed)} styles have changed since an earlier run ({names}): pictures that it made stay as they are; "
+        f"{counted(len(changed), 'style has', 'styles have')} changed since an earlier run ({names}): pictures that it made stay as they are; "
         "--overwrite makes all anew"
     )
 
@@ -362,6 +363,6 @@ def _check_failures(totals: Totals, limit: int) -> None:
     if totals.failed > limit:
         kinds = ", ".join(f"{count} {kind}" for kind, count in totals.kinds.most_common())
         raise GaveUpError(
-            f"{totals.failed} rows failed ({kinds}), --max-failed allows {limit}; what is done is kept: `stylize-batch report` "
+            f"{counted(totals.failed, 'row')} failed ({kinds}), --max-failed allows {limit}; what is done is kept: `stylize-batch report` "
             "shows some of them, --retry-failed tries them again, and a higher --max-failed goes on"
         )

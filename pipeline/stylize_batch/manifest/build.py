@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import UsageError, counted
 from stylize_batch.manifest.collect import Collected, collect
 from stylize_batch.manifest.items import KEY, URI
 from stylize_batch.manifest.lists import read_map
@@ -389,13 +389,15 @@ def _survey(
             if hashes([key])[0] in twice:
                 seen.add(key)
     if missing:
-        raise UsageError(f"the style map has no styles for {len(missing)} contents, such as {missing[0]!r}")
+        raise UsageError(
+            f"the style map has no styles for {counted(len(missing), 'content')}, such as {missing[0]!r}"
+        )
     if mapped is not None and len(mapped) > contents.items:
         for table in contents.tables():
             for key in table[KEY].to_pylist():
                 mapped.pop(key)
         raise UsageError(
-            f"the style map names {len(mapped)} contents that are not in {contents.source}, such as {next(iter(mapped))!r}"
+            f"the style map names {counted(len(mapped), 'content that is', 'contents that are')} not in {contents.source}, such as {next(iter(mapped))!r}"
         )
     count, last = contents.items, None
     if pairing.sample is not None and pairing.sample < count:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from stylize_batch.errors import JobFailedError, UsageError
+from stylize_batch.errors import JobFailedError, UsageError, counted
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.manifest.embedded import image_column, open_embedded
 from stylize_batch.manifest.items import KEY, URI, LeftOut
@@ -327,7 +327,8 @@ def _tree(fs: Any, folder: str, uri: str, notes: list[str]) -> Iterator[pa.Table
     yield from _items(images())
     if left_out:
         notes.append(
-            f"{uri}: {len(left_out)} files are left out, whose names do not end like an image's {left_out}; {left_out.advice}"
+            f"{uri}: {counted(len(left_out), 'file is', 'files are')} left out, not named like an image "
+            f"{left_out}; {left_out.advice}"
         )
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from stylize_batch.errors import counted
 from stylize_batch.images.decode import FORMATS, SUFFIXES
 from stylize_batch.manifest import extraction
 from stylize_batch.manifest.extraction import TOO_MUCH, Extraction, most_bytes
@@ -95,7 +96,7 @@ def extract_rows(handle: Any, size: int | None, out: Extraction) -> pa.Table:
             kept.append(batch.select(carried).take(pa.array(rows, pa.int64())))
             row += len(batch)
         if empty:
-            out.problem(f"{empty} rows hold no image, such as {first_empty}")
+            out.problem(f"{counted(empty, 'row holds', 'rows hold')} no image, such as {first_empty}")
         found = pa.Table.from_batches(
             kept, decoded_schema(pa.schema([schema.field(name) for name in carried]))
         )

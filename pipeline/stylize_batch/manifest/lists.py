@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import csv
 from pyarrow import json as json_lines
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import UsageError, counted
 from stylize_batch.manifest.items import KEY, URI
 from stylize_batch.manifest.naming import key_below
 from stylize_batch.manifest.schema import CATEGORIES, RESULT_COLUMNS, free_name
@@ -299,7 +299,8 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     if strangers:
         count = sum(len(annotations[image]) for image in strangers)
         notes.append(
-            f"{uri}: {count} annotations are left out, whose images it does not list, such as image_id {min(strangers, key=str)}"
+            f"{uri}: {counted(count, 'annotation is', 'annotations are')} left out, of images it does not list, "
+            f"such as image_id {min(strangers, key=str)}"
         )
     present = {key for each in annotations.values() for annotation in each for key in annotation}
     lost = {key for each in chain.from_iterable(annotations.values()) for key, value in each.items() if value}
@@ -311,7 +312,8 @@ def _coco_table(found: Any, uri: str, notes: list[str]) -> pa.Table:
     twice = [id for id, count in Counter(image["id"] for image in images).items() if count > 1]
     if twice:
         raise UsageError(
-            f"{uri}: {len(twice)} 'id' of images stand twice, such as {twice[0]}; give each image its own"
+            f"{uri}: {counted(len(twice), 'image id stands', 'image ids stand')} there twice, "
+            f"such as {twice[0]}; give each image its own"
         )
     columns: dict[str, pa.Array] = {
         "file_name": typed([image["file_name"] for image in images], pa.string(), "'file_name' of images"),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stylize_batch.errors import UsageError
+from stylize_batch.errors import UsageError, counted
 from stylize_batch.manifest.naming import hashes
 
 Integers = npt.NDArray[np.int64]
@@ -120,7 +120,8 @@ def make_pools(
             traits = ((separate_splits, "split", group.split), (by_label, "label", group.label))
             of = " and ".join(f"{name} '{value}'" for asked, name, value in traits if asked)
             raise UsageError(
-                f"{least} styles per content are asked for, but there are only {len(pool)}"
+                f"{counted(least, 'style per content is', 'styles per content are')} asked for, "
+                f"but there are only {len(pool)}"
                 f"{f' for the contents of {of}' if of else ''}; lower --styles-per-content or add styles"
             )
         chosen[group] = pool

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stylize_batch.errors import UsageError, printable
+from stylize_batch.errors import UsageError, counted, printable
 from stylize_batch.manifest.naming import MAX_NAME, checked_key
 
 RESULT_COLUMNS = (
@@ -225,7 +225,9 @@ def check_row(
         raise ManifestError("a row without styles keeps the content as it is; leave its controls null")
     if weights is not None:
         if len(weights) != len(styles):
-            raise ManifestError(f"{len(weights)} style_weights for {len(styles)} styles; give one per style")
+            raise ManifestError(
+                f"{counted(len(weights), 'style weight')} for {counted(len(styles), 'style')}; give one per style"
+            )
         if any(weight is None or not math.isfinite(weight) or weight < 0 for weight in weights):
             raise ManifestError("style_weights must be numbers ≥ 0")
         if sum(weight or 0 for weight in weights) <= 0:
@@ -253,5 +255,5 @@ def check_masks(masks: int, styles: int, *, weighted: bool) -> None:
         raise ManifestError("masks and style weights cannot be combined")
     if masks != styles and not (masks == 1 and styles == 2):
         raise ManifestError(
-            f"{masks} masks for {styles} styles; give one per style, or one mask for two styles"
+            f"{counted(masks, 'mask')} for {counted(styles, 'style')}; give one per style, or one mask for two styles"
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from stylize_batch import parquet
-from stylize_batch.errors import JobFailedError, RowError, UsageError, os_errors_as
+from stylize_batch.errors import JobFailedError, RowError, UsageError, counted, os_errors_as
 from stylize_batch.manifest.embedded import extract_rows
 from stylize_batch.manifest.extraction import Extraction
 from stylize_batch.manifest.items import KEY, URI
@@ -156,16 +156,18 @@ def _unpack_one(uri: str, root: Root, role: str) -> tuple[str, _Finished]:
         if not out.keys:
             out.problem("no images in it")
         if out.beside:
-            out.note(f"{out.beside} images beside others of their sample are left out")
+            out.note(
+                f"{counted(out.beside, 'image is', 'images are')} left out, each beside others of its sample"
+            )
         if out.unused:
             out.note(
-                f"{len(out.unused)} members are left out, whose names from the first dot on are neither an image's nor .cls, .json "
-                f"or .txt {out.unused}"
+                f"{counted(len(out.unused), 'member is', 'members are')} left out, named from the first dot on "
+                f"neither like an image nor .cls, .json or .txt {out.unused}"
             )
         if out.alone:
             out.note(
-                f"{len(out.alone)} members are left out, whose sample has no image {out.alone}; put the members of a sample "
-                "one after another, under names that are the same up to the first dot"
+                f"{counted(len(out.alone), 'member is', 'members are')} left out, whose sample has no image "
+                f"{out.alone}; put the members of a sample one after another, under names that are the same up to the first dot"
             )
         table = pa.table({KEY: pa.array(out.keys, pa.string()), URI: pa.array(out.objects, pa.string())})
         for column in columns.column_names:

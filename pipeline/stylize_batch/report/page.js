@@ -76,7 +76,7 @@
       more.hidden = all || shown.length <= FIRST;
       more.textContent = `Show all ${shown.length}`;
       const count = shown.length === pairs.length ? `${pairs.length}` : `${shown.length} of ${pairs.length}`;
-      document.getElementById("shown").textContent = shown.length ? `${count} pairs` : "No pair matches";
+      document.getElementById("shown").textContent = shown.length ? `${count} pair${pairs.length === 1 ? "" : "s"}` : "No pair matches";
     };
 
     form.addEventListener("submit", (event) => event.preventDefault());

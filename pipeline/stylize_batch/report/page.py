@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
-from stylize_batch.errors import KINDS
+from stylize_batch.errors import KINDS, counted
 from stylize_batch.images.decode import SUFFIXES
 from stylize_batch.layout.reading import PictureReader, address, in_container
 from stylize_batch.manifest.schema import RESULT_COLUMNS
@@ -196,7 +196,7 @@ def _described(row: Row, images: _Images, root: Root) -> dict[str, Any]:
     most = min(MAX_TEXT, MAX_CARRIED // max(len(shown), 1))
     carried = {_label(name): _shortened(_text(row[name]), most) for name in shown if row[name] is not None}
     if len(names) > len(shown):
-        carried["…"] = f"{len(names) - len(shown)} more columns, in the results"
+        carried["…"] = f"{counted(len(names) - len(shown), 'more column')}, in the results"
     kind, _, reason = (row["error"] or "").partition(": ")
     return {
         "id": row["pair_id"],

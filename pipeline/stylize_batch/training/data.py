@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylize_batch.errors import JobFailedError, RowError, SystemicError, UsageError
+from stylize_batch.errors import JobFailedError, RowError, SystemicError, UsageError, counted
 from stylize_batch.images.decode import SUFFIXES, Array, decode, sides_of
 from stylize_batch.storage import absolute, list_files, read_bytes
 
@@ -127,8 +127,8 @@ class ImagePool:
                 self.skipped.append(uri)
             if len(self.skipped) > MAX_UNREADABLE * len(self):
                 raise JobFailedError(
-                    f"{len(self.skipped)} of the {len(self)} images in {self._folder} cannot be decoded, for example "
-                    f"{uri}; remove them or take another folder"
+                    f"{len(self.skipped)} of {counted(len(self), 'image')} in {self._folder} cannot be decoded, for example "
+                    f"{uri}; remove such images or take another folder"
                 )
 
 
