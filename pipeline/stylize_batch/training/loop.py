@@ -32,6 +32,7 @@ from stylize_batch.model.quick import fused
 from stylize_batch.model.vgg import Encoder
 from stylize_batch.root import Root
 from stylize_batch.training import log, state
+from stylize_batch.training.average import RunningMean, assign
 from stylize_batch.training.channels import Centering, wake
 from stylize_batch.training.data import MAX_STORED_SIDE, ImagePool, to_tensor
 from stylize_batch.training.log import Step
@@ -143,7 +144,7 @@ class Trainer:
             for name, weight in self.objective.transfer.named_parameters()
             if weight.requires_grad
         }
-        self._average = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._average = RunningMean(self._weights, recipe.average)
         self._centering = Centering(self.objective.transfer)
         self.optimizer = torch.optim.Adam(self._weights.values(), lr=1e-4, fused=True)
         self._scales = recipe.min_scale, recipe.max_scale
@@ -291,7 +292,7 @@ class Trainer:
         self.optimizer.step()
         self._centering.end(sound)
         self._updates += 1
-        self._follow(sound)
+        self._average.follow(self._updates, sound)
         self.iteration += 1
         numbers = begin_to_host(torch.stack([loss.detach(), content.detach(), style.detach(), sound]))
         unknown = math.nan
@@ -317,33 +318,18 @@ class Trainer:
             self._centering.look(lambda: self.objective.stylize(contents, styles))
         self.objective.train()
 
-    @torch.no_grad()
-    def _follow(self, sound: Tensor) -> None:
-        """Move the running mean of the weights a little after a sound step; early on it forgets faster."""
-        step = 1 - min(self.recipe.average, self._updates / (self._updates + 9))
-        for name, weight in self._weights.items():
-            mean = self._average[name]
-            mean.copy_(mean.lerp(weight, step).where(sound > 0, mean))
-
     def _upload(self, images: Tensor) -> Tensor:
         return to_tensor(to_device(images, self.device))
 
     @contextmanager
     def averaged(self) -> Generator[None]:
         """Put the running mean into the network for a while, and the network into its state for use."""
-        own = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self._set_weights(self._average)
         self.objective.eval()
         try:
-            yield
+            with self._average.lent():
+                yield
         finally:
-            self._set_weights(own)
             self.objective.train()
-
-    @torch.no_grad()
-    def _set_weights(self, values: dict[str, Tensor]) -> None:
-        for name, weight in self._weights.items():
-            weight.copy_(values[name])
 
     @torch.no_grad()
     def write_samples(self) -> None:
@@ -401,7 +387,7 @@ class Trainer:
         buffers = dict(self.objective.transfer.named_buffers())
         parts = {
             "weights": self._weights,
-            "average": self._average,
+            "average": self._average.values,
             "means": self._centering.means,
             **({"buffers": buffers} if buffers else {}),
         }
@@ -474,8 +460,7 @@ class Trainer:
                 wake(self.objective.transfer, lambda: self.objective.stylize(contents, styles))
         except torch.OutOfMemoryError:
             raise JobFailedError(LITTLE_MEMORY) from None
-        for key, weight in self._weights.items():
-            self._average[key].copy_(weight.detach())
+        assign(self._average.values, self._weights)
 
     def _resume(self) -> bool:
         """Continue from the output's checkpoint; returns whether there is one."""
@@ -490,12 +475,12 @@ class Trainer:
                 f"{self.root.uri} was trained with another recipe or other images (changed: {', '.join(changed)}); "
                 "change that back or choose another --output"
             )
-        self._set_weights(parts["weights"])
+        assign(self._weights, parts["weights"])
+        assign(self._average.values, parts["average"])
         for name, buffer in self.objective.transfer.named_buffers():
             buffer.copy_(parts["buffers"][name])
         self._centering.means = {name: mean.to(self.device) for name, mean in parts["means"].items()}
         for name, weight in self._weights.items():
-            self._average[name].copy_(parts["average"][name])
             if position.updates:
                 self.optimizer.state[weight] = {
                     "step": torch.tensor(float(position.updates), device=self.device),
