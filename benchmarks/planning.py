@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import Page, options
 
-from stylize_batch.manifest.plan import check_and_partition, usual_shard_pairs, write_plan
+from stylize_batch.manifest.partition import check_and_partition
+from stylize_batch.manifest.plan import usual_shard_pairs, write_plan
 from stylize_batch.manifest.shards import read_shard
 from stylize_batch.manifest.source import fingerprint, locate
 from stylize_batch.results import Outcome, finished_shards, put_part, results_table, with_outputs

@@ -38,7 +38,8 @@ from stylize_batch.engine.dispatch import Dispatch
 from stylize_batch.engine.on_ray import RayEngine
 from stylize_batch.engine.probe import Probed
 from stylize_batch.engine.ray_actor import Pulse, Ref, WorkerActor
-from stylize_batch.manifest.plan import check_and_partition, write_plan
+from stylize_batch.manifest.partition import check_and_partition
+from stylize_batch.manifest.plan import write_plan
 from stylize_batch.manifest.source import locate
 from stylize_batch.model import container
 from stylize_batch.root import Root

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from stylize_batch.errors import RowError, UsageError
 from stylize_batch.images import decode as decoding
 from stylize_batch.images.decode import decode
-from stylize_batch.manifest.plan import check_and_partition
+from stylize_batch.manifest.partition import check_and_partition
 from stylize_batch.manifest.source import fingerprint, locate
 from tests.images.samples import samples
 

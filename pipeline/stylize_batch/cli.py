@@ -603,7 +603,8 @@ def manifest_build(
     unpack: Annotated[str | None, typer.Option(help="Empty folder or URI to extract archives to.")] = None,
 ) -> None:
     """Pair contents with styles and write a manifest. The same seed gives the same pairs everywhere."""
-    from stylize_batch.manifest.build import Pairing, build
+    from stylize_batch.manifest.build import build
+    from stylize_batch.manifest.options import Pairing
     from stylize_batch.progress import terminal_progress
 
     pairing = Pairing(

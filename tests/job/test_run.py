@@ -34,8 +34,8 @@ from stylize_batch.job.run import execute
 from stylize_batch.job.spec import FIXED, make_spec
 from stylize_batch.job.styles import STYLES_PER_PART
 from stylize_batch.layout.container import unnamed
-from stylize_batch.manifest.plan import TEMPORARY_PREFIX, temporary_folder
 from stylize_batch.manifest.shards import read_shard
+from stylize_batch.manifest.spill import TEMPORARY_PREFIX, temporary_folder
 from stylize_batch.model import container
 from stylize_batch.process import place_digest
 from stylize_batch.progress import Silent

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stylize_batch.errors import UsageError
-from stylize_batch.manifest import plan
+from stylize_batch.manifest import partition
 from stylize_batch.manifest.check import check
 from stylize_batch.manifest.schema import ManifestError
 from stylize_batch.progress import Silent
@@ -31,7 +31,7 @@ def test_a_sound_manifest_is_summed_up(make_manifest: MakeManifest, pairs: list[
 def test_a_content_whose_pairs_are_read_in_parts_counts_once(
     make_manifest: MakeManifest, pairs: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "SORT_BYTES", 500)
+    monkeypatch.setattr(partition, "SORT_BYTES", 500)
     rows = [{**row, "alpha": step / 5} for row in pairs[:6] for step in range(5)]
     report = check(str(make_manifest(rows)), None, Silent())
     assert (report.rows, report.contents, report.pairs_per_content) == (30, 3, (10, 10.0, 10))

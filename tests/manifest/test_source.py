@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylize_batch.manifest import plan
+from stylize_batch.manifest import partition
 from stylize_batch.manifest import source as reading
-from stylize_batch.manifest.plan import check_and_partition
+from stylize_batch.manifest.partition import check_and_partition
 from stylize_batch.manifest.schema import ManifestError
 from stylize_batch.manifest.source import (
     columns_of,
@@ -25,7 +25,7 @@ from stylize_batch.manifest.source import (
     size_of,
     unread_partitions,
 )
-from tests.manifest.test_plan import planned, refused
+from tests.manifest.planned import planned, refused
 
 ROWS = pa.table({"content": [f"c{row}" for row in range(100)], "style": ["s"] * 100})
 
@@ -64,7 +64,7 @@ def test_a_text_that_a_file_holds_once_is_not_in_memory_once_for_every_row(
     arrow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "BATCH_BYTES", 1_000_000)
-    monkeypatch.setattr(plan, "SORT_BYTES", 1_000_000)
+    monkeypatch.setattr(partition, "SORT_BYTES", 1_000_000)
     rows, contents = 10_000, [f"c{row % 5}" for row in range(10_000)]
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 2_000]))
     styles = pa.array([f"s{row}" for row in range(rows)])
@@ -73,12 +73,12 @@ def test_a_text_that_a_file_holds_once_is_not_in_memory_once_for_every_row(
     assert (tmp_path / "m.parquet").stat().st_size < 200_000
     source = locate(str(tmp_path / "m.parquet"), "/elsewhere")
     batches = [batch for _, _, batch in read_batches(source)]
-    partition = check_and_partition(source, tmp_path, "jpeg", None)
-    for parts in (batches, list(partition.buckets())):
+    spread = check_and_partition(source, tmp_path, "jpeg", None)
+    for parts in (batches, list(spread.buckets())):
         assert max(part.nbytes for part in parts) < 4_000_000
         assert sum(part.num_rows for part in parts) == rows
     # Still in one order, so that each content's rows share their shards.
-    assert pa.concat_tables(partition.buckets())["content"].to_pylist() == sorted(contents)
+    assert pa.concat_tables(spread.buckets())["content"].to_pylist() == sorted(contents)
 
 
 def test_thousands_of_small_files_are_one_manifest(tmp_path: Path) -> None:
@@ -232,3 +232,39 @@ def test_a_file_damaged_in_its_middle_is_refused_by_name(tmp_path: Path) -> None
     data[60:200] = bytes(140)
     path.write_bytes(bytes(data))
     assert "m.parquet" in refused(path, tmp_path / "x")
+
+
+def test_a_folder_and_a_glob_are_read_as_one_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "many" / "nested"
+    folder.mkdir(parents=True)
+    for name, content in (("b", "x"), ("a", "y")):
+        pq.write_table(pa.table({"content": [content], "style": ["s"]}), folder / f"{name}.parquet")
+    (folder / "_SUCCESS").touch()
+    whole, globbed = (
+        locate(str(tmp_path / "many"), "/elsewhere"),
+        locate(str(tmp_path / "many" / "nes*" / "*.parquet"), "/elsewhere"),
+    )
+    assert whole.base == globbed.base == str(tmp_path / "many")
+    assert whole.files == globbed.files
+    assert fingerprint(whole) == fingerprint(globbed)
+    assert planned(tmp_path / "many", tmp_path / "x")[0].pairs == 2
+
+
+def test_what_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
+    csv = tmp_path / "m.parquet"
+    csv.write_text("content,style\n")
+    assert "is not a Parquet file" in refused(csv, tmp_path / "x")
+    assert "there is no manifest" in refused(tmp_path / "absent.parquet", tmp_path / "y")
+
+
+def test_pictures_in_place_of_a_manifest_are_sent_to_the_options_that_take_them(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "list.csv").write_text("content,style\n")
+    for name in ("photos", "list.csv"):
+        assert "give it with --content, and --style" in refused(tmp_path / name, tmp_path / f"of-{name}")
+
+
+def test_an_output_root_that_is_the_manifests_folder_is_refused_as_that(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"content": ["c"], "style": ["s"]}), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="is the manifest's own folder; choose another --output"):
+        locate(str(tmp_path), str(tmp_path))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.manifest.collect import SPLITS
-from stylize_batch.manifest.plan import METADATA
+from stylize_batch.manifest.naming import METADATA
 from stylize_batch.manifest.schema import RESULT_COLUMNS, free_name
 from stylize_batch.results import OF_OUTCOME, read_parts
 from stylize_batch.root import Root

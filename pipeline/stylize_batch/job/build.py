@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 from stylize_batch.errors import UsageError, told
-from stylize_batch.manifest.build import Pairing, build, read_settings, settings_of
+from stylize_batch.manifest.build import build
+from stylize_batch.manifest.built import read_settings, settings_of
+from stylize_batch.manifest.options import Pairing
 from stylize_batch.progress import Observer
 
 

@@ -19,9 +19,10 @@ from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import decode
 from stylize_batch.images.encode import EXTENSIONS
 from stylize_batch.manifest.naming import hashes
-from stylize_batch.manifest.plan import Partition, check_and_partition, temporary_folder
+from stylize_batch.manifest.partition import Partition, check_and_partition
 from stylize_batch.manifest.schema import DECIDING, misspellings, string_lists
 from stylize_batch.manifest.source import columns_of, locate, unread_partitions
+from stylize_batch.manifest.spill import temporary_folder
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.parquet import with_python_times
 from stylize_batch.storage import absolute, read_bytes

@@ -29,6 +29,9 @@ MARK = 17
 MAX_STYLE_NAME = 64
 """Bytes of a style's name in a picture's."""
 
+METADATA = "metadata.parquet"
+"""Name of a file that a run writes beside its pictures, and so of no folder of theirs."""
+
 _CONTROL = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories no key may have characters of: controls, surrogates, line and paragraph separators."""
 
