@@ -215,6 +215,23 @@ def test_a_task_is_not_put_aside_while_a_slow_worker_is_at_it_though_another_die
     assert not work.outcast
 
 
+def test_a_task_that_hangs_where_it_began_and_kills_all_that_try_it_too_is_put_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(worker: Worker, task: str) -> float:
+        if task == "task 0":
+            return float("inf") if worker is crew.slots[0] else -1.0
+        return float("inf") if task == "task 1" and worker is crew.slots[1] else 1.0
+
+    crew = Workers([answer] * 4)
+    found, work = dispatched(crew, 12, monkeypatch)
+    assert sorted(found) == sorted(f"task {number}" for number in range(1, 12))
+    assert [str(task) for task in work.outcast] == ["task 0"]
+    assert sum(worker.died_with.count("task 0") for worker in crew.slots) == MAX_CRASHES + 1
+    assert crew.slots[0].lost == 1
+    assert HANGING_SECONDS < crew.now < HANGING_SECONDS + 10
+
+
 @pytest.mark.parametrize("has_to_go", [False, True])
 def test_what_another_worker_is_at_is_not_done_once_more_when_one_that_helped_is_lost(
     has_to_go: bool, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,8 @@ apart, and so is one that meets trouble each time while others are finished: an 
 
 Actors of different speeds share the work by taking a task whenever they have finished one. At the end idle ones take
 over what slower ones have not begun, and do once more what one has been at for too long (the backup tasks of Dean and
-Ghemawat, MapReduce, OSDI 2004, section 3.6): a slow worker does not hold up the end, nor does one that hangs.
+Ghemawat, MapReduce, OSDI 2004, section 3.6): a slow worker does not hold up the end, nor does one that hangs. What has
+crashed too many is not done once more: who is still at it may be the one to finish it, until it hangs.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ STRAGGLING_SECONDS = 5.0
 """A task is done once more by an idle actor when it has taken so many times what that one takes for one, and so long."""
 
 HANGING_SECONDS = 600.0
-"""The same where no actor has finished any yet."""
+"""The same where no actor has finished any yet; and how long one may be at a task that has crashed too many others."""
 
 NOTICE_SECONDS = 60.0
 
@@ -111,6 +112,8 @@ class Dispatch:
         idle = [slot for slot in self._crew.slots if slot.takes_work and not slot.in_flight]
         if not idle:
             return
+        mean_pace = self._mean_pace()
+        self._give_up_hanging(mean_pace)
         # Looked up once, not for each idle actor, of which there may be a thousand.
         busy = sorted((slot for slot in self._crew.slots if slot.in_flight), key=lambda slot: -slot.elapsed)
         holders = sorted((slot for slot in busy if len(slot.in_flight) > 1), key=self._seconds_left)
@@ -118,7 +121,7 @@ class Dispatch:
         for slot in busy:
             for _, task in slot.in_flight:
                 at_work[task].append(slot)
-        mean_pace = self._mean_pace()
+        repeatable = [slot for slot in busy if not self._deadly(slot.task)]
         for slot in idle:
             pace = self._pace(slot)
             if holders and self._seconds_left(holders[-1]) >= (pace or 0):
@@ -126,10 +129,19 @@ class Dispatch:
                 task = last.take_back()
                 at_work[task].remove(last)
             else:
-                task = _straggling(slot, pace or mean_pace, busy, at_work)
+                task = _straggling(slot, pace or mean_pace, repeatable, at_work)
             if task is not None:
                 slot.give(task)
                 at_work[task].append(slot)
+
+    def _give_up_hanging(self, mean_pace: float | None) -> None:
+        """Put aside what has crashed too many workers, where it hangs all that are still at it."""
+        late = max(HANGING_SECONDS, STRAGGLING * (mean_pace or 0))
+        for task in filter(self._deadly, self._crashes):
+            at_work = self._at_work(task)
+            if at_work and all(slot.task is task and slot.elapsed > late for slot in at_work):
+                self._end_all_at(task)
+                self.outcast[task] = at_work[0].pool
 
     def _mean_pace(self) -> float | None:
         """Return the seconds that actors take for a task on average; None before one is finished."""
@@ -148,6 +160,15 @@ class Dispatch:
     def _at_work(self, task: Task | None) -> list[Slot]:
         """Return the actors that have a task in flight."""
         return [slot for slot in self._crew.slots if any(each is task for _, each in slot.in_flight)]
+
+    def _end_all_at(self, task: Task) -> None:
+        """Have new processes in place of those that are at a task, and put back what else these have lost."""
+        for slot in self._at_work(task):
+            self._requeue([each for each in slot.restart() if each is not task])
+
+    def _deadly(self, task: Task | None) -> bool:
+        """Whether a task has crashed too many workers."""
+        return task is not None and self._crashes[task] > MAX_CRASHES
 
     def _hear(self, slot: Slot, answered: set[Ref]) -> None:
         reason = slot.hear(answered)
@@ -185,8 +206,7 @@ class Dispatch:
             else:
                 self._seconds[slot] += slot.finish()
                 self._finished[slot] += 1
-                for other in self._at_work(task):
-                    self._requeue([each for each in other.restart() if each is not task])
+                self._end_all_at(task)
                 self._health.finished(slot.node)
                 self._patience.finished()
                 self._crashes_in_a_row = 0
@@ -208,7 +228,7 @@ class Dispatch:
     def _blame(self, slot: Slot, task: Task, reason: str) -> None:
         self._crashed()
         self._crashes[task] += 1
-        if self._crashes[task] > MAX_CRASHES and not self._at_work(task):
+        if self._deadly(task) and not self._at_work(task):
             self.outcast[task] = slot.pool
         else:
             self._put_last(task)
@@ -280,7 +300,7 @@ def _straggling(
     Args:
         idle: the actor.
         pace: the seconds it takes for a task; None where nobody knows.
-        busy: the actors that have tasks, who has been at one longest first.
+        busy: the actors that have tasks which may be done once more, who has been at one longest first.
         at_work: the actors that have a task in flight.
     """
     late = HANGING_SECONDS if pace is None else max(STRAGGLING * pace, STRAGGLING_SECONDS)
