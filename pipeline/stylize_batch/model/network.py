@@ -175,7 +175,7 @@ class Network:
             outer = tile.grown(ENCODER_HALO, height, width)
             pixels = self._upload(outer.crop(images, Box(0, 0, height, width)))
             if recoloring is not None:
-                pixels = recoloring.apply(pixels).clamp(0, 1).to(self.dtype)
+                pixels = recoloring.apply(pixels).clamp(0, 1).to(pixels.dtype)
             layers, strides = self._phi.taps(pixels), TAP_STRIDES
             if self._encoder is not self._phi:
                 layers, strides = layers + self._encoder.features(pixels), strides + self._transfer_strides
