@@ -97,9 +97,7 @@ def machine(device: str = "cpu") -> str:
         key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())
     }
     flags = said.get("flags", "").split()
-    vectors = next(
-        (name for flag, name in _VECTORS.items() if flag in flags), "no AVX2"
-    )
+    vectors = next((name for flag, name in _VECTORS.items() if flag in flags), "no AVX2")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = installed("torch", "numba", "pillow", "pyarrow", "ray")
     versions = ", ".join(" ".join(each) for each in found.items())

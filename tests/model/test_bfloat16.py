@@ -90,6 +90,43 @@ def test_bytes_and_maps_still_to_be_mapped_are_taken() -> None:
     assert torch.equal(torch.as_tensor(quick(Mapped(map, affine))), torch.as_tensor(quick(affine.apply(map))))
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf])
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_what_is_no_number_stays_none(value: float, pool: bool, last: bool) -> None:
+    conv = ReflectedConv2d(5, 4, relu=True, pool=pool).requires_grad_(False)
+    features = torch.ones(1, 5, 8, 8).bfloat16()
+    features[0, 2, 3, 3] = value
+    made = Bfloat16Conv2d(conv, None if last else ReflectedConv2d(4, 3))(features)
+    found = made if isinstance(made, Tensor) else made.map
+    assert torch.equal(found.isfinite(), conv(features.float()).isfinite())
+    assert not found.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [-0.0, -torch.inf])
+def test_below_zero_there_is_nothing_to_pool(value: float) -> None:
+    conv = rounded(ReflectedConv2d(1, 1, kernel=3, relu=True, pool=True))
+    conv.weight.zero_()
+    conv.weight[..., 1, 1] = 1
+    assert conv.bias is not None
+    conv.bias.fill_(-0.0)
+    features = torch.full((1, 1, 4, 4), value).bfloat16()
+    features[0, 0, 0, 0] = 0.5
+    made = Bfloat16Conv2d(conv, None)(torch.where(features.isinf(), -1e38, features))
+    assert torch.as_tensor(made).flatten().tolist() == [0.5, 0, 0, 0]
+
+
+def test_large_pictures_are_those_of_one_pass() -> None:
+    model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
+    images = (picture(330, 200) * 255).byte()
+    found: list[Tensor] = []
+    for pixels in (2**22, 150 * 200):
+        network = Network(model, precision="bf16", pass_pixels=pixels)
+        styles = network.encode_styles(images.flip(1))
+        found.append(network.stylize(network.encode_contents(images), styles, torch.ones(1))[0].float())
+    assert (found[1] - found[0]).abs().max() < 0.05
+
+
 def test_cores_and_batches_do_not_change_a_bit() -> None:
     decoder = Decoder("vgg16").requires_grad_(False)
     quicken(decoder, torch.bfloat16)

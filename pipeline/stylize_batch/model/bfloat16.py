@@ -1,9 +1,9 @@
 """Convolutions in bfloat16 on a CPU, and what stands between two of them, in one pass over the map.
 
 Where the processor multiplies matrices of bfloat16 (AMX), arithmetic takes so little time that Winograd's way would cost
-more than it saves, and what stands between convolutions counts. Here oneDNN adds the bias and rectifies as it writes, and
-one loop brings the result to where the next convolution reads it, border included. It moves 16 bits as they lie in
-memory: of numbers that are not negative the order is that of their bits, so pooling need not know them.
+more than it saves, and what stands between convolutions counts. Here oneDNN convolves and adds the bias, and one loop
+rectifies the result and brings it to where the next convolution reads it, border included. It takes 16 bits as they lie in
+memory: a negative number has the first bit set, and of others the order is that of their bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stylize_batch.model.borders import padded
 from stylize_batch.model.chain import Framed, Given, Mapped
-from stylize_batch.model.compiled import compiled
+from stylize_batch.model.compiled import compiled, inlined
 from stylize_batch.model.convolution import ReflectedConv2d, SubPixelConv2d
 from stylize_batch.model.cores import on_all_cores
 
@@ -31,6 +31,9 @@ convolution of 9 channels takes little longer than one of 3.
 
 ROWS = 32
 """Of the map that a core writes at once."""
+
+_NEGATIVE, _LEAST = 0x8000, 0xFF80
+"""As bits, zero and infinity below zero; what lies beyond is no number, and stays."""
 
 _HOW = [0, 0], [1, 1], [1, 1], 1
 """Padding, strides, dilation, groups."""
@@ -52,31 +55,34 @@ class Bfloat16Conv2d(nn.Module):
         self._of_picture = weight.shape[1] == PICTURE_CHANNELS
         if self._of_picture:
             weight = torch.cat([weight, weight, rest], 1)
-        # The order that oneDNN wants them in does not depend on the map's size.
+        # In the order that oneDNN wants them in for all maps but small ones. No buffer: what is packed cannot be moved.
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
             weight, *_HOW, [1, weight.shape[1], 64, 64]
         )
         self._bias = None if conv.bias is None else conv.bias.detach().float()
-        self._activation = "relu" if conv.relu else "none"
+        self._relu = conv.relu
         self._scale = 2 if isinstance(conv, SubPixelConv2d) else 1
         self._channels = len(weight) // self._scale**2
         self._pool = isinstance(conv, ReflectedConv2d) and conv.pool
+        assert self._relu or not self._pool
         self._reflects = isinstance(conv, ReflectedConv2d)
         self._next_reflects = None if following is None else isinstance(following, ReflectedConv2d)
 
     def forward(self, input: Given) -> Tensor | Framed:
         """Convolve."""
+        # Not rectified there: of what is no number oneDNN would make zero.
         made: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
-            self._framed(input), self._weight, self._bias, *_HOW, self._activation, [], ""
+            self._framed(input), self._weight, self._bias, *_HOW, "none", [], ""
         )
         if self._next_reflects is None and self._scale == 1 and not self._pool:
-            return made
+            return made.relu_() if self._relu else made
         height, width = (self._scale * (side - self._scale + 1) for side in made.shape[2:])
         if self._pool:
             height, width = -(-height // 2), -(-width // 2)
         found = _written(
-            made, self._channels, height, width, self._next_reflects, scale=self._scale, pool=self._pool
-        )
+            made, self._channels, height, width, self._next_reflects,
+            scale=self._scale, relu=self._relu, pool=self._pool,
+        )  # fmt: skip
         return found if self._next_reflects is None else Framed(found, self._channels)
 
     def _framed(self, input: Given) -> Tensor:
@@ -106,6 +112,7 @@ def _written(
     reflect: bool | None,
     *,
     scale: int = 1,
+    relu: bool = False,
     pool: bool = False,
 ) -> Tensor:
     """Return the map [N, channels, height, width] of what a convolution made, as the next one sees it.
@@ -118,7 +125,8 @@ def _written(
         width: of the map.
         reflect: whether the border is reflected or replicated; None leaves the map without one.
         scale: places on a cell's side.
-        pool: whether to keep the highest of 2×2 places, of one or two at an odd border; none may be negative.
+        relu: whether to rectify.
+        pool: whether to keep the highest of 2×2 places, of one or two at an odd border, rectified.
     """
     if reflect is None:
         rows, columns = np.arange(height), np.arange(width)
@@ -128,10 +136,11 @@ def _written(
     given = made.permute(0, 2, 3, 1).contiguous().view(torch.uint16).numpy()
     written = out.view(torch.uint16).numpy()
     move = _pooling() if pool else _placing()
+    least = np.uint16(_LEAST if relu else 0)
 
     def write(block: tuple[int, int]) -> None:
         sample, top = block
-        move(given[sample], rows[top : top + ROWS], columns, scale, written[sample, top : top + ROWS])
+        move(given[sample], rows[top : top + ROWS], columns, scale, least, written[sample, top : top + ROWS])
 
     on_all_cores(write, [(sample, top) for sample in range(len(made)) for top in range(0, len(rows), ROWS)])
     return out.permute(0, 3, 1, 2)
@@ -139,7 +148,7 @@ def _written(
 
 def _types() -> tuple[Any, ...]:
     map, whole = numba.uint16[:, :, ::1], numba.int64
-    return map, whole[::1], whole[::1], whole, map
+    return map, whole[::1], whole[::1], whole, numba.uint16, map
 
 
 @functools.cache
@@ -152,7 +161,12 @@ def _pooling() -> Any:
     return compiled(_pool, *_types())
 
 
-def _place(made: Any, rows: Any, columns: Any, scale: Any, out: Any) -> None:
+@inlined
+def _rectified(bits: Any, least: Any) -> Any:
+    return np.uint16(0) if _NEGATIVE <= bits <= least else bits
+
+
+def _place(made: Any, rows: Any, columns: Any, scale: Any, least: Any, out: Any) -> None:
     channels = out.shape[2]
     for y in range(out.shape[0]):
         row = made[(rows[y] + scale - 1) // scale]
@@ -160,10 +174,10 @@ def _place(made: Any, rows: Any, columns: Any, scale: Any, out: Any) -> None:
             first = (rows[y] % scale * scale + columns[x] % scale) * channels
             place = row[(columns[x] + scale - 1) // scale, first : first + channels]
             for k in range(channels):
-                out[y, x, k] = place[k]
+                out[y, x, k] = _rectified(place[k], least)
 
 
-def _pool(made: Any, rows: Any, columns: Any, scale: Any, out: Any) -> None:
+def _pool(made: Any, rows: Any, columns: Any, scale: Any, least: Any, out: Any) -> None:
     height, width, channels = made.shape
     for y in range(out.shape[0]):
         above = made[2 * rows[y]]
@@ -171,4 +185,7 @@ def _pool(made: Any, rows: Any, columns: Any, scale: Any, out: Any) -> None:
         for x in range(out.shape[1]):
             left, right = 2 * columns[x], min(2 * columns[x] + 1, width - 1)
             for k in range(channels):
-                out[y, x, k] = max(max(above[left, k], above[right, k]), max(below[left, k], below[right, k]))
+                out[y, x, k] = max(
+                    max(_rectified(above[left, k], least), _rectified(above[right, k], least)),
+                    max(_rectified(below[left, k], least), _rectified(below[right, k], least)),
+                )
