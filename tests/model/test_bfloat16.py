@@ -116,17 +116,6 @@ def test_below_zero_there_is_nothing_to_pool(value: float) -> None:
     assert torch.as_tensor(made).flatten().tolist() == [0.5, 0, 0, 0]
 
 
-def test_large_pictures_are_those_of_one_pass() -> None:
-    model = checkpoint.loads(container.builtin_bytes(container.DEFAULT))
-    images = (picture(330, 200) * 255).byte()
-    found: list[Tensor] = []
-    for pixels in (2**22, 150 * 200):
-        network = Network(model, precision="bf16", pass_pixels=pixels)
-        styles = network.encode_styles(images.flip(1))
-        found.append(network.stylize(network.encode_contents(images), styles, torch.ones(1))[0].float())
-    assert (found[1] - found[0]).abs().max() < 0.05
-
-
 def test_cores_and_batches_do_not_change_a_bit() -> None:
     decoder = Decoder("vgg16").requires_grad_(False)
     quicken(decoder, torch.bfloat16)
