@@ -103,7 +103,7 @@ def test_what_is_no_number_stays_none(value: float, pool: bool, last: bool) -> N
     assert not found.isfinite().all()
 
 
-@pytest.mark.parametrize("value", [-0.0, -torch.inf])
+@pytest.mark.parametrize("value", [-0.0, -1e38])
 def test_below_zero_there_is_nothing_to_pool(value: float) -> None:
     conv = rounded(ReflectedConv2d(1, 1, kernel=3, relu=True, pool=True))
     conv.weight.zero_()
@@ -112,7 +112,7 @@ def test_below_zero_there_is_nothing_to_pool(value: float) -> None:
     conv.bias.fill_(-0.0)
     features = torch.full((1, 1, 4, 4), value).bfloat16()
     features[0, 0, 0, 0] = 0.5
-    made = Bfloat16Conv2d(conv, None)(torch.where(features.isinf(), -1e38, features))
+    made = Bfloat16Conv2d(conv, None)(features)
     assert torch.as_tensor(made).flatten().tolist() == [0.5, 0, 0, 0]
 
 

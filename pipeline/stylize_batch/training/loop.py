@@ -115,14 +115,11 @@ class Trainer:
         self._autocast = recipe.precision == "bf16" and _computes_bf16(self.device)
         phi, self._provenance = _load_encoder(recipe)
         torch.manual_seed(recipe.seed)
+        computed_in = torch.bfloat16 if self._autocast else torch.float32
         objective = Objective(
             phi,
             (network or _new_network)(recipe, phi),
-            quick_targets=None
-            if self.device.type != "cpu"
-            else torch.bfloat16
-            if self._autocast
-            else torch.float32,
+            quick_targets=computed_in if self.device.type == "cpu" else None,
         )
         self.objective = objective.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._style_transfer = self.objective.style_transfer
