@@ -43,6 +43,13 @@ def test_maps_of_any_shape_and_memory_format_are_taken(
     torch.testing.assert_close(found[1], variance.float(), rtol=5e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("places", COUNTS)
+def test_those_of_bfloat16_are_those_of_its_numbers_to_the_last_bit(places: int) -> None:
+    x = features(2, 17, places, 1.0).bfloat16()
+    for halves, floats in zip(mean_and_variance(x), mean_and_variance(x.float()), strict=True):
+        assert torch.equal(halves, floats)
+
+
 def test_a_samples_are_the_same_beside_others_and_on_any_number_of_cores() -> None:
     x = features(3, 8, 3 * BLOCK + 5)
     with cores(1):
@@ -60,4 +67,5 @@ def test_a_silent_channel_has_no_variance() -> None:
 def test_what_is_not_finite_stays_so() -> None:
     x = features(1, 3, 200)
     x[0, 1, 150, 0] = float("nan")
-    assert all(found.isnan().tolist() == [[False, True, False]] for found in mean_and_variance(x))
+    for map in (x, x.bfloat16()):
+        assert all(found.isnan().tolist() == [[False, True, False]] for found in mean_and_variance(map))

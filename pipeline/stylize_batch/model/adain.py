@@ -82,7 +82,7 @@ class _MeanAndVariance(torch.autograd.Function):
         x, mean = ctx.saved_tensors
         scale = by_variance * (2 / x[0, 0].numel())
         shift = by_mean / x[0, 0].numel() - scale * mean
-        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).to(x.dtype)
+        return _mapped(x, scale[:, :, None, None], shift[:, :, None, None])
 
 
 def moments(features: Tensor, weights: Tensor | None = None) -> Moments:
@@ -109,8 +109,7 @@ def _mean_and_variance(features: Tensor) -> tuple[Tensor, Tensor]:
         kernel = moments_of_halves(features.device, features.dtype)
         if kernel is not None:
             return kernel(features)
-    # On a CPU 16 bits become float32 where they are summed.
-    as_they_are = features.device.type == "cpu" and features.dtype.itemsize == 2
+    as_they_are = features.device.type == "cpu" and features.dtype == torch.bfloat16
     return _MeanAndVariance.apply(features if as_they_are else features.float())
 
 
@@ -148,7 +147,17 @@ class AffineMap(NamedTuple):
 
         Computed in float32, the type of scale and shift: on flat contents they are in the thousands and nearly cancel.
         """
-        return torch.addcmul(self.shift, features, self.scale).to(features.dtype)
+        return _mapped(features, self.scale, self.shift)
+
+
+def _mapped(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    constant = scale.shape == shift.shape == (*features.shape[:2], 1, 1)
+    learns = torch.is_grad_enabled() and any(each.requires_grad for each in (features, scale, shift))
+    if constant and not learns and features.device.type == "cpu" and features.dtype == torch.bfloat16:
+        from stylize_batch.model.channel_affine import mapped_channels
+
+        return mapped_channels(features, scale[:, :, 0, 0], shift[:, :, 0, 0])
+    return torch.addcmul(shift, features, scale).to(features.dtype)
 
 
 def adain(

@@ -1,4 +1,7 @@
-"""Loops over feature maps that Numba compiles for the processor at hand: float32, and no lock held while they run."""
+"""Loops over feature maps that Numba compiles for the processor at hand; no lock is held while they run.
+
+Numba has no bfloat16: loops take such numbers as bits, the first 16 of a float32's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 
 _HOW: dict[str, Any] = {
     "fastmath": {"contract", "nsz"},
@@ -15,6 +19,21 @@ _HOW: dict[str, Any] = {
 
 inlined: Callable[..., Any] = numba.njit(inline="always", **_HOW)  # pyright: ignore
 """Decorates what becomes a part of the functions that call it."""
+
+
+@inlined
+def widened(bits: Any) -> Any:
+    """Return the float32 that bits of bfloat16 stand for."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@inlined
+def rounded(number: Any) -> Any:
+    """Return the bits of the bfloat16 nearest to a float32, the even one of two as near; what is no number stays so."""
+    bits = np.float32(number).view(np.uint32)
+    if number != number:
+        return np.uint16(bits >> np.uint32(16) | np.uint32(0x40))
+    return np.uint16((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16))
 
 
 def compiled(function: Callable[..., None], *types: Any) -> Callable[..., None]:
