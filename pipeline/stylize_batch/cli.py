@@ -604,7 +604,7 @@ def manifest_build(
 ) -> None:
     """Pair contents with styles and write a manifest. The same seed gives the same pairs everywhere."""
     from stylize_batch.manifest.build import build
-    from stylize_batch.manifest.options import Pairing
+    from stylize_batch.manifest.pairing import Pairing
     from stylize_batch.progress import terminal_progress
 
     pairing = Pairing(

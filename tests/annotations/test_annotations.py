@@ -16,7 +16,7 @@ import stylize_batch
 from stylize_batch.annotations.coco import geometry
 from stylize_batch.errors import UsageError, counted
 from stylize_batch.manifest.build import build
-from stylize_batch.manifest.options import Pairing
+from stylize_batch.manifest.pairing import Pairing
 from stylize_batch.progress import Silent
 from tests.conftest import MakeManifest, Row
 

@@ -15,7 +15,7 @@ from stylize_batch.errors import UsageError
 from stylize_batch.job.build import ensure_manifest
 from stylize_batch.manifest.build import build
 from stylize_batch.manifest.built import read_settings
-from stylize_batch.manifest.options import Pairing
+from stylize_batch.manifest.pairing import Pairing
 from stylize_batch.progress import Silent
 from tests.conftest import Cli, MakeManifest, Row, read_results
 

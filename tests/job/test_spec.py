@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from stylize_batch.cli import manifest_build
 from stylize_batch.errors import UsageError
 from stylize_batch.job.spec import JobSpec, make_spec
-from stylize_batch.manifest.options import Pairing, Real, Whole
+from stylize_batch.manifest.pairing import Pairing, Real, Whole
 
 MANIFEST_BUILD = {f"--{name.replace('_', '-')}" for name in inspect.signature(manifest_build).parameters}
 """The options of `manifest build`."""

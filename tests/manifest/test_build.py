@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import EXTENSIONS
 from stylize_batch.manifest.build import Built, build
-from stylize_batch.manifest.options import Pairing
+from stylize_batch.manifest.pairing import Pairing
 from stylize_batch.manifest.partition import check_and_partition
 from stylize_batch.manifest.source import locate
 from stylize_batch.progress import Silent

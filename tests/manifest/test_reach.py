@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import stylize_batch
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.build import build
-from stylize_batch.manifest.options import Pairing
+from stylize_batch.manifest.pairing import Pairing
 from stylize_batch.manifest.reach import SCHEMES, VARIABLE, Reach, carries_credential, reach
 from stylize_batch.manifest.schema import ManifestError
 from stylize_batch.progress import Silent

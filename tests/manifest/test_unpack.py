@@ -22,7 +22,7 @@ from PIL import Image
 from stylize_batch.errors import JobFailedError, UsageError
 from stylize_batch.manifest import embedded, extraction, webdataset
 from stylize_batch.manifest.build import Built, build
-from stylize_batch.manifest.options import Pairing
+from stylize_batch.manifest.pairing import Pairing
 from stylize_batch.manifest.source import decoded
 from stylize_batch.progress import Silent
 from stylize_batch.root import Root

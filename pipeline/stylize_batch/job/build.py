@@ -7,7 +7,7 @@ import re
 from stylize_batch.errors import UsageError, told
 from stylize_batch.manifest.build import build
 from stylize_batch.manifest.built import read_settings, settings_of
-from stylize_batch.manifest.options import Pairing
+from stylize_batch.manifest.pairing import Pairing
 from stylize_batch.progress import Observer
 
 

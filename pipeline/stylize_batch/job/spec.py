@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
-from stylize_batch.manifest.options import Pairing, Real, Whole
+from stylize_batch.manifest.pairing import Pairing, Real, Whole
 from stylize_batch.manifest.reach import IN_OUTPUT, lies_in, refuse_credentials
 from stylize_batch.model import container
 from stylize_batch.settings import Device, Layout, Precision

@@ -27,10 +27,10 @@ from stylize_batch.manifest.choosing import (
     most_styles,
 )
 from stylize_batch.manifest.collect import Collected, collect
+from stylize_batch.manifest.drawing import Group, Integers, draw_alpha, seeded
 from stylize_batch.manifest.items import KEY, URI
 from stylize_batch.manifest.naming import MARK, claims, hashes, marked, picture_stem, safe_key, style_names
-from stylize_batch.manifest.options import Pairing, checked
-from stylize_batch.manifest.pairing import Group, Integers, draw_alpha, seeded
+from stylize_batch.manifest.pairing import Pairing, checked
 from stylize_batch.manifest.reach import refuse_credentials
 from stylize_batch.manifest.survey import Survey, survey
 from stylize_batch.root import Root

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stylize_batch.errors import UsageError
-from stylize_batch.manifest.options import Pairing
+from stylize_batch.manifest.pairing import Pairing
 from stylize_batch.manifest.schema import check_schema
 from stylize_batch.root import replacing
 from stylize_batch.storage import absolute, failure, filesystem, kind

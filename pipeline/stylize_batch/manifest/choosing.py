@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from stylize_batch.errors import UsageError
 from stylize_batch.manifest.collect import Collected
+from stylize_batch.manifest.drawing import Group, Hashes, Integers, draw, make_pools, seeded
 from stylize_batch.manifest.items import KEY, URI
 from stylize_batch.manifest.lists import read_map
-from stylize_batch.manifest.options import Pairing
-from stylize_batch.manifest.pairing import Group, Hashes, Integers, draw, make_pools, seeded
+from stylize_batch.manifest.pairing import Pairing
 from stylize_batch.parquet import with_python_times
 
 Map = dict[str, list[int]]

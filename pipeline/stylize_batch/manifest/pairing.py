@@ -1,159 +1,99 @@
-"""Which styles a content gets: drawn by a hash of (seed, content key), so equal on every machine, in any order."""
+"""Which contents a manifest has and which styles each gets: the settings of `manifest build`."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from functools import partial
-from itertools import accumulate
-from typing import NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
-from stylize_batch.errors import UsageError, counted
-from stylize_batch.manifest.naming import hashes
-
-Integers = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
-
-_STEP = 0x9E3779B97F4A7C15
-_ALPHA = np.uint64(0xA1FA)
-"""Separates the draws of α from those of styles."""
+from stylize_batch.errors import UsageError
 
 
-class Group(NamedTuple):
-    """What pools are made for: a content's split and label, None where it has none."""
-
-    split: Hashable
-    label: Hashable
-
-
-def seeded(seed: int, keys: Sequence[str]) -> Hashes:
-    """Return a 64-bit hash of (seed, key) for each key."""
-    return hashes(f"{seed}\0{key}" for key in keys)
-
-
-def draw(contents: Hashes, styles: int, count: int) -> Integers:
-    """Draw styles for each content without repetition: [N, count] numbers below `styles`, each as likely.
-
-    The first `count` steps of a Fisher-Yates shuffle: a larger count adds styles and keeps those drawn before.
-    """
-    places = np.empty((len(contents), count), np.int64)
-    moved = np.empty_like(places)
-    chosen = np.empty_like(places)
-    for step in range(count):
-        place = step + (_numbers(contents, step) % np.uint64(styles - step)).astype(np.int64)
-        here, there = np.full(len(contents), step), place.copy()
-        for earlier in range(step):  # what those steps have put where we look
-            here = np.where(places[:, earlier] == step, moved[:, earlier], here)
-            there = np.where(places[:, earlier] == place, moved[:, earlier], there)
-        places[:, step], moved[:, step], chosen[:, step] = place, here, there
-    return chosen
-
-
-def draw_alpha(contents: Hashes, ranks: Integers, low: float, high: float) -> npt.NDArray[np.float32]:
-    """Draw α for each pair evenly from low..high, by its content's hash and its rank among the content's pairs."""
-    numbers = _mix(_mix(contents ^ _ALPHA) + (ranks + 1).astype(np.uint64) * np.uint64(_STEP))
-    return (low + (high - low) * (numbers >> np.uint64(11)) * 2.0**-53).astype(np.float32)
-
-
-def _numbers(contents: Hashes, step: int) -> Hashes:
-    return _mix(contents + np.uint64((step + 1) * _STEP % 2**64))
-
-
-def _mix(x: Hashes) -> Hashes:
-    """Scramble 64-bit numbers (the finaliser of SplitMix64)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def make_pools(
-    contents: Mapping[Group, int],
-    styles: Sequence[Group],
-    order: Hashes,
-    least: int,
-    *,
-    by_label: bool,
-    separate_splits: bool,
-) -> dict[Group, Integers]:
-    """Return the styles that each group of contents may get, as numbers in rising order.
-
-    Args:
-        contents: contents of each group.
-        styles: split and label of each style.
-        order: seeded hashes of the styles, in whose order they are dealt.
-        least: styles a pool must have.
-        by_label: a content label gets the styles of one style label: the one of its name, else one dealt in turn.
-        separate_splits: no style is in the pools of two splits. Styles that come in splits keep theirs; others are
-            dealt in proportion to the contents.
+def no_truth(value: Any) -> Any:
+    """Return a setting that is a number, unless it is a bool, which pydantic takes for 0 or 1.
 
     Raises:
-        UsageError: a pool would have fewer than `least` styles.
+        ValueError: it is one.
     """
-    numbers = np.argsort(order)
-    pools: dict[tuple[Hashable, Hashable], Integers] = {(None, None): numbers}
-    style_label: dict[Hashable, Hashable] = {}
-    if by_label:
-        members: defaultdict[Hashable, list[int]] = defaultdict(list)
-        for number in numbers:
-            members[styles[number].label].append(number)
-        pools = {(None, label): np.array(each) for label, each in members.items()}
-        style_label = _deal_labels({group.label for group in contents}, list(members))
-    if separate_splits:
-        sizes: Counter[Hashable] = Counter()
-        for group in sorted(contents, key=lambda group: str(group.split)):
-            sizes[group.split] += contents[group]
-        own = any(style.split is not None for style in styles)
-        cut = _own_splits if own else partial(_dealt_splits, least=least)
-        pools = {
-            (split, label): part
-            for (_, label), pool in pools.items()
-            for split, part in cut(pool, styles, sizes).items()
-        }
-    pools = {key: np.sort(pool) for key, pool in pools.items()}
-    chosen: dict[Group, Integers] = {}
-    for group in contents:
-        pool = pools[group.split if separate_splits else None, style_label.get(group.label)]
-        if len(pool) < least:
-            traits = ((separate_splits, "split", group.split), (by_label, "label", group.label))
-            of = " and ".join(f"{name} '{value}'" for asked, name, value in traits if asked)
-            raise UsageError(
-                f"{counted(least, 'style per content is', 'styles per content are')} asked for, "
-                f"but there are only {len(pool)}"
-                f"{f' for the contents of {of}' if of else ''}; lower --styles-per-content or add styles"
-            )
-        chosen[group] = pool
-    return chosen
+    if isinstance(value, bool):
+        raise ValueError("it is true or false (YAML's yes or no); give a number")
+    return value
 
 
-def _deal_labels(contents: set[Hashable], styles: Sequence[Hashable]) -> dict[Hashable, Hashable]:
-    """Give each content label a style label; one that is added can change those of the others."""
-    names = {str(label): label for label in styles}
-    same = {label: names[str(label)] for label in contents if str(label) in names}
-    taken = set(same.values())
-    free = [label for label in styles if label not in taken] or styles
-    rest = sorted(contents - set(same), key=str)
-    return same | {label: free[turn % len(free)] for turn, label in enumerate(rest)}
+Whole = Annotated[int, BeforeValidator(no_truth)]
+Real = Annotated[float, BeforeValidator(no_truth)]
 
 
-def _own_splits(
-    pool: Integers, styles: Sequence[Group], sizes: Mapping[Hashable, int]
-) -> dict[Hashable, Integers]:
-    return {split: pool[[styles[number].split == split for number in pool]] for split in sizes}
+class Pairing(BaseModel):
+    """Which contents there are and which styles each gets, with the names of `manifest build`'s options.
 
-
-def _dealt_splits(
-    pool: Integers, styles: Sequence[Group], sizes: Mapping[Hashable, int], least: int
-) -> dict[Hashable, Integers]:
-    """Cut a pool into slices, one a split: `least` styles each, the rest in proportion to the splits' contents.
-
-    So contents that are added, and another `least`, move styles from one split to another.
+    Attributes:
+        styles_per_content: styles drawn for each content, no style twice.
+        all_pairs: every style for every content instead.
+        style_map: list of contents and their styles instead: CSV, JSON, JSON lines or Parquet.
+        seed: of everything drawn.
+        style_by_label: contents of one label get styles of one label.
+        separate_splits: no style is shared between splits.
+        alpha: content-style trade-off: a number, or a range `0.5..1` it is drawn from.
+        preserve_color: value of the column of that name.
+        keep_originals: each content as it is, beside its stylized pictures.
+        sample: only so many contents, drawn; they get the styles they would get among all.
+        content_root: what the relative paths of a list of contents start from; the list's folder by default.
     """
-    spare = max(0, len(pool) - least * len(sizes))
-    ends = [
-        least * place + spare * before // sum(sizes.values())
-        for place, before in enumerate(accumulate(sizes.values()), 1)
-    ]
-    return {split: pool[begin:end] for split, begin, end in zip(sizes, [0, *ends[:-1]], ends, strict=True)}
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    styles_per_content: Whole | None = None
+    all_pairs: bool = False
+    style_map: str | None = None
+    seed: Whole = 0
+    style_by_label: bool = False
+    separate_splits: bool = False
+    alpha: str | None = None
+    preserve_color: bool = False
+    keep_originals: bool = False
+    sample: Whole | None = None
+    content_root: str | None = None
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) else value
+
+
+def checked(pairing: Pairing) -> tuple[float, float] | None:
+    """Refuse what contradicts itself; returns the range of α, if there is one.
+
+    Raises:
+        UsageError: an option has no meaning, alone or beside another.
+    """
+    ways = {
+        "--styles-per-content": pairing.styles_per_content is not None,
+        "--all-pairs": pairing.all_pairs,
+        "--style-map": pairing.style_map is not None,
+    }
+    given = [name for name, present in ways.items() if present]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other")
+    if pairing.styles_per_content is not None and pairing.styles_per_content < 1:
+        raise UsageError("--styles-per-content must be at least 1")
+    if pairing.sample is not None and pairing.sample < 1:
+        raise UsageError("--sample must be at least 1")
+    for name, present in (
+        ("--style-by-label", pairing.style_by_label),
+        ("--separate-splits", pairing.separate_splits),
+    ):
+        if present and pairing.style_map is not None:
+            raise UsageError(f"{name} has no meaning with --style-map, which names the styles")
+    if pairing.alpha is None:
+        return None
+    low, dots, high = pairing.alpha.partition("..")
+    try:
+        bounds = float(low), float(high if dots else low)
+    except ValueError:
+        raise UsageError(f"--alpha {pairing.alpha}: give a number (0.8) or a range (0.5..1)") from None
+    if not all(0 <= bound <= 1 for bound in bounds):
+        raise UsageError(f"--alpha {pairing.alpha}: it must lie between 0 and 1")
+    if bounds[0] > bounds[1]:
+        raise UsageError(f"--alpha {pairing.alpha} is reversed; write {high}..{low}")
+    return bounds

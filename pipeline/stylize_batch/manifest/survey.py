@@ -11,10 +11,10 @@ import numpy as np
 from stylize_batch.errors import UsageError, counted
 from stylize_batch.manifest.choosing import Map, groups_of
 from stylize_batch.manifest.collect import Collected
+from stylize_batch.manifest.drawing import Group, Hashes, seeded
 from stylize_batch.manifest.items import KEY
 from stylize_batch.manifest.naming import claims, folded, hashes, picture_stem, safe_key
-from stylize_batch.manifest.options import Pairing
-from stylize_batch.manifest.pairing import Group, Hashes, seeded
+from stylize_batch.manifest.pairing import Pairing
 
 
 class Survey(NamedTuple):

@@ -1,4 +1,4 @@
-"""Pairing: the same seed gives the same pairs everywhere, every content its number of styles, every style its share."""
+"""Drawing: the same seed gives the same pairs everywhere, every content its number of styles, every style its share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stylize_batch.errors import UsageError
-from stylize_batch.manifest.pairing import Group, draw, draw_alpha, make_pools, seeded
+from stylize_batch.manifest.drawing import Group, draw, draw_alpha, make_pools, seeded
 
 KEYS = ["train/dog/0001.jpg", "train/dog/0002.jpg", "val/cat/ü.png"]
 
