@@ -313,6 +313,19 @@ def test_a_root_that_was_moved_is_not_continued_under_two_names(manifest: Path, 
     assert run(manifest, tmp_path / "moved", limit=3, overwrite=True).ok == 3
 
 
+def test_an_equal_manifest_beside_other_images_does_not_get_the_first_ones_pictures(
+    manifest: Path, tmp_path: Path
+) -> None:
+    run(manifest, tmp_path / "out", limit=3)
+    (tmp_path / "link").symlink_to(manifest.parent)
+    assert run(tmp_path / "link" / manifest.name, tmp_path / "out", limit=3).skipped == 3
+    other = tmp_path / "other" / manifest.name
+    other.parent.mkdir()
+    shutil.copy(manifest, other)
+    with pytest.raises(UsageError, match=f"now start from {other.parent}; move it back"):
+        run(other, tmp_path / "out", limit=3)
+
+
 def test_styles_are_not_encoded_again(manifest: Path, tmp_path: Path) -> None:
     run(manifest, tmp_path / "out")
     parts = set((tmp_path / "out" / "styles").iterdir())

@@ -57,7 +57,7 @@ def planned(
         record = examine(root)
         if record is None or spec.overwrite:
             return record, True
-        change = record.change(spec, model_digest, manifest, root.uri_of(""))
+        change = record.change(spec, model_digest, manifest, source.base, root.uri_of(""))
         if change and not records.untouched(root):
             raise UsageError(change)
         return record, change is not None

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stylize_batch.errors import UsageError, told
 from stylize_batch.job.spec import FIXED, JobSpec
+from stylize_batch.manifest.reach import lies_in
 from stylize_batch.root import Root
 from stylize_batch.settings import Device, Precision
 
@@ -65,13 +66,15 @@ class RunRecord(BaseModel):
         """Write run.json."""
         root.put(KEY, (self.model_dump_json(indent=2) + "\n").encode())
 
-    def change(self, spec: JobSpec, model_digest: str, fingerprint: str, home: str) -> str | None:
+    def change(self, spec: JobSpec, model_digest: str, fingerprint: str, base: str, home: str) -> str | None:
         """Name the first thing that is fixed and differs from this record, and what to do; None if nothing does."""
         advice = "choose another --output, or start anew with --overwrite"
         if home != self.home:
             return f"the results name their pictures at {self.home}; move them back there, {advice}"
         if fingerprint != self.manifest_fingerprint:
             return f"the manifest has changed since {KEY} was written; {advice}"
+        if not (lies_in(base, self.base) and lies_in(self.base, base)):
+            return f"the manifest's relative paths started from {self.base} and now start from {base}; move it back, {advice}"
         if model_digest != self.model_digest:
             before = self.settings.get("model")
             if before != spec.model:
