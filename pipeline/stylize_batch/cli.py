@@ -338,7 +338,12 @@ def status(
         answer(json.dumps(asdict(found)))
     by = f", by process {found.pid} on {found.host}" if found.host and found.state != "stopped" else ""
     say(f"{found.state}{by}")
-    if found.state == "stopped":
+    if found.state == "stopped" and found.failed > found.failures_allowed:
+        say(
+            f"gave up: more rows failed than --max-failed allows ({found.failures_allowed}); "
+            "--retry-failed tries them again, and a higher --max-failed goes on"
+        )
+    elif found.state == "stopped":
         died = f"process {found.pid} on {found.host} died; " if found.host else ""
         say(f"{died}repeat the command to go on")
     if found.pairs:

@@ -19,7 +19,7 @@ from stylize_batch.job.lease import lease
 from stylize_batch.job.status import status
 from stylize_batch.results import FINISHED
 from stylize_batch.root import Root
-from tests.conftest import MakeManifest, Row
+from tests.conftest import Cli, MakeManifest, Row
 
 
 @pytest.fixture
@@ -72,6 +72,18 @@ def test_a_run_that_nobody_works_on_is_stopped(output: Path) -> None:
     interrupt(output, lost=1)
     found = status(str(output))
     assert (found.state, found.finished_shards, found.ok + found.failed) == ("stopped", 3, 6)
+
+
+def test_a_run_that_gave_up_is_not_told_to_be_repeated_as_it_was(output: Path, cli: Cli) -> None:
+    record = json.loads((output / "run.json").read_text())
+    record["settings"]["max_failed"] = "20%"  # of 8 rows
+    (output / "run.json").write_text(json.dumps({**record, "state": "running"}))
+    found = status(str(output))
+    assert (found.state, found.failed, found.failures_allowed) == ("stopped", 2, 1)
+    told = cli("status", str(output)).stderr
+    assert "gave up: more rows failed than --max-failed allows (1)" in told
+    assert "--retry-failed" in told
+    assert "repeat the command" not in told
 
 
 def test_a_finished_run_that_has_lost_results_has_something_to_go_on_with(output: Path) -> None:

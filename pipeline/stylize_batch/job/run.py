@@ -28,7 +28,7 @@ from stylize_batch.job.lease import refuse_others
 from stylize_batch.job.planning import examine, planned
 from stylize_batch.job.record import RunRecord, load_record, untouched
 from stylize_batch.job.reporting import put_report
-from stylize_batch.job.spec import JobSpec, make_spec
+from stylize_batch.job.spec import JobSpec, allowed_failures, make_spec
 from stylize_batch.job.styles import encode_styles, offers, open_bank
 from stylize_batch.layout.container import unnamed
 from stylize_batch.manifest.shards import largest_first, read_styles
@@ -208,7 +208,7 @@ def _work(
     peak_worker = 0
     dropped: dict[str, str] = {}
     seconds = time.monotonic() - started
-    limit = spec.allowed_failures(record.pairs)
+    limit = allowed_failures(spec.max_failed, record.pairs)
     _check_failures(totals, limit)
     if pending:
         styles = read_styles(root, record.run)

@@ -221,11 +221,12 @@ class JobSpec(BaseModel):
         is_path = not is_uri(self.model) and (self.model.endswith(".safetensors") or "/" in self.model)
         return absolute(self.model) if is_path else self.model
 
-    def allowed_failures(self, pairs: int) -> int:
-        """Return how many of so many rows may fail."""
-        if self.max_failed.endswith("%"):
-            return int(float(self.max_failed[:-1]) / 100 * pairs + 1e-9)
-        return int(self.max_failed)
+
+def allowed_failures(max_failed: str, pairs: int) -> int:
+    """Return how many of so many rows may fail, by `JobSpec.max_failed`."""
+    if max_failed.endswith("%"):
+        return int(float(max_failed[:-1]) / 100 * pairs + 1e-9)
+    return int(max_failed)
 
 
 def _is_unicode(text: str) -> bool:

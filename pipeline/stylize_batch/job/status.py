@@ -10,6 +10,7 @@ from stylize_batch.errors import UsageError, os_errors_as
 from stylize_batch.job import record as records
 from stylize_batch.job.lease import holder
 from stylize_batch.job.record import load_record
+from stylize_batch.job.spec import allowed_failures
 from stylize_batch.results import Part, Totals, finished_parts
 from stylize_batch.root import Root
 
@@ -27,6 +28,7 @@ class Status:
         pairs: rows of the manifest; 0 until they are counted.
         ok: rows with a picture, in finished shards.
         failed: rows without, in finished shards.
+        failures_allowed: rows that may fail before the run gives up.
         kinds: failed rows by kind.
         shards: shards in all.
         finished_shards: shards with results.
@@ -41,6 +43,7 @@ class Status:
     pairs: int
     ok: int
     failed: int
+    failures_allowed: int
     kinds: dict[str, int]
     shards: int
     finished_shards: int
@@ -80,6 +83,7 @@ def status(output: str) -> Status:
         pairs=pairs,
         ok=totals.ok,
         failed=totals.failed,
+        failures_allowed=0 if record is None else allowed_failures(record.settings["max_failed"], pairs),
         kinds=dict(totals.kinds.most_common()),
         shards=0 if record is None else record.shards,
         finished_shards=len(parts),
