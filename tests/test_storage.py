@@ -18,13 +18,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from stylize_batch import storage
 from stylize_batch.errors import RowError, SystemicError, UsageError
+from stylize_batch.listing import list_files
 from stylize_batch.root import Root
 from stylize_batch.storage import (
     absolute,
     filesystem,
     fingerprint,
     join,
-    list_files,
     parent,
     read_bytes,
 )

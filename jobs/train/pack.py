@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, decode, sides_of
 from stylize_batch.images.encode import encode
+from stylize_batch.listing import list_files
 from stylize_batch.root import replacing
-from stylize_batch.storage import absolute, list_files, read_bytes
+from stylize_batch.storage import absolute, read_bytes
 
 
 def reduce(uri: str, side: int, quality: int) -> bytes | None:

@@ -14,10 +14,11 @@ from torchvision.models import VGG16_Weights, VGG19_Weights
 
 from stylize_batch.errors import RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, decode
+from stylize_batch.listing import list_files
 from stylize_batch.model import importing
 from stylize_batch.model.importing import INPUTS, File
 from stylize_batch.root import replacing
-from stylize_batch.storage import absolute, list_files, read_bytes
+from stylize_batch.storage import absolute, read_bytes
 
 TORCHVISION = "torchvision:"
 """Prefix of a VGG whose weights torchvision downloads."""

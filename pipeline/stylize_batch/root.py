@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from stylize_batch.listing import files
 from stylize_batch.storage import absolute, filesystem, join, kind, read_whole
 
 TEMPORARY = ".tmp"
@@ -166,24 +167,32 @@ class Root:
 
     def list(self, prefix: str) -> list[str]:
         """List the keys below a prefix (a folder; empty: the root), sorted."""
-        return sorted(self._find(prefix, detail=False))
+        return sorted(self.walk(prefix))
+
+    def walk(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below a prefix (a folder; empty: the root), in any order. On a disk and on S3 they are not in
+        memory at once. Links to folders are keys, and are not followed.
+
+        Raises:
+            OSError: storage refused or did not answer; a folder that cannot be listed is not taken for an empty one.
+        """
+        base, below = len(self._path.rstrip("/")), prefix and f"{prefix}/"
+        with suppress(FileNotFoundError), _os_errors():
+            for name in files(self._fs, join(self._path, prefix), links=False):
+                key = name[base:].lstrip("/")
+                if key.startswith(
+                    below
+                ):  # some stores list a folder as long as it lasts, even when it is empty
+                    yield key
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return the bytes of each object below a prefix (a folder)."""
-        return {key: info["size"] for key, info in self._find(prefix, detail=True).items()}
-
-    def _find(self, prefix: str, *, detail: bool) -> dict[str, Any]:
-        base = self._path.rstrip("/")
-        try:
-            with _os_errors():
-                found: Any = self._fs.find(join(self._path, prefix), detail=detail)
-        except FileNotFoundError:
-            return {}
-        infos = found if detail else dict.fromkeys(found)
-        keys = {name[len(base) :].lstrip("/"): info for name, info in infos.items()}
-        # Some stores list a folder as long as it lasts, even when it is empty.
-        below = prefix and f"{prefix}/"
-        return {key: info for key, info in keys.items() if key and key.startswith(below)}
+        if self.local:
+            return {key: (Path(self._path) / key).stat().st_size for key in self.walk(prefix)}
+        with _os_errors():
+            found: dict[str, Any] = self._fs.find(join(self._path, prefix), detail=True)
+        keys = {name[len(self._path.rstrip("/")) :].lstrip("/"): info["size"] for name, info in found.items()}
+        return {key: size for key, size in keys.items() if key.startswith(f"{prefix}/")}
 
     def empty(self, but: tuple[str, ...] = ()) -> bool:
         """Whether nothing lies under the root, but for temporaries and the given names."""

@@ -1,4 +1,4 @@
-"""Local paths and any fsspec URI: reading and listing.
+"""Local paths and any fsspec URI: what they name, and reading it.
 
 Endpoints, profiles and other storage settings come from fsspec's own configuration and the environment
 (`FSSPEC_S3_ENDPOINT_URL`, `AWS_PROFILE`, …), never from options of ours.
@@ -48,19 +48,6 @@ def parent(uri: str) -> str:
     protocol, path = _split(uri)
     folder, slash, _ = path.rpartition("/")
     return protocol + (folder or slash)
-
-
-_WILDCARDS = "*?["
-
-
-def is_glob(path: str) -> bool:
-    """Whether a path that nothing lies at is a pattern of names."""
-    return any(character in path for character in _WILDCARDS)
-
-
-def glob_base(uri: str) -> str:
-    """Return the folder in front of a glob's first wildcard."""
-    return parent(uri[: min(uri.index(character) for character in _WILDCARDS if character in uri)] + "x")
 
 
 def _split(uri: str) -> tuple[str, str]:
@@ -254,24 +241,3 @@ def kind(fs: Any, path: str) -> str | None:
 def full_names(fs: Any, uri: str, names: Iterable[str]) -> list[str]:
     """Return names as a file system lists them below a URI as URIs, and those below a path as they are."""
     return [str(fs.unstrip_protocol(name)) if is_uri(uri) else name for name in names]
-
-
-def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
-    """List the files below a folder, recursively and sorted, as absolute URIs.
-
-    Args:
-        folder: URI or path.
-        suffixes: keep names that end so, whatever the case.
-
-    Raises:
-        UsageError: there is no such folder, or it cannot be listed.
-    """
-    fs, path = filesystem(folder)
-    try:
-        names: list[str] = fs.find(path)
-        missing = not names and kind(fs, path) is None
-    except Exception as error:
-        raise UsageError(f"cannot list {folder}: {failure(error, folder)}") from None
-    if missing:
-        raise UsageError(f"there is no folder {folder}")
-    return full_names(fs, folder, sorted(name for name in names if name.lower().endswith(suffixes)))

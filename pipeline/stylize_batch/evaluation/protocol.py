@@ -10,8 +10,9 @@ import numpy as np
 
 from stylize_batch.errors import JobFailedError, RowError, SystemicError, UsageError
 from stylize_batch.images.decode import SUFFIXES, Array, decode
+from stylize_batch.listing import list_files
 from stylize_batch.model import container
-from stylize_batch.storage import absolute, list_files, read_bytes
+from stylize_batch.storage import absolute, read_bytes
 
 
 class Picture(NamedTuple):

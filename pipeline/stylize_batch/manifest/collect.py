@@ -10,17 +10,16 @@ of it: `label` and `split` from a tree's folders, a list's own columns, COCO's b
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
 from stylize_batch.errors import JobFailedError, UsageError, counted
 from stylize_batch.images.decode import SUFFIXES
+from stylize_batch.listing import entries, glob, pattern_of, walk
 from stylize_batch.manifest.embedded import image_column, open_embedded
 from stylize_batch.manifest.items import KEY, URI, LeftOut
 from stylize_batch.manifest.lists import BATCH, LISTS, as_table, read_lists, with_free_names
@@ -32,8 +31,6 @@ from stylize_batch.storage import (
     failure,
     filesystem,
     full_names,
-    glob_base,
-    is_glob,
     join,
     kind,
     parent,
@@ -44,6 +41,9 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 """Names of a tree's first folders that are taken for splits, with or without digits, where all first folders have one."""
+
+HIDDEN = (".",)
+"""How names begin that are no images, and folders that hold none."""
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
@@ -234,12 +234,13 @@ def _open(source: str, role: str, root: str | None, unpacked: Root | None, obser
     elif lies == "file":
         names = [path]
     else:
-        names = sorted(fs.glob(path)) if is_glob(path) else []
-        if not names:
+        pattern = pattern_of(source)
+        names = glob(pattern, HIDDEN) if pattern else []
+        if pattern is None or not names:
             raise UsageError(
                 f"there is no {role} source {source}; give a folder, a list, an image or archives"
             )
-        base = glob_base(uri)
+        base = pattern.base
     uris = full_names(fs, uri, names)
     if all(name.lower().endswith(SUFFIXES) for name in uris):
         return _Source(_items((key_below(each, base), each) for each in uris), 0, [], [])
@@ -275,24 +276,12 @@ def _embedded(uri: str) -> bool:
         return image_column(file) is not None
 
 
-def _entries(fs: Any, folder: str) -> Iterator[tuple[str, bool]]:
-    """List a folder: name, and whether it is a folder. Hidden names are left out."""
-    if isinstance(fs, LocalFileSystem):  # names only: a flat folder may hold a million
-        with os.scandir(folder) as found:
-            yield from ((entry.name, entry.is_dir()) for entry in found if not entry.name.startswith("."))
-        return
-    for info in fs.ls(folder, detail=True):
-        name = str(info["name"]).rstrip("/")
-        if name != folder.rstrip("/") and not name.rpartition("/")[2].startswith("."):
-            yield name.rpartition("/")[2], info["type"] == "directory"
-
-
 def _lone_archives(fs: Any, folder: str) -> list[str]:
     """Return the archives of a folder that holds nothing else to take images from."""
-    entries = list(_entries(fs, folder))
-    if any(is_folder or name.lower().endswith(SUFFIXES) for name, is_folder in entries):
+    found = [each for each in entries(fs, folder) if not each[0].startswith(HIDDEN)]
+    if any(is_folder or name.lower().endswith(SUFFIXES) for name, is_folder in found):
         return []
-    names = sorted(name for name, _ in entries)
+    names = sorted(name for name, _ in found)
     # A Parquet file beside tars is what was built of them.
     tars, tables = (
         [name for name in names if name.lower().endswith(each)] for each in (ARCHIVES, ".parquet")
@@ -302,23 +291,11 @@ def _lone_archives(fs: Any, folder: str) -> list[str]:
 
 def _tree(fs: Any, folder: str, uri: str, notes: list[str]) -> Iterator[pa.Table]:
     """Walk a folder, sorted, with one folder's names in memory at a time; what is not named as an image is noted."""
-    local = isinstance(fs, LocalFileSystem)
     left_out = LeftOut()
 
-    def walk(below: str, above: tuple[str, ...]) -> Iterator[str]:
-        here = join(folder, below).rstrip("/")
-        if local:
-            above = (*above, os.path.realpath(here))
-            if above[-1] in above[:-1]:  # a link that leads back up
-                return
-        entries = sorted(_entries(fs, here))
-        yield from (below + name for name, is_folder in entries if not is_folder)
-        for name, is_folder in entries:
-            if is_folder:
-                yield from walk(f"{below}{name}/", above)
-
     def images() -> Iterator[tuple[str, str]]:
-        for key in walk("", ()):
+        for path in walk(fs, folder, HIDDEN, ordered=True):
+            key = path[len(folder) :].lstrip("/")
             if key.lower().endswith(SUFFIXES):
                 yield key, join(uri, key)
             else:

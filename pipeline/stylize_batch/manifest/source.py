@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from stylize_batch import parquet
 from stylize_batch.ahead import begun_ahead
+from stylize_batch.listing import files, glob, pattern_of
 from stylize_batch.manifest.schema import CATEGORIES, DECIDING, ManifestError, check_schema
 from stylize_batch.storage import (
     absolute,
@@ -21,11 +22,12 @@ from stylize_batch.storage import (
     failure,
     filesystem,
     full_names,
-    glob_base,
-    is_glob,
     kind,
     parent,
 )
+
+SKIPPED = (".", "_")
+"""How names begin of files and folders that are no part of a manifest: Spark writes such."""
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 32_000_000
@@ -63,7 +65,8 @@ def locate(manifest: str, output: str) -> Source:
     """Find the files of a manifest.
 
     Args:
-        manifest: Parquet file, folder or glob; path or URI. In folders, names that begin with `.` or `_` are skipped.
+        manifest: Parquet file, folder or glob; path or URI. In folders, names that begin with `.` or `_` are skipped, as
+            wildcards do unless they follow such a character.
         output: the run's output root, whose own Parquet files are no manifest.
 
     Raises:
@@ -76,11 +79,9 @@ def locate(manifest: str, output: str) -> Source:
         if found == "file":
             return Source([uri], parent(uri))
         if found == "directory":
-            names: list[str] = fs.find(path)
-            base, kept = uri, [name for name in names if name.endswith(".parquet")]
-        elif is_glob(path):
-            kept = list(fs.glob(path))
-            base = glob_base(uri)
+            base, kept = uri, [name for name in files(fs, path, SKIPPED) if name.endswith(".parquet")]
+        elif pattern := pattern_of(manifest):
+            base, kept = pattern.base, glob(pattern, SKIPPED)
         else:
             raise ManifestError(f"there is no manifest {manifest}; give a Parquet file, a folder or a glob")
     except ManifestError:
@@ -88,20 +89,14 @@ def locate(manifest: str, output: str) -> Source:
     except Exception as error:
         raise ManifestError(f"cannot read the manifest {manifest}: {explained(error, uri)}") from None
     # Compared as the file system writes them: `file:///x` and `/x`, `memory://x` and `memory:///x` are one.
-    below = len(filesystem(base)[1].rstrip("/")) + 1
     own_fs, own = filesystem(output)
     own = own.rstrip("/") + "/"
-    files = [
-        name
-        for name in sorted(kept)
-        if not (type(own_fs) is type(fs) and name.startswith(own))
-        and not any(part.startswith((".", "_")) for part in name[below:].split("/"))
-    ]
-    if kept and not files and all(name.startswith(own) for name in kept):
+    names = [name for name in sorted(kept) if not (type(own_fs) is type(fs) and name.startswith(own))]
+    if kept and not names:
         raise ManifestError(f"the output root {output} is the manifest's own folder; choose another --output")
-    if not files:
+    if not names:
         raise ManifestError(f"there are no .parquet files in {manifest}{ELSEWHERE}")
-    return Source(full_names(fs, uri, files), base)
+    return Source(full_names(fs, uri, names), base)
 
 
 def fingerprint(source: Source) -> str:

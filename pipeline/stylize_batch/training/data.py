@@ -14,7 +14,8 @@ from torch import Tensor
 
 from stylize_batch.errors import JobFailedError, RowError, SystemicError, UsageError, counted
 from stylize_batch.images.decode import SUFFIXES, Array, decode, sides_of
-from stylize_batch.storage import absolute, list_files, read_bytes
+from stylize_batch.listing import list_files
+from stylize_batch.storage import absolute, read_bytes
 
 MAX_STORED_SIDE = 512
 """Shorter side images are reduced to before crops are taken (the paper's 512), unless crops are larger."""
