@@ -114,6 +114,16 @@ def test_folders_behind_links_are_listed_everywhere_and_one_that_leads_back_up_o
         assert keys == ["link/2.jpg", "real/1.jpg"]
 
 
+def test_hidden_files_and_folders_hold_no_images(tmp_path: Path) -> None:
+    for name in ("a.jpg", "._a.jpg", ".cache/b.jpg", "c/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_files(str(tmp_path), (".jpg",)) == [str(tmp_path / "a.jpg"), str(tmp_path / "c" / "d.jpg")]
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "e.jpg").touch()
+    assert list_files(str(tmp_path / ".hidden"), (".jpg",)) == [str(tmp_path / ".hidden" / "e.jpg")]
+
+
 def test_links_in_a_root_are_none_of_its_folders(tmp_path: Path) -> None:
     tree(tmp_path / "elsewhere", "theirs.jpg")
     root = Root(str(tmp_path / "out"))

@@ -20,6 +20,10 @@ from stylize_batch.errors import UsageError
 from stylize_batch.storage import absolute, failure, filesystem, full_names, join, kind, parent
 
 
+HIDDEN = (".",)
+"""How names begin that are no images, such as those a Mac leaves beside its files, and folders that hold none."""
+
+
 class Pattern(NamedTuple):
     """A pattern of names, below the folder in front of its first wildcard; the folder is a path or URI, absolute."""
 
@@ -94,7 +98,7 @@ def files(fs: Any, folder: str, skip: tuple[str, ...] = (), *, links: bool = Tru
 
 
 def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
-    """List the files below a folder, recursively and sorted, as absolute URIs.
+    """List the files below a folder, recursively and sorted, as absolute URIs; hidden ones are left out.
 
     Args:
         folder: URI or path; that of a file stands for itself.
@@ -106,7 +110,7 @@ def list_files(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     fs, path = filesystem(folder)
     try:
         lies = kind(fs, path)
-        found = [path] if lies == "file" else files(fs, path) if lies else ()
+        found = [path] if lies == "file" else files(fs, path, HIDDEN) if lies else ()
         names = sorted(name for name in found if name.lower().endswith(suffixes))
     except Exception as error:
         raise UsageError(f"cannot list {folder}: {failure(error, folder)}") from None

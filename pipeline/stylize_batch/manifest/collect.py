@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from stylize_batch.errors import JobFailedError, UsageError, counted
 from stylize_batch.images.decode import SUFFIXES
-from stylize_batch.listing import entries, glob, pattern_of, walk
+from stylize_batch.listing import HIDDEN, entries, glob, pattern_of, walk
 from stylize_batch.manifest.embedded import image_column, open_embedded
 from stylize_batch.manifest.items import KEY, URI, LeftOut
 from stylize_batch.manifest.lists import BATCH, LISTS, as_table, read_lists, with_free_names
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 """Names of a tree's first folders that are taken for splits, with or without digits, where all first folders have one."""
-
-HIDDEN = (".",)
-"""How names begin that are no images, and folders that hold none."""
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
