@@ -62,6 +62,12 @@ def test_alpha_is_the_same_stored_as_float32_or_float64(alpha: float) -> None:
     assert shortest(alpha) == shortest(decimal)
 
 
+def test_alpha_of_minus_zero_is_zero_whichever_comes_first() -> None:
+    shortest.cache_clear()
+    minus = pair_id("c", ["s"], alpha=-0.0)
+    assert minus == pair_id("c", ["s"], alpha=0.0) == by_the_contract("c", ["s"], None, 0.0, None, None)
+
+
 def test_numbers_of_float32_columns_are_hashed_as_they_were_written() -> None:
     tenth = float(np.float32(0.1))
     assert tenth != 0.1

@@ -88,6 +88,19 @@ def test_views_and_dictionaries_inside_other_types_are_planned_as_what_they_hold
     }
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_a_mask_that_is_text_may_be_missing_and_is_a_list_of_one(kind: pa.DataType, tmp_path: Path) -> None:
+    table = pa.table({"content": ["a", "b"], "style": [["s", "t"], ["s", "t"]]})
+    masks = pa.array(["m", None])
+    listed = pa.array([["m"], None], pa.list_(pa.string()))
+    for name, column in (("text", masks.cast(kind)), ("list", listed)):
+        pq.write_table(table.append_column("mask", column), tmp_path / f"{name}.parquet")
+    found, expected = (planned(tmp_path / f"{name}.parquet", tmp_path / name)[1] for name in ("text", "list"))
+    assert [t["pair_id"].to_pylist() for t in found] == [t["pair_id"].to_pylist() for t in expected]
+
+
 def test_optional_columns_that_are_null_throughout_are_as_if_they_were_not_there(tmp_path: Path) -> None:
     names = ("alpha", "preserve_color", "mask", "style_weights", "output")
     plain = pa.table({"content": ["a", "b"], "style": ["s", "t"]})

@@ -31,8 +31,8 @@ def normalized_weights(weights: Sequence[float]) -> list[float]:
 
 @functools.lru_cache(maxsize=65536)
 def shortest(value: float) -> str:
-    """Write a number as the shortest decimal that reads back as the same float32."""
-    return repr(float(str(np.float32(value))))
+    """Write a number as the shortest decimal that reads back as the same float32; -0 as 0, to which it is equal."""
+    return repr(float(str(np.float32(value))) + 0.0)
 
 
 def controls(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from stylize_batch.manifest.schema import (
     number_lists,
     plain_strings,
     remarkable_rows,
+    string_lists,
 )
 from stylize_batch.manifest.source import Source, first_line, read_batches
 
@@ -120,6 +121,7 @@ def _settings(
         empty if weights is None else weights.to_pylist(),
         empty if alphas is None else alphas.to_pylist(),
         empty if colors is None else colors.to_pylist(),
-        empty if masks is None else list_column(masks).to_pylist(),
+        # `check_row` has seen to it that none in a list is missing.
+        empty if masks is None else cast("list[list[str] | None]", string_lists(masks)),
     )
     return pa.array([controls(*row) for row in zip(*columns, strict=True)], pa.string())
