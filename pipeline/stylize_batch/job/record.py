@@ -20,7 +20,8 @@ KEY = "run.json"
 PREFIXES = ("results", "plan", "styles", "images")
 REPORT = "report.html"
 FILES = (REPORT, "annotations.json")
-"""With run.json, all that a run writes under its root, and so all that is deleted before a new plan."""
+"""Files that a run writes besides those under `PREFIXES`, and that are deleted with these before a new plan. run.json and
+lease.json stay: they belong to the run that makes it."""
 
 
 class RunRecord(BaseModel):

@@ -55,16 +55,16 @@ def _begins_with_an_image(file: pq.ParquetFile, column: str) -> bool:
 
 
 def extract_rows(handle: Any, size: int | None, out: Extraction) -> pa.Table:
-    """Extract the rows of a Parquet file; returns their other columns, those of bytes left out."""
+    """Extract the rows of a Parquet file; returns their other columns, but for those of other images."""
     with open_embedded(handle) as file:
         schema = file.schema_arrow
         columns = _image_columns(file)
         if not columns:
             return pa.table({})
-        image, *left = columns
-        carried = [name for name in schema.names if name not in (image, *left)]
-        if left:
-            out.note(f"columns of other images are left out: {', '.join(left)}")
+        image, *others = columns
+        carried = [name for name in schema.names if name not in columns]
+        if others:
+            out.note(f"columns of other images are left out: {', '.join(others)}")
         kept: list[pa.RecordBatch] = []
         row = empty = 0
         first_empty = ""
