@@ -52,6 +52,7 @@ def test_ordinary_names_stay_as_they_are(key: str) -> None:
         ("~/x.jpg", "_/x-"),
         ("a\\b.jpg", "a_b-"),
         ("dir.jpg/x.jpg", "dir_jpg/x-"),
+        ("a/metadata.parquet/x.jpg", "a/metadata_parquet/x-"),
         ("x?versionId=1.jpg", "x_versionId=1-"),
         ("\udcff.jpg", "_-"),
         ("k" * 300 + ".jpg", "kkk"),

@@ -163,8 +163,12 @@ def _style_stem(key: str) -> str:
 @functools.lru_cache(maxsize=4096)
 def _safe_folder(folder: str) -> str:
     parts = [shortened(_safe_part(part), MAX_NAME) for part in folder.split("/") if part]
-    # Pictures' names end in an extension; a folder's may not, or it could be a picture's.
-    return "/".join(part.replace(".", "_") if part.lower().endswith(SUFFIXES) else part for part in parts)
+    return "/".join(part.replace(".", "_") if _is_a_files(part.lower()) else part for part in parts)
+
+
+def _is_a_files(name: str) -> bool:
+    """Whether a folder's name could be that of a file in an output root: of a picture, or of what a run puts beside them."""
+    return name.endswith(SUFFIXES) or name == METADATA
 
 
 def _safe_part(part: str) -> str:
