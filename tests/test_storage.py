@@ -56,6 +56,16 @@ def test_errors_of_reading_name_their_kind(tmp_path: Path) -> None:
         assert uri in str(caught.value)
 
 
+@pytest.mark.parametrize("uri", ["s3://My Photos/a.jpg", "s3://bucket"])
+def test_a_uri_that_no_object_of_s3_can_have_is_its_rows_own_fault(
+    uri: str, no_credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True, "endpoint_url": "http://127.0.0.1:9"})
+    with pytest.raises(RowError, match="Unreadable") as caught:
+        read_bytes(uri)
+    assert uri in str(caught.value)
+
+
 def test_a_web_server_that_is_down_is_not_taken_for_a_file_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -103,6 +103,9 @@ CREDENTIALS = (
 permission), and the exceptions of botocore, Google's and Azure's libraries."""
 
 PERMANENT_ERRNO = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+MALFORMED = ("ParamValidationError",)
+"""Names of what botocore raises for a URI that no object can have: `s3://My Photos/a.jpg`, or a bucket without a key."""
+
 BROKEN_OFF = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError")
 """Names of what HTTP libraries raise when an answer ends before its length."""
 
@@ -132,7 +135,8 @@ def failure(error: Exception, uri: str) -> RowError | SystemicError:
     if isinstance(error, IsADirectoryError):
         return RowError("NotFound", f"{uri} is a folder, not a file")
     refused = isinstance(status, int) and 400 <= status < 500 and status not in RETRIABLE_STATUS
-    if refused or isinstance(error, ValueError) or getattr(error, "errno", None) in PERMANENT_ERRNO:
+    malformed = isinstance(error, ValueError) or type(error).__name__ in MALFORMED
+    if refused or malformed or getattr(error, "errno", None) in PERMANENT_ERRNO:
         return RowError("Unreadable", f"{uri}: {reason}")
     return RowError("StorageError", f"reading {uri} failed: {reason}", transient=True)
 
