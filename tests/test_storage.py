@@ -24,6 +24,8 @@ from stylize_batch.storage import (
     absolute,
     filesystem,
     fingerprint,
+    full_names,
+    glob_base,
     join,
     parent,
     read_bytes,
@@ -194,6 +196,12 @@ def test_folders_are_listed_recursively_and_sorted(tmp_path: Path) -> None:
 )
 def test_relative_paths_start_from_the_manifests_folder(path: str, base: str, expected: str) -> None:
     assert absolute(path, base) == expected
+
+
+@pytest.mark.parametrize(("uri", "name"), [("s3a://b/d/*.jpg", "b/d/1.jpg"), ("file:///d/*.jpg", "/d/1.jpg")])
+def test_files_of_a_glob_keep_its_scheme_and_so_lie_below_its_folder(uri: str, name: str) -> None:
+    (found,) = full_names(filesystem(uri)[0], uri, [name])
+    assert found == join(glob_base(uri), "1.jpg")
 
 
 @pytest.mark.parametrize(

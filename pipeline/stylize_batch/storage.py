@@ -243,5 +243,9 @@ def kind(fs: Any, path: str) -> str | None:
 
 
 def full_names(fs: Any, uri: str, names: Iterable[str]) -> list[str]:
-    """Return names as a file system lists them below a URI as URIs, and those below a path as they are."""
-    return [str(fs.unstrip_protocol(name)) if is_uri(uri) else name for name in names]
+    """Return names as a file system lists them below a URI as URIs of its scheme, and those below a path as they are."""
+    protocol, _ = _split(uri)
+    if not protocol:
+        return [*names]
+    # Of the names that some schemes have (`s3`, `s3a`), file systems give their first one.
+    return [protocol + _split(str(fs.unstrip_protocol(name)))[1] for name in names]
