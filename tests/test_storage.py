@@ -191,6 +191,13 @@ def test_folders_are_listed_recursively_and_sorted(tmp_path: Path) -> None:
         ("../x.jpg", "/data/in", "/data/x.jpg"),
         ("/abs/x.jpg", "/data", "/abs/x.jpg"),
         ("x.jpg", "s3://bucket/in", "s3://bucket/in/x.jpg"),
+        ("../x.jpg", "s3://bucket/in", "s3://bucket/x.jpg"),
+        ("./a/../x.jpg", "s3://bucket/in/", "s3://bucket/in/x.jpg"),
+        ("../../../other/x.jpg", "s3://bucket/in", "s3://bucket/other/x.jpg"),
+        ("../x.jpg", "file:///data/in", "file:///data/x.jpg"),
+        ("../../../x.jpg", "file:///data", "file:///x.jpg"),
+        ("../a//b%20#1?x::y..jpg", "s3://bucket/in//deep", "s3://bucket/in//a//b%20#1?x::y..jpg"),
+        ("a/..jpg", "s3://bucket/in", "s3://bucket/in/a/..jpg"),
         ("s3://other/x.jpg", "/data", "s3://other/x.jpg"),
     ],
 )

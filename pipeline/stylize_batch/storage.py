@@ -29,12 +29,29 @@ def is_uri(path: str) -> bool:
 
 
 def absolute(path: str, base: str | None = None) -> str:
-    """Make a path absolute: URIs stay as they are, others are taken relative to `base` (or the cwd)."""
+    """Make a path absolute: URIs stay as they are, others are taken relative to `base` (or the cwd).
+
+    `.` and `..` in the path are followed, below a URI as a browser does: no further up than its bucket or host.
+    """
     if is_uri(path):
         return path
     if base is not None and is_uri(base) and not path.startswith("/"):
-        return join(base, path)
+        return _resolved(base, path)
     return os.path.abspath(Path(base) / path if base is not None else path)  # noqa: PTH100 (keeps symlinks)
+
+
+def _resolved(base: str, path: str) -> str:
+    parts = path.split("/")
+    if not {".", ".."}.intersection(parts):
+        return join(base, path)
+    protocol, folder = _split(base)
+    bucket, *kept = folder.rstrip("/").split("/")
+    for part in parts:
+        if part == "..":
+            del kept[-1:]
+        elif part != ".":
+            kept.append(part)
+    return protocol + "/".join([bucket, *kept])
 
 
 def join(root: str, key: str) -> str:

@@ -87,6 +87,7 @@ def test_the_columns_check_agrees_with_that_of_single_uris(
         ("/out", "/out/images", "x.jpg", True),
         ("s3://b/out/", "s3://b", "out/images/x.jpg", True),
         ("s3://b/out", "/data", "s3a://b/out/images/x.jpg", True),
+        ("s3://b/out", "s3://b/in", "../out/images/x.jpg", True),
         ("memory://out", "/data", "memory:///out/images/x.jpg", True),
         ("/out", "/data", "/out/x.jpg", False),
         ("/out", "/data", "/out/images2/x.jpg", False),

@@ -52,7 +52,7 @@ class Reach(NamedTuple):
 
     Attributes:
         schemes: allowed in URIs.
-        base: folder that relative paths start from; `../` may lead out of it, within the same storage.
+        base: folder that relative paths start from; `../` may lead out of it, within the same storage (bucket).
         replaced: folders that the run replaces what lies in and `--overwrite` empties, as `_real` gives them.
     """
 
