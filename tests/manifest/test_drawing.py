@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import chain
 
 import numpy as np
@@ -21,6 +22,7 @@ def test_a_seed_gives_these_pairs_on_every_machine() -> None:
     styles = [[64302, 52784, 64930, 71469], [16626, 63528, 27711, 3443], [45045, 77225, 17915, 2400]]
     assert draw(contents, 80_000, 4).tolist() == styles
     assert draw(seeded(8, KEYS), 80_000, 4).tolist() != styles
+    assert draw(contents, 7, 6).tolist() == [[3, 6, 1, 4, 5, 2], [3, 5, 4, 0, 6, 2], [0, 3, 4, 2, 1, 6]]
     alpha = draw_alpha(contents, np.arange(3), 0.5, 1.0)
     assert alpha.tolist() == [0.9805248975753784, 0.5161668658256531, 0.5089777112007141]
 
@@ -33,6 +35,14 @@ def test_no_content_gets_a_style_twice(styles: int, count: int, seed: int) -> No
     assert drawn.min() >= 0
     assert drawn.max() < styles
     assert all(len(set(row)) == count for row in drawn.tolist())
+
+
+def test_many_styles_per_content_cost_in_proportion_to_their_number() -> None:
+    contents = seeded(0, [str(key) for key in range(64)])
+    began = time.process_time()
+    drawn = draw(contents, 2000, 2000)
+    assert time.process_time() - began < 3  # and 16 s where each step looks at all earlier ones
+    assert np.array_equal(np.sort(drawn), np.tile(np.arange(2000), (64, 1)))
 
 
 @given(st.integers(1, 20), st.integers(0, 19))

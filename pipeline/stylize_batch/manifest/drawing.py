@@ -39,16 +39,18 @@ def draw(contents: Hashes, styles: int, count: int) -> Integers:
 
     The first `count` steps of a Fisher-Yates shuffle: a larger count adds styles and keeps those drawn before.
     """
-    places = np.empty((len(contents), count), np.int64)
-    moved = np.empty_like(places)
+    steps = np.arange(count)
+    draws = _mix(contents[:, None] + (steps + 1).astype(np.uint64) * np.uint64(_STEP))
+    places = steps + (draws % (styles - steps).astype(np.uint64)).astype(np.int64)
+    # Of each content's styles, only the places that some step looks at are kept, each once.
+    first = styles * np.arange(len(contents))[:, None]
+    looked_at, at = np.unique(np.stack([first + steps, first + places]), return_inverse=True)
+    held = looked_at % styles
+    here, there = at.reshape(2, *places.shape)
     chosen = np.empty_like(places)
     for step in range(count):
-        place = step + (_numbers(contents, step) % np.uint64(styles - step)).astype(np.int64)
-        here, there = np.full(len(contents), step), place.copy()
-        for earlier in range(step):  # what those steps have put where we look
-            here = np.where(places[:, earlier] == step, moved[:, earlier], here)
-            there = np.where(places[:, earlier] == place, moved[:, earlier], there)
-        places[:, step], moved[:, step], chosen[:, step] = place, here, there
+        chosen[:, step] = held[there[:, step]]
+        held[there[:, step]] = held[here[:, step]]
     return chosen
 
 
@@ -56,10 +58,6 @@ def draw_alpha(contents: Hashes, ranks: Integers, low: float, high: float) -> np
     """Draw α for each pair evenly from low..high, by its content's hash and its rank among the content's pairs."""
     numbers = _mix(_mix(contents ^ _ALPHA) + (ranks + 1).astype(np.uint64) * np.uint64(_STEP))
     return (low + (high - low) * (numbers >> np.uint64(11)) * 2.0**-53).astype(np.float32)
-
-
-def _numbers(contents: Hashes, step: int) -> Hashes:
-    return _mix(contents + np.uint64((step + 1) * _STEP % 2**64))
 
 
 def _mix(x: Hashes) -> Hashes:
