@@ -436,6 +436,28 @@ def test_coco_boxes_categories_and_ids_are_carried(tmp_path: Path, styles: Path)
     assert second["boxes"] == []
 
 
+def test_coco_files_are_read_as_one_only_where_their_categories_are_the_same(
+    tmp_path: Path, styles: Path
+) -> None:
+    """The manifest keeps one list of them, by which annotations.json names the classes of all its boxes."""
+    tree(tmp_path, "1.jpg", "2.jpg")
+    cat, dog = {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}
+
+    def write(number: int, *categories: dict[str, Any]) -> None:
+        box = {"id": number, "image_id": number, "category_id": 1, "bbox": [0, 0, 1, 1]}
+        image = {"id": number, "file_name": f"{number}.jpg", "height": 9, "width": 9}
+        coco = {"images": [image], "categories": categories, "annotations": [box]}
+        (tmp_path / f"part{number}.json").write_text(json.dumps(coco))
+
+    write(1, cat, dog)
+    write(2, dog, cat)
+    assert len(built(tmp_path / "*.json", styles, tmp_path / "p.parquet")) == 2
+    for categories in ([{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}], [cat]):
+        write(2, *categories)
+        message = refused(tmp_path / "*.json", styles, tmp_path)
+        assert f"{tmp_path}/part2.json has other 'categories' than {tmp_path}/part1.json; give both" in message
+
+
 @pytest.mark.parametrize(
     ("outline", "fields"), [([], "keypoints"), ([[1, 2, 3, 4]], "keypoints, segmentation")]
 )

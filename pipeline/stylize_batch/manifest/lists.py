@@ -83,6 +83,11 @@ def read_lists(uris: list[str], role: str, root: str | None, notes: list[str]) -
                 odd = next((each for each in items.schema if each not in schema), None)
                 named = f" (column '{odd.name}' of type {odd.type})" if odd else ""
                 raise UsageError(f"{uri} has other columns or types than {uris[0]}{named}; all must be alike")
+            if schema is not None and _categories(items.schema) != _categories(schema):
+                raise UsageError(
+                    f"{uri} has other 'categories' than {uris[0]}; give both all of them, each with one id, or build a "
+                    "manifest of each file"
+                )
             schema = items.schema
             yield items
 
@@ -114,6 +119,11 @@ def read_map(uri: str) -> Iterator[tuple[str, list[str]]]:
         raise UsageError(f"cannot read the style map {uri}: {error}") from None
     except Exception as error:
         raise UsageError(f"cannot read the style map {uri}: {failure(error, absolute(uri))}") from None
+
+
+def _categories(schema: pa.Schema) -> dict[int, dict[str, Any]]:
+    """Return the categories of COCO annotations by their ids; other lists have none."""
+    return {each["id"]: each for each in json.loads((schema.metadata or {}).get(CATEGORIES, b"[]"))}
 
 
 def _path_column(schema: pa.Schema, role: str, uri: str) -> str:
