@@ -55,7 +55,7 @@ def with_python_times(table: pa.Table) -> pa.Table:
     fields = [field.with_type(with_leaves(field.type, _in_microseconds)) for field in table.schema]
     shown = table.cast(pa.schema(fields), safe=False)
     for place, field in enumerate(fields):
-        as_text = with_leaves(field.type, _text_for_times)
+        as_text = with_leaves(field.type, text_for_times)
         if as_text == field.type:
             continue
         column = shown[field.name]
@@ -73,7 +73,8 @@ def _in_microseconds(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _text_for_times(kind: pa.DataType) -> pa.DataType:
+def text_for_times(kind: pa.DataType) -> pa.DataType:
+    """Return text in the place of a type of times, and any other as it is."""
     return pa.string() if pa.types.is_temporal(kind) else kind
 
 

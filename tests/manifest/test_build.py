@@ -148,6 +148,35 @@ def test_what_only_looks_like_a_number_in_a_csv_file_stays_as_it_is(tmp_path: Pa
     assert "is not UTF-8 in its column 'label'" in refused(listed, styles, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("labels", "split"), [(["1.1", "1.10"], "0.50"), (["2020-01-01", "2020-01-02"], "true")]
+)
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl"])
+def test_labels_and_splits_stay_as_they_are_written(
+    tmp_path: Path, styles: Path, kind: str, labels: list[str], split: str
+) -> None:
+    tree(tmp_path, "x.jpg", "y.jpg")
+    rows = [
+        {"path": path, "label": label, "split": split}
+        for path, label in zip(("x.jpg", "y.jpg"), labels, strict=True)
+    ]
+    listed = tmp_path / f"list.{kind}"
+    if kind == "csv":
+        listed.write_text("\n".join(map(",".join, [rows[0], *(row.values() for row in rows)])))
+    else:
+        listed.write_text(json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows)))
+    found = built(listed, styles, tmp_path / "p.parquet")
+    assert [(row["label"], row["split"]) for row in found] == [(label, split) for label in labels]
+
+
+def test_text_in_json_lines_stays_text_where_it_looks_like_a_time(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path, "x.jpg")
+    row = {"path": "x.jpg", "n": 1, "taken": "2020-01-01", "more": {"days": ["2020-01-01", None], "id": 7}}
+    (tmp_path / "list.jsonl").write_text(json.dumps(row))
+    (found,) = built(tmp_path / "list.jsonl", styles, tmp_path / "p.parquet")
+    assert {name: found[name] for name in list(found)[-3:]} == {name: row[name] for name in list(row)[-3:]}
+
+
 def test_labels_that_are_none_and_times_out_of_range_are_no_tracebacks(tmp_path: Path, styles: Path) -> None:
     tree(tmp_path, "x.jpg", "y.jpg")
     paths = pa.array(["x.jpg", "y.jpg"])
@@ -455,7 +484,9 @@ def test_coco_files_are_read_as_one_only_where_their_categories_are_the_same(
     for categories in ([{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}], [cat]):
         write(2, *categories)
         message = refused(tmp_path / "*.json", styles, tmp_path)
-        assert f"{tmp_path}/part2.json has other 'categories' than {tmp_path}/part1.json; give both" in message
+        assert (
+            f"{tmp_path}/part2.json has other 'categories' than {tmp_path}/part1.json; give both" in message
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from stylize_batch.errors import UsageError, counted
 from stylize_batch.manifest.items import KEY, URI
 from stylize_batch.manifest.naming import key_below
 from stylize_batch.manifest.schema import CATEGORIES, RESULT_COLUMNS, free_name
-from stylize_batch.parquet import as_columns, as_text, unfit
+from stylize_batch.parquet import as_columns, as_text, text_for_times, unfit, with_leaves
 from stylize_batch.storage import absolute, failure, filesystem, kind, parent
 
 BATCH = 65_536
@@ -35,6 +35,9 @@ PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
 
 TEXT_COLUMNS = ("content", "style", *PATH_COLUMNS)
 """Columns of a CSV file that are text whatever they look like."""
+
+NAME_COLUMNS = ("label", "split")
+"""Columns of a CSV file that name classes: text unless they hold whole numbers alone, since 1.1 and 1.10 may be two."""
 
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 """Endings of their names."""
@@ -179,12 +182,22 @@ def _raw_tables(
         elif suffix not in LISTS:
             raise UsageError(f"{uri} is no list; its name must end in one of {', '.join(LISTS)}")
         else:
-            yield from map(
-                as_table,
-                json_lines.read_json(handle, json_lines.ReadOptions(block_size=LIST_BLOCK)).to_batches(
-                    max_chunksize=BATCH
-                ),
-            )
+            yield from map(as_table, _json_lines(handle).to_batches(max_chunksize=BATCH))
+
+
+def _json_lines(handle: Any) -> pa.Table:
+    """Read JSON lines. Text that looks like a time, which Arrow takes for one, stays text, as it is in JSON."""
+    options = json_lines.ReadOptions(block_size=LIST_BLOCK)
+    table = json_lines.read_json(handle, options)
+    fields = [field for field in table.schema if not unfit(field.type)]
+    written = [field.with_type(with_leaves(field.type, text_for_times)) for field in fields]
+    if written == fields:
+        return table
+    names = table.column_names
+    del table  # or two would be in memory
+    handle.seek(0)
+    known = json_lines.ParseOptions(explicit_schema=pa.schema(written))
+    return json_lines.read_json(handle, options, known).select(names)
 
 
 def _csv_file(uri: str) -> Any:
@@ -222,7 +235,7 @@ def _text_columns(uri: str) -> set[str]:
     for field in schema:
         if pa.types.is_binary(field.type):
             raise UsageError(f"{uri} is not UTF-8 in its column '{field.name}'; save it as UTF-8")
-    text = {field.name for field in schema if pa.types.is_string(field.type)}
+    text = {field.name for field in schema if _is_text(field)}
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
     if numbers:
         with _csv_file(uri) as handle:
@@ -231,6 +244,11 @@ def _text_columns(uri: str) -> set[str]:
             ).read_next_batch()
         text.update(name for name in numbers if not all(map(_is_number, first[name].to_pylist())))
     return text
+
+
+def _is_text(field: pa.Field) -> bool:
+    named = field.name in NAME_COLUMNS and not pa.types.is_integer(field.type)
+    return named or pa.types.is_string(field.type)
 
 
 def _is_number(text: str | None) -> bool:
