@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import EXTENSIONS
+from stylize_batch.manifest import lists
 from stylize_batch.manifest.build import Built, build
 from stylize_batch.manifest.pairing import Pairing
 from stylize_batch.manifest.partition import check_and_partition
@@ -169,12 +170,41 @@ def test_labels_and_splits_stay_as_they_are_written(
     assert [(row["label"], row["split"]) for row in found] == [(label, split) for label in labels]
 
 
+def test_a_label_that_is_empty_is_none(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path, "x.jpg", "y.jpg")
+    listed = tmp_path / "list.csv"
+    listed.write_text("path,label\nx.jpg,\ny.jpg,\n")
+    assert made(listed, styles, tmp_path / "p.parquet").labels == 0
+    assert "the contents have no labels" in refused(listed, styles, tmp_path, style_by_label=True)
+
+
 def test_text_in_json_lines_stays_text_where_it_looks_like_a_time(tmp_path: Path, styles: Path) -> None:
     tree(tmp_path, "x.jpg")
     row = {"path": "x.jpg", "n": 1, "taken": "2020-01-01", "more": {"days": ["2020-01-01", None], "id": 7}}
     (tmp_path / "list.jsonl").write_text(json.dumps(row))
     (found,) = built(tmp_path / "list.jsonl", styles, tmp_path / "p.parquet")
     assert {name: found[name] for name in list(found)[-3:]} == {name: row[name] for name in list(row)[-3:]}
+
+
+def test_a_column_of_a_long_csv_file_may_begin_empty_and_is_named_where_its_type_changes(
+    tmp_path: Path, styles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "LIST_BLOCK", 1000)
+    tree(tmp_path, "0.jpg")
+    listed = tmp_path / "list.csv"
+
+    def write(before: str, last: str) -> None:
+        lines = [f"{number}.jpg,{before}\n" for number in range(200)]
+        listed.write_bytes("".join(["path,note\n", *lines, f"200.jpg,{last}\n"]).encode("latin-1"))
+
+    write("", "x")
+    assert built(listed, styles, tmp_path / "p.parquet")[-1]["note"] == "x"
+    for before, last, message in (
+        ("1", "0.5", "column 'note' is of another type at its beginning"),
+        ("a", "é", "is not UTF-8 in its column 'note'; save it"),
+    ):
+        write(before, last)
+        assert message in refused(listed, styles, tmp_path)
 
 
 def test_labels_that_are_none_and_times_out_of_range_are_no_tracebacks(tmp_path: Path, styles: Path) -> None:

@@ -63,7 +63,7 @@ def groups_of(table: pa.Table) -> list[Group]:
 
 
 def _hashable(value: Any) -> Any:
-    if value != value:  # NaN: no label
+    if value != value or value == "":  # NaN, or an empty field of a CSV file: no label
         return None
     return str(value) if isinstance(value, list | dict) else value
 

@@ -168,8 +168,7 @@ def _raw_tables(
     """Read a list by the ending of its name; `text` names columns of CSV files that hold no numbers."""
     suffix = _suffix(uri)
     if suffix in (".csv", ".tsv"):
-        with _csv_file(uri) as handle:
-            yield from map(as_table, _csv_reader(handle, uri, text))
+        yield from _csv_tables(uri, text)
         return
     fs, path = filesystem(uri)
     with fs.open(path, "rb") as handle:
@@ -200,6 +199,34 @@ def _json_lines(handle: Any) -> pa.Table:
     return json_lines.read_json(handle, options, known).select(names)
 
 
+def _csv_tables(uri: str, text: Iterable[str]) -> Iterator[pa.Table]:
+    """Read a CSV file, whose first block decides the types of columns that are not `text`.
+
+    Raises:
+        UsageError: a column is of another type further on.
+    """
+    with _csv_file(uri) as handle:
+        reader = _csv_reader(handle, uri, text)
+        names = reader.schema.names
+        try:
+            yield from map(as_table, reader)
+        except pa.ArrowInvalid as error:
+            found = re.match(r"In CSV column #(\d+): (.*)", str(error), re.DOTALL)
+            if found is None:
+                raise
+            name, reason = names[int(found[1])], found[2]
+            if "invalid UTF8" in reason:
+                raise _not_utf8(uri, name) from None
+            raise UsageError(
+                f"{uri}: column '{name}' is of another type at its beginning ({reason}); move such a row to the top of the "
+                "file, or save the list as Parquet"
+            ) from None
+
+
+def _not_utf8(uri: str, column: str) -> UsageError:
+    return UsageError(f"{uri} is not UTF-8 in its column '{column}'; save it as UTF-8")
+
+
 def _csv_file(uri: str) -> Any:
     """Open a CSV file. Arrow reads ahead of who takes its rows, in a thread of its own, which must not wait for Python when
     an error ends the process: that aborts it (exit status 134). So it gets files of this machine without Python."""
@@ -225,7 +252,8 @@ def _refuse_repeated(schema: pa.Schema, uri: str) -> None:
 
 
 def _text_columns(uri: str) -> set[str]:
-    """Return the columns of a CSV file that are text, by its first block: what only looks like numbers, as 007 does, too.
+    """Return the columns of a CSV file that are text, by its first block: what only looks like numbers, as 007 does, too,
+    and what is empty there, since anything may follow.
 
     Raises:
         UsageError: the file is not UTF-8.
@@ -234,7 +262,7 @@ def _text_columns(uri: str) -> set[str]:
         schema = _csv_reader(handle, uri, TEXT_COLUMNS).schema
     for field in schema:
         if pa.types.is_binary(field.type):
-            raise UsageError(f"{uri} is not UTF-8 in its column '{field.name}'; save it as UTF-8")
+            raise _not_utf8(uri, field.name)
     text = {field.name for field in schema if _is_text(field)}
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
     if numbers:
@@ -248,7 +276,7 @@ def _text_columns(uri: str) -> set[str]:
 
 def _is_text(field: pa.Field) -> bool:
     named = field.name in NAME_COLUMNS and not pa.types.is_integer(field.type)
-    return named or pa.types.is_string(field.type)
+    return named or pa.types.is_string(field.type) or pa.types.is_null(field.type)
 
 
 def _is_number(text: str | None) -> bool:
