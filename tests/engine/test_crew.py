@@ -110,6 +110,22 @@ def test_a_new_process_need_not_leave_because_the_last_one_had_to(driver: Driver
     assert not driver.slot.leaving
 
 
+def test_a_question_that_a_process_died_with_hides_not_that_it_had_to_leave_what_it_had_in_flight(
+    driver: Driver,
+) -> None:
+    driver.hear(HERE, READY)
+    driver.slot.give(task())
+    driver.hear(Pulse(rows=0, leaving=True), RayActorError())
+    assert driver.slot.leaving
+    assert len(driver.slot.lose()) == 1
+    assert not driver.slot.leaving
+
+
+def test_a_process_that_left_with_nothing_in_flight_is_waited_for_as_any_other(driver: Driver) -> None:
+    driver.hear(HERE, Pulse(rows=0, leaving=True), RayActorError())
+    assert not driver.slot.leaving
+
+
 def test_rows_of_a_finished_shard_are_not_in_hand(driver: Driver) -> None:
     driver.slot.give(task())
     driver.hear(HERE, Pulse(rows=7, leaving=False))

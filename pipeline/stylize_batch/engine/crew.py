@@ -137,13 +137,14 @@ class Slot:
 
     def lose(self) -> list[Task]:
         """Take note that the process is gone, and return what it had in flight. Ray restarts it where there is room."""
-        self._reset()
         tasks = [task for _, task in self.in_flight]
         self.in_flight.clear()
+        self._reset()
         return tasks
 
     def _reset(self) -> None:
-        self._alive = self.ready = self.leaving = False
+        self._alive = self.ready = False
+        self.leaving &= bool(self.in_flight)  # which are yet to be found lost, and then it tells why
         self.rows = 0
         if self._question is None:
             self._next_question = time.monotonic() + PING_SECONDS
