@@ -89,6 +89,19 @@ def test_a_bank_file_moves_with_the_styles_below_its_folder(tmp_path: Path) -> N
     assert list(moved) == [str(after / "styles" / "a.jpg"), outside.uri]
 
 
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [("memory://banks", ["a.png", "/b.png", "c::d.png"]), ("", ["a.png", "b:/c.png", "http://d/e.png"])],
+)
+def test_styles_beside_a_bank_file_are_read_back_whatever_their_names(
+    tmp_path: Path, folder: str, names: list[str]
+) -> None:
+    folder = folder or str(tmp_path)
+    styles = [A._replace(uri=f"{folder}/{name}") for name in names]
+    write_bank(f"{folder}/bank.parquet", styles, "model-512")
+    assert read_bank(f"{folder}/bank.parquet").styles == [style.uri for style in styles]
+
+
 def _without_metadata(path: Path) -> None:
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
 

@@ -199,13 +199,13 @@ def write_bank(uri: str, vectors: Sequence[StyleVector], key: str) -> None:
     Raises:
         OSError: storage refused or did not answer.
     """
-    base = parent(absolute(uri)).rstrip("/") + "/"
+    folder = parent(absolute(uri))
     with replacing(uri) as path:
         writer: pq.ParquetWriter | None = None
         try:
             for start in range(0, len(vectors), ROW_GROUP):
                 group = [
-                    style._replace(uri=style.uri.removeprefix(base))
+                    style._replace(uri=_relative(style.uri, folder))
                     for style in vectors[start : start + ROW_GROUP]
                 ]
                 table = _table(group, key)
@@ -220,6 +220,13 @@ def write_bank(uri: str, vectors: Sequence[StyleVector], key: str) -> None:
 
 
 def read_bank(uri: str) -> BankFile:
+def _relative(uri: str, folder: str) -> str:
+    """Return an absolute URI relative to a folder, if it lies below; unless that would be read as another: one that
+    begins with a slash, or looks absolute itself."""
+    short = uri.removeprefix(folder.rstrip("/") + "/")
+    return short if absolute(short, folder) == uri else uri
+
+
     """Read a bank file; in memory are its vectors and one row group.
 
     Raises:
