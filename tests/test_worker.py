@@ -630,11 +630,15 @@ def test_what_a_worker_hands_back_is_not_written(
     assert len(begun) <= WRITE_THREADS + 1
 
 
+@pytest.mark.parametrize("masked", [False, True])
 def test_rows_of_a_style_that_storage_did_not_give_fail_and_say_nothing_of_the_storage_now(
-    own_worker: Worker, contents: list[str], styles: list[str]
+    own_worker: Worker, contents: list[str], styles: list[str], tmp_path: Path, masked: bool
 ) -> None:
     bank = bank_of([], {styles[0]: RowError("StorageError", "no answer", transient=True)})
-    results = own_worker.stylize(SHARD, planned(contents[:2], styles[:1]), bank)
+    plan = planned(contents[:2], styles[:1])
+    if masked:
+        plan = plan.append_column("mask", pa.array([save_mask(tmp_path / "mask.png", 1)] * 2))
+    results = own_worker.stylize(SHARD, plan, bank)
     assert results["error"].to_pylist() == [f"StorageError: style {styles[0]}: no answer"] * 2
 
 

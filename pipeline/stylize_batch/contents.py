@@ -46,11 +46,6 @@ class Pair(NamedTuple):
     masks: list[str]
     preserve_color: bool
 
-    @property
-    def needs_files(self) -> bool:
-        """Whether it needs images beside the content and the bank."""
-        return bool(self.masks) or self.preserve_color
-
 
 class Content(NamedTuple):
     """One content image and its pairs."""

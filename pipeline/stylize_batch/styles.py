@@ -78,11 +78,12 @@ class StyleBank:
         """Return the vectors of some styles, [K, width].
 
         Raises:
-            RowError: of the first style that could not be encoded, naming it.
+            RowError: of the first style that could not be encoded, naming it; never transient.
         """
         for style in styles:
             if style in self.failures:
-                raise named(self.failures[style], "style", style)
+                failed = named(self.failures[style], "style", style)
+                raise RowError(failed.kind, failed.message)  # what storage did then says nothing of it now
         rows = [self._rows[style] for style in styles]
         return self.matrix[rows[0] : rows[0] + 1] if len(rows) == 1 else self.matrix[rows]
 
@@ -219,7 +220,6 @@ def write_bank(uri: str, vectors: Sequence[StyleVector], key: str) -> None:
                 writer.close()
 
 
-def read_bank(uri: str) -> BankFile:
 def _relative(uri: str, folder: str) -> str:
     """Return an absolute URI relative to a folder, if it lies below; unless that would be read as another: one that
     begins with a slash, or looks absolute itself."""
@@ -227,6 +227,7 @@ def _relative(uri: str, folder: str) -> str:
     return short if absolute(short, folder) == uri else uri
 
 
+def read_bank(uri: str) -> BankFile:
     """Read a bank file; in memory are its vectors and one row group.
 
     Raises:

@@ -361,7 +361,7 @@ class Worker:
                     else:
                         yield pair, Picture(loaded.image)
                 except RowError as error:
-                    if not alone and (isinstance(loaded, RowError) or pair.needs_files):
+                    if not alone:
                         silence.add(error)
                     yield pair, Outcome(error=str(error))
             if isinstance(loaded, RowError) or not jobs:
