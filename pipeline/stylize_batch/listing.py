@@ -19,7 +19,6 @@ from fsspec.implementations.local import LocalFileSystem
 from stylize_batch.errors import UsageError
 from stylize_batch.storage import absolute, failure, filesystem, full_names, join, kind, parent
 
-
 HIDDEN = (".",)
 """How names begin that are no images, such as those a Mac leaves beside its files, and folders that hold none."""
 

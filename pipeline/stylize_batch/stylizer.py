@@ -211,7 +211,8 @@ def _several(given: Picture | Sequence[Picture]) -> list[Picture]:
 def _check_picture(picture: Picture) -> None:
     if not isinstance(picture, Tensor | Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(
-            f"pictures are PIL images or tensors, not {type(picture).__name__}; open files first"
+            f"pictures are PIL images or tensors, not {type(picture).__name__}; Image.open opens a file, "
+            "Image.fromarray takes an array"
         )
 
 

@@ -688,6 +688,18 @@ def test_an_image_that_cannot_be_decoded_is_skipped_and_named(pictures: Path, tm
     assert pool.skipped == [str(tmp_path / "broken.jpg")]
 
 
+def test_an_output_that_holds_something_else_or_lies_among_the_images_is_refused(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").touch()
+    with pytest.raises(UsageError, match=r"is not empty and holds no recipe\.json of a training"):
+        Trainer(recipe, str(tmp_path))
+    (tmp_path / "link").symlink_to(recipe.contents)
+    for output in (recipe.contents, f"{tmp_path}/link/training"):
+        with pytest.raises(UsageError, match=r"lies in --contents, where its samples would be listed too"):
+            Trainer(recipe, output)
+
+
 def test_a_folder_of_mostly_unreadable_images_is_refused(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "fine.jpg").write_bytes(next((pictures / "style").iterdir()).read_bytes())
     (tmp_path / "broken.jpg").write_text("no image")

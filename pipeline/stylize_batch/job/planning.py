@@ -16,9 +16,10 @@ from stylize_batch.job.lease import KEY as LEASE
 from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.spec import JobSpec
+from stylize_batch.location import lies_in
 from stylize_batch.manifest.partition import Partition, check_and_partition
 from stylize_batch.manifest.plan import usual_shard_pairs, write_plan
-from stylize_batch.manifest.reach import IN_OUTPUT, lies_in
+from stylize_batch.manifest.reach import IN_OUTPUT
 from stylize_batch.manifest.schema import misspellings
 from stylize_batch.manifest.shards import is_whole
 from stylize_batch.manifest.source import Source, columns_of, fingerprint, unread_partitions

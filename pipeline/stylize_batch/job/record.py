@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stylize_batch.errors import UsageError, told
 from stylize_batch.job.spec import FIXED, JobSpec
-from stylize_batch.manifest.reach import lies_in
+from stylize_batch.location import lies_in
 from stylize_batch.root import Root
 from stylize_batch.settings import Device, Precision
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import Format
+from stylize_batch.location import lies_in
 from stylize_batch.manifest.pairing import Pairing, Real, Whole
-from stylize_batch.manifest.reach import IN_OUTPUT, lies_in, refuse_credentials
+from stylize_batch.manifest.reach import IN_OUTPUT, refuse_credentials
 from stylize_batch.model import container
 from stylize_batch.settings import Device, Layout, Precision
 from stylize_batch.storage import absolute, is_uri

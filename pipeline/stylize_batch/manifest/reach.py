@@ -11,13 +11,13 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stylize_batch.errors import UsageError
+from stylize_batch.location import follow_links, real
 from stylize_batch.manifest.schema import ManifestError, is_string, plain_strings
 from stylize_batch.storage import absolute, is_uri
 
@@ -39,9 +39,6 @@ _CREDENTIAL = (
 )
 _CREDENTIAL_PATTERN = re.compile(_CREDENTIAL)
 _COLUMNS = ("content", "style", "mask")
-_SAME = {"local": "file", "s3a": "s3", "gcs": "gs", "abfs": "az"}
-"""Schemes with two names."""
-
 
 IN_OUTPUT = "lies in the output root, where the run replaces and deletes files; choose another --output"
 """Why a run may not read a file of its own."""
@@ -53,7 +50,7 @@ class Reach(NamedTuple):
     Attributes:
         schemes: allowed in URIs.
         base: folder that relative paths start from; `../` may lead out of it, within the same storage (bucket).
-        replaced: folders that the run replaces what lies in and `--overwrite` empties, as `_real` gives them.
+        replaced: folders that the run replaces what lies in and `--overwrite` empties, as `location.real` gives them.
     """
 
     schemes: tuple[str, ...]
@@ -65,10 +62,10 @@ class Reach(NamedTuple):
         if reason := self._refusal_of_scheme(uri):
             return reason
         folder = uri[: uri.rfind("/") + 1]
-        return IN_OUTPUT if self.replaced and self._is_replaced(folder, _follow) else None
+        return IN_OUTPUT if self.replaced and self._is_replaced(folder, follow_links) else None
 
     def _is_replaced(self, folder: str, follow: Callable[[str], str]) -> bool:
-        return _real(absolute(folder, self.base), follow).startswith(self.replaced)
+        return real(absolute(folder, self.base), follow).startswith(self.replaced)
 
     def _refusal_of_scheme(self, uri: str) -> str | None:
         if not is_uri(uri):
@@ -110,7 +107,7 @@ class Reach(NamedTuple):
         if not self.replaced:
             return False
         folders = pc.unique(pc.replace_substring_regex(pc.unique(column), "[^/]*$", "")).drop_null()
-        follow = functools.cache(_follow)
+        follow = functools.cache(follow_links)
         return any(self._is_replaced(folder, follow) for folder in folders.to_pylist())
 
     def _suspicious(self, column: pa.Array) -> bool:
@@ -135,33 +132,6 @@ def _texts(column: pa.Array) -> pa.Array:
     return plain_strings(column)
 
 
-def _follow(path: str) -> str:
-    return os.path.realpath(path)
-
-
-def lies_in(place: str, folder: str) -> bool:
-    """Whether a path or URI is a folder or lies below it, local links followed."""
-    return _real(place).startswith(_real(folder))
-
-
-def _real(place: str, follow: Callable[[str], str] = _follow) -> str:
-    """Return a path or URI in a form that equal places share, with one `/` at its end.
-
-    `follow` follows the links of the folder above; one that remembers serves many places.
-    """
-    place = absolute(place)
-    scheme, _, path = place.partition("://") if is_uri(place) else ("file", "", place)
-    scheme = _SAME.get(scheme, scheme)
-    if scheme != "file":
-        return f"{scheme}://{path.strip('/')}/"
-    with suppress(ValueError):  # a NUL in it, which no file has
-        above, name = os.path.split(os.path.abspath(path))  # noqa: PTH100 (`Path` costs more than the call)
-        path = os.path.join(follow(above), name)  # noqa: PTH118
-        if os.path.islink(path):  # noqa: PTH114
-            path = _follow(path)
-    return path.rstrip("/") + "/"
-
-
 def reach(base: str, replaced: Iterable[str] = ()) -> Reach:
     """Return what rows may reach on this machine, with relative paths starting from `base`, outside of some folders.
 
@@ -170,12 +140,12 @@ def reach(base: str, replaced: Iterable[str] = ()) -> Reach:
     """
     text = os.environ.get(VARIABLE)
     if text is None:
-        return Reach(SCHEMES, base, tuple(map(_real, replaced)))
+        return Reach(SCHEMES, base, tuple(map(real, replaced)))
     schemes = tuple(part.strip().removesuffix("://") for part in text.split(",") if part.strip())
     for scheme in schemes:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
             raise UsageError(f"{VARIABLE} is {text!r}, it must be schemes with commas between: file,s3,https")
-    return Reach(schemes, base, tuple(map(_real, replaced)))
+    return Reach(schemes, base, tuple(map(real, replaced)))
 
 
 def carries_credential(uri: str) -> bool:

@@ -23,6 +23,7 @@ from stylize_batch.ahead import begun_ahead
 from stylize_batch.errors import JobFailedError, UsageError, os_errors_as
 from stylize_batch.images.encode import encode
 from stylize_batch.images.sheet import contact_sheet
+from stylize_batch.location import lies_in
 from stylize_batch.model import checkpoint, container
 from stylize_batch.model.architecture import DESIGNS
 from stylize_batch.model.device import begin_to_host, keep_float32, to_device, usable_device
@@ -41,7 +42,7 @@ from stylize_batch.training.recipe import Recipe, Stage
 from stylize_batch.training.state import Position
 from stylize_batch.weights import read_model
 
-MODEL, LOG, PLOT = "model.safetensors", "training.csv", "training.png"
+MODEL, RECIPE, LOG, PLOT = "model.safetensors", "recipe.json", "training.csv", "training.png"
 MAX_GRADIENT_NORM = 10.0
 MAX_BAD_STEPS = 20
 LOOK_EVERY = 50
@@ -105,11 +106,12 @@ class Trainer:
             network: makes a network to train in place of the architecture's own, given φ.
 
         Raises:
-            UsageError: images or encoder are missing, or the folder belongs to another recipe.
+            UsageError: images or encoder are missing, or the folder belongs to another recipe or something else.
         """
         self.recipe = recipe
         self.device = usable_device(device)
         self.root = Root(output)
+        _check_output(self.root, recipe)
         if recipe.precision == "fp32":
             keep_float32()
         self._autocast = recipe.precision == "bf16" and _computes_bf16(self.device)
@@ -167,7 +169,7 @@ class Trainer:
         if not resumed:
             self._begin()
         with os_errors_as(UsageError, f"cannot write to {self.root.uri}"):
-            self.root.put("recipe.json", recipe.model_dump_json(indent=2).encode())
+            self.root.put(RECIPE, recipe.model_dump_json(indent=2).encode())
 
     def run(self, report: Callable[[Step], None], minutes: float | None = None) -> bool:
         """Train until the recipe is done or the minutes are over; returns whether it is done.
@@ -491,6 +493,25 @@ class Trainer:
             rows = log.load(self.root.read(LOG))
             self._rows = [row for row in rows if row.iteration <= self.iteration]
         return True
+
+
+def _check_output(root: Root, recipe: Recipe) -> None:
+    """Refuse a folder of something else, and one whose pictures would be taken for training images.
+
+    Raises:
+        UsageError: it is one.
+    """
+    for name in ("contents", "styles"):
+        if lies_in(root.uri, getattr(recipe, name)):
+            raise UsageError(
+                f"the output {root.uri} lies in --{name}, where its samples would be listed too; choose another --output"
+            )
+    with os_errors_as(UsageError, f"cannot read {root.uri}"):
+        ours = root.exists(RECIPE) or root.exists(state.INDEX) or root.empty()
+    if not ours:
+        raise UsageError(
+            f"{root.uri} is not empty and holds no {RECIPE} of a training; choose another --output or empty it yourself"
+        )
 
 
 def _new_network(recipe: Recipe, phi: Encoder) -> Transfer:
