@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -40,7 +41,9 @@ from stylize_batch.model import container
 from stylize_batch.process import place_digest
 from stylize_batch.progress import Silent
 from stylize_batch.root import Root
+from stylize_batch.storage import read_bytes
 from tests.conftest import MakeManifest, Row, read_results
+from tests.controls import save_mask
 
 
 def run(manifest: Path | str, output: Path | str, **settings: Any) -> stylize_batch.RunSummary:
@@ -695,13 +698,26 @@ def test_a_run_with_too_many_failures_ends_at_once_and_repeated_does_no_work(
 
 
 @pytest.mark.parametrize("mount_point", [False, True])
-@pytest.mark.parametrize("folder", ["photos", "paintings"])
+@pytest.mark.parametrize(
+    ("folder", "recolored"), [("photos", False), ("paintings", False), ("paintings", True), ("masks", False)]
+)
 def test_a_folder_of_images_that_is_gone_fails_no_row(
-    make_manifest: MakeManifest, pictures: Path, tmp_path: Path, folder: str, mount_point: bool
+    make_manifest: MakeManifest,
+    pictures: Path,
+    tmp_path: Path,
+    folder: str,
+    recolored: bool,
+    mount_point: bool,
 ) -> None:
     photos = Path(shutil.copytree(pictures / "content", tmp_path / "photos" / "class"))
     style = Path(shutil.copytree(pictures / "style", tmp_path / "paintings" / "class")) / "tapa-cloth.jpg"
-    manifest = make_manifest([{"content": str(path), "style": [str(style)]} for path in photos.iterdir()])
+    (tmp_path / "masks" / "class").mkdir(parents=True)
+    row = {
+        "style": [str(style)],
+        "mask": [save_mask(tmp_path / "masks" / "class" / "left.png", 0, 1, 2, 3)],
+        "preserve_color": recolored,
+    }
+    manifest = make_manifest([{"content": str(path), **row} for path in photos.iterdir()])
     aside = (tmp_path / folder).rename(tmp_path / "aside")
     if mount_point:
         (tmp_path / folder / "class").mkdir(parents=True)
@@ -716,12 +732,62 @@ def test_a_folder_of_images_that_is_gone_fails_no_row(
     assert (summary.ok, summary.failed) == (summary.pairs, 0)
 
 
+def test_a_folder_that_vanishes_half_way_through_a_shard_fails_no_row(
+    make_manifest: MakeManifest,
+    pictures: Path,
+    styles: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    photos = Path(shutil.copytree(pictures / "content", tmp_path / "photos"))
+    manifest = make_manifest([{"content": str(path), "style": styles[:1]} for path in photos.iterdir()])
+    reads: list[str] = []
+    one_by_one = threading.Lock()
+
+    def read(uri: str) -> bytes:
+        with one_by_one:
+            reads.append(uri)
+            if len(reads) == 3:
+                photos.rename(tmp_path / "aside")
+            return read_bytes(uri)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stylize_batch.contents.read_bytes", read)
+        with pytest.raises(JobFailedError, match=r"the folder .*/photos of the images is missing"):
+            run(manifest, tmp_path / "out", shard_pairs=100)
+    (tmp_path / "aside").rename(photos)
+    summary = run(manifest, tmp_path / "out", shard_pairs=100)
+    assert (summary.ok, summary.failed) == (summary.pairs, 0)
+
+
 def test_rows_with_a_wrong_folder_fail_while_others_are_there(
     make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
 ) -> None:
     wrong = [{**pairs[0], "content": str(tmp_path / "absent" / f"{index}.jpg")} for index in range(3)]
     summary = run(make_manifest([*pairs[:3], *wrong]), tmp_path / "out", shard_pairs=1)
     assert (summary.ok, summary.kinds) == (3, {"NotFound": 3})
+
+
+@pytest.mark.parametrize("wrong", [{"mask": ["absent/mask.png"]}, {"style": ["absent/style.png"]}])
+def test_a_row_that_alone_needs_a_mask_or_a_style_to_recolor_and_names_a_wrong_folder_fails(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path, wrong: Row
+) -> None:
+    plain = {**pairs[0], "mask": None, "preserve_color": False, "label": os.urandom(9999).hex()}
+    lone = {**pairs[-1], "mask": None, "preserve_color": "style" in wrong, "label": "", **wrong}
+    # The larger shard is begun first, so that nothing is left to be finished while the other is tried again.
+    summary = run(make_manifest([plain, lone]), tmp_path / "out", shard_pairs=1)
+    assert (summary.ok, summary.kinds) == (1, {"NotFound": 1})
+
+
+def test_a_row_with_a_wrong_folder_fails_also_when_it_is_tried_again_without_the_others_of_its_shard(
+    make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    masks = [save_mask(tmp_path / "mask.png", 1), str(tmp_path / "absent" / "mask.png")]
+    rows = [{**row, "mask": [mask]} for row, mask in zip(pairs, masks, strict=False)]
+    manifest = make_manifest(rows)
+    for again in (False, True):
+        summary = run(manifest, tmp_path / "out", shard_pairs=100, retry_failed=again)
+        assert (summary.ok, summary.kinds) == (1, {"NotFound": 1})
 
 
 def test_an_output_root_that_cannot_be_written_is_refused(manifest: Path, tmp_path: Path) -> None:
