@@ -73,6 +73,24 @@ def interlaced_png(pixels: Array) -> bytes:
     return png(width, height, 8, 2, data, interlaced=True)
 
 
+def jpeg_in_scans(image: Image.Image) -> bytes:
+    """Return a gray image as a sequential JPEG of three components that are alike, each in a scan of its own."""
+    data = encoded(image.convert("L"), "JPEG")
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    components = b"".join(bytes([name, 0x11, 0]) for name in (1, 2, 3))
+    coded = data[scan + 10 : -2]
+    return (
+        data[:frame]
+        + struct.pack(">HHB", 0xFFC0, 17, 8)
+        + data[frame + 5 : frame + 9]  # height and width
+        + b"\3"
+        + components
+        + data[frame + 13 : scan]
+        + b"".join(struct.pack(">HH6B", 0xFFDA, 8, 1, name, 0, 0, 63, 0) + coded for name in (1, 2, 3))
+        + b"\xff\xd9"
+    )
+
+
 def samples() -> dict[str, bytes]:
     """Return a small sound file of every kind that is read."""
     image, blurred = noise(48, 36), gradient(48, 36)
@@ -83,6 +101,7 @@ def samples() -> dict[str, bytes]:
         "jpeg": encoded(image, "JPEG"),
         "jpeg-420": encoded(blurred, "JPEG", subsampling=2, exif=exif.tobytes()),
         "jpeg-progressive": encoded(image, "JPEG", progressive=True),
+        "jpeg-in-scans": jpeg_in_scans(image),
         "jpeg-gray": encoded(image.convert("L"), "JPEG"),
         "jpeg-cmyk": encoded(image.convert("CMYK"), "JPEG"),
         "jpeg-restarts": encoded(image, "JPEG", restart_marker_rows=1),

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 from stylize_batch.errors import RowError
 from stylize_batch.images import decode as module
 from stylize_batch.images.decode import Array, Budget, decode, resized
-from tests.images.samples import encoded, gradient
+from tests.images.samples import encoded, gradient, jpeg_in_scans
 
 
 def kind_of(data: bytes, **options: Any) -> str:
@@ -233,6 +233,39 @@ def test_images_wait_until_the_pixels_that_are_decoded_leave_room_for_theirs(
             # A JPEG that is reduced as it is decoded takes no more than what is made of it.
             assert format == "PNG" or decode(data, size=75).shape == (75, 100, 3)
         assert whole.result(30).shape == (150, 200, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(gradient(400, 300), "JPEG", progressive=True),
+        jpeg_in_scans(gradient(400, 300)),
+        jpeg_in_scans(gradient(400, 300)).partition(b"\xff\xda\0\x08\1\2")[0] + b"\xff\xd9",
+    ],
+    ids=["progressive", "sequential", "first scan alone"],
+)
+def test_a_jpeg_of_several_scans_takes_all_its_pixels_however_far_it_is_reduced(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "pixels_at_once", Budget(400 * 300))
+    with ThreadPoolExecutor(1) as threads:
+        with module.pixels_at_once.take(1):
+            whole = threads.submit(decode, data, size=75)
+            with pytest.raises(TimedOut):
+                whole.result(0.2)
+        assert whole.result(30).shape == (75, 100, 3)
+
+
+def test_what_looks_like_a_scan_in_a_jpegs_thumbnail_or_comment_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_SCANS", 0)
+    monkeypatch.setattr(module, "pixels_at_once", Budget(400 * 300))
+    scans = b"\xff\xda" * 100
+    for options in ({"exif": b"Exif\0\0" + scans}, {"comment": scans}, {"icc_profile": scans * 1000}):
+        data = encoded(gradient(400, 300), "JPEG", **options)
+        with module.pixels_at_once.take(400 * 300 // 2), ThreadPoolExecutor(1) as threads:
+            assert threads.submit(decode, data, size=75).result(30).shape == (75, 100, 3)
 
 
 def test_enlarging_beyond_the_limit_is_refused() -> None:

@@ -33,12 +33,15 @@ MAX_PIXELS = 200_000_000
 """Limit, before and after resizing: refuses decompression bombs."""
 
 MAX_SCANS = 50
-"""Scans that a progressive JPEG of the most pixels may have, and a smaller one more: each takes time, and few bytes."""
+"""Scans that a JPEG of the most pixels may have, and a smaller one more: each takes time, and few bytes."""
 
 FORMATS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "GIF": ".gif", "BMP": ".bmp"}
 """Formats that are decoded, by Pillow's names, and the ending of a file that has none."""
 
 _SRGB = ImageCms.createProfile("sRGB")
+_JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xda-\xfe])(..)(.{6})", re.DOTALL)
+"""Marker, length, and the bytes that say how many components a frame or a scan has."""
+
 _LOST_DATA = re.compile(r"premature end|bad (Huffman|arithmetic) code|instead of RST", re.IGNORECASE)
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 _TURNS = {
@@ -156,11 +159,13 @@ def decode_whole(
             if jpeg:
                 # Decode a large JPEG at 1/2, 1/4 or 1/8, but never below twice the target: BILINEAR does the rest.
                 image.draft(None, (2 * target[0], 2 * target[1]))
-            # libjpeg keeps the whole of a progressive JPEG at any scale.
-            held = width * height if image.info.get("progressive") else image.width * image.height
+            held = image.width * image.height
+            if jpeg and not _in_one_scan(data):
+                held = width * height  # libjpeg keeps all coefficients until the last scan, at any scale
+                _refuse_many_scans(data, held)
             with pixels_at_once.take(max(held, target[0] * target[1])):
                 if jpeg:
-                    _refuse_damaged_jpeg(data, image, width * height)
+                    _refuse_damaged_jpeg(data)
                 image.load()
                 if image.size == (height, width):  # loading turns a TIFF, of whose XMP its size knows nothing
                     target = target[1], target[0]
@@ -189,11 +194,31 @@ def _opened(data: bytes) -> Image.Image:
     return image
 
 
-def _refuse_damaged_jpeg(data: bytes, image: Image.Image, pixels: int) -> None:
-    """Raise RowError for a JPEG with lost data, where libjpeg only warns and fills in gray, and Pillow is silent."""
-    scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
+def _in_one_scan(data: bytes) -> bool:
+    """Whether a JPEG is sequential and its first scan has all components, so that libjpeg reads no other.
+
+    False also for one whose segments do not follow each other without a gap.
+    """
+    place, components = 2, None
+    while segment := _JPEG_SEGMENT.match(data, place):
+        marker, length, head = segment.groups()
+        if marker == b"\xda":
+            return head[0] == components
+        if marker in (b"\xc0", b"\xc1", b"\xc9"):  # the sequential frames
+            components = head[5]
+        place += 2 + int.from_bytes(length, "big")
+    return False
+
+
+def _refuse_many_scans(data: bytes, pixels: int) -> None:
+    """Raise RowError for a JPEG that would be read for minutes."""
+    scans = data.count(b"\xff\xda")
     if scans * pixels > MAX_SCANS * MAX_PIXELS:
         raise RowError("Undecodable", f"{scans} scans, of which most hold nothing")
+
+
+def _refuse_damaged_jpeg(data: bytes) -> None:
+    """Raise RowError for a JPEG with lost data, where libjpeg only warns and fills in gray, and Pillow is silent."""
     try:
         # An eighth of each side is enough: all coded data is read whatever the scale.
         simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
