@@ -73,6 +73,16 @@ def interlaced_png(pixels: Array) -> bytes:
     return png(width, height, 8, 2, data, interlaced=True)
 
 
+def gray_tiff(data: bytes, width: int, *, bits: int, sample: int = 1, order: str = "<") -> bytes:
+    """Return a TIFF file of one row; its samples are 1 unsigned, 2 signed, 3 floating-point."""
+    values = [
+        (256, width), (257, 1), (258, bits), (259, 1), (262, 1), (273, 122), (277, 1), (279, len(data)), (339, sample),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in values)
+    head = struct.pack(f"{order}HIH", 42, 8, len(values))
+    return (b"II" if order == "<" else b"MM") + head + entries + bytes(4) + data
+
+
 def jpeg_in_scans(image: Image.Image) -> bytes:
     """Return a gray image as a sequential JPEG of three components that are alike, each in a scan of its own."""
     data = encoded(image.convert("L"), "JPEG")

@@ -20,7 +20,17 @@ import stylize_batch
 from stylize_batch.errors import RowError
 from stylize_batch.images.decode import decode, decode_whole, sides_of
 from tests.conftest import MakeManifest, read_results
-from tests.images.samples import bombs, encoded, gradient, interlaced_png, jpeg_in_scans, noise, png, samples
+from tests.images.samples import (
+    bombs,
+    encoded,
+    gradient,
+    gray_tiff,
+    interlaced_png,
+    jpeg_in_scans,
+    noise,
+    png,
+    samples,
+)
 
 SAMPLES = samples()
 END_OF_IMAGE = b"\xff\xd9"
@@ -222,10 +232,23 @@ def test_sixteen_bit_gray_tiff_is_scaled_in_either_byte_order(order: str) -> Non
     assert np.abs(found[..., 0] - ramp.astype(float) / 257).max() <= 0.51
 
 
-def test_pixels_without_a_range_of_their_own_are_refused_with_the_reason() -> None:
-    assert error_of(SAMPLES["tiff-float"]).endswith("floating-point and 32-bit pixels have no defined range")
-    deep = Image.fromarray(np.full((9, 9), 1 << 20, np.int32))
-    assert error_of(encoded(deep, "TIFF")).endswith("32-bit pixels have no defined range")
+def test_twelve_bit_gray_tiff_is_as_light_as_it_says() -> None:
+    levels = (0, 256, 2048, 4095)
+    packed = int("".join(f"{level:012b}" for level in levels), 2).to_bytes(6, "big")
+    assert decode(gray_tiff(packed, len(levels), bits=12))[0, :, 0].tolist() == [0, 16, 128, 255]
+
+
+@pytest.mark.parametrize(("bits", "order"), [(10, "<"), (14, "<"), (12, ">")])
+def test_gray_tiff_of_depths_that_are_not_read_is_refused(bits: int, order: str) -> None:
+    assert error_of(gray_tiff(bytes(bits), 8, bits=bits, order=order)).startswith("Undecodable: ")
+
+
+@pytest.mark.parametrize(("bits", "sample"), [(32, 3), (32, 1), (32, 2), (16, 2)])
+def test_pixels_without_a_range_of_their_own_are_refused_with_the_reason(bits: int, sample: int) -> None:
+    assert error_of(gray_tiff(bytes(bits), 8, bits=bits, sample=sample)) == (
+        "Undecodable: ValueError: floating-point, signed and 32-bit pixels have no defined range; "
+        "convert them to 8 or 16 bits"
+    )
 
 
 def test_of_a_file_of_several_photographs_the_first_is_taken_and_checked() -> None:

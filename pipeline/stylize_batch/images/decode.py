@@ -26,8 +26,9 @@ Array = npt.NDArray[np.uint8]
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 """File names taken for images when a folder is listed."""
 
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
-"""TIFF's tag that says what gray levels mean, and its value where they are inverted; Pillow heeds it up to 8 bits only."""
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+"""TIFF's tags that say how many gray levels there are and what they mean, and the value of the latter where they are
+inverted; Pillow heeds them up to 8 bits only."""
 
 MAX_PIXELS = 200_000_000
 """Limit, before and after resizing: refuses decompression bombs."""
@@ -257,7 +258,8 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """Return an image upright, in RGB: orientation applied, transparency over white, profile converted.
 
     Raises:
-        ValueError: pixels are floating-point or 32-bit, which have no defined range; or what Pillow raises for damage.
+        ValueError: pixels are floating-point, signed or 32-bit, which have no defined range; or what Pillow raises for
+            damage.
     """
     return _upright(_srgb(image), image)
 
@@ -275,8 +277,10 @@ def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
 def _srgb(image: Image.Image) -> Image.Image:
     info = image.info
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-        raise ValueError("floating-point and 32-bit pixels have no defined range")
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # 16-bit gray, which Pillow would clip
+        raise ValueError(
+            "floating-point, signed and 32-bit pixels have no defined range; convert them to 8 or 16 bits"
+        )
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # deep gray, which Pillow would clip
         return _apply_profile(_eight_bits(image), info)
     if image.has_transparency_data:
         mode = "L" if image.mode in ("L", "LA") else "RGB"  # a gray profile fits gray pixels alone
@@ -292,8 +296,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     if image.mode == "I":
         pixels = pixels.clip(0, 65535).astype(np.uint16)
-    if image.format == "TIFF" and cast("Any", image).tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        pixels = 65535 - pixels
+    if image.format == "TIFF":
+        tags = cast("Any", image).tag_v2
+        if tags.get(BITS_PER_SAMPLE) == (12,):
+            pixels = pixels << 4 | pixels >> 8  # 0..4095 as 0..65535
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            pixels = 65535 - pixels
     gray = (pixels // 257).astype(np.uint8)
     gray += pixels % 257 > 128
     transparent = image.info.get("transparency")  # the one level that is
