@@ -7,16 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
 from stylize_batch.ahead import begun_ahead
 from stylize_batch.errors import RowError
-from stylize_batch.images.decode import Array, decode, decode_whole, resized, sides_of
-from stylize_batch.images.mask import fit_mask, visible_part
+from stylize_batch.images.decode import Array, decode_whole, resized, sides_of
+from stylize_batch.images.mask import decode_mask, visible_part
 from stylize_batch.manifest.schema import string_lists
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import Colors, colors
@@ -160,9 +158,7 @@ class ContentLoader:
         """
         size, crop = self._settings.size, self._settings.crop
         with self._clock("decode"):
-            pixels, width, height = decode_whole(fetched.data, size=size, crop=crop, min_side=MIN_SIDE)
-            image = np.array(pixels)
-            del pixels
+            image, width, height = decode_whole(fetched.data, size=size, crop=crop, min_side=MIN_SIDE)
             part = visible_part(width, height, crop)
             masks: dict[str, Array | RowError] = {}
             for uri, data in fetched.masks.items():
@@ -170,11 +166,9 @@ class ContentLoader:
                     masks[uri] = named(data, "mask", uri)
                     continue
                 try:
-                    mask = Image.fromarray(decode(data))
+                    masks[uri] = decode_mask(data, image.shape[1], image.shape[0], part)
                 except RowError as error:
                     masks[uri] = named(error, "mask", uri)
-                else:
-                    masks[uri] = fit_mask(mask, image.shape[1], image.shape[0], part)
             preserved = any(pair.preserve_color for pair in content.pairs)
             return Loaded(image, colors(as_tensor(image)) if preserved else None, masks)
 

@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import PurePosixPath
 
-import numpy as np
 import pyarrow as pa
 
 from stylize_batch.ahead import begun_ahead
@@ -182,7 +181,7 @@ class Worker:
                     continue
                 if loaded is not None:
                     version, image = loaded
-                    unit = functools.partial(self._style_unit, np.array(image))
+                    unit = functools.partial(self._style_unit, image)
                     encoding = lanes.submit(image.shape[0] * image.shape[1], unit)
                     waiting.append((uri, version, unit, encoding))
                     settle(lanes.ahead)
@@ -215,7 +214,7 @@ class Worker:
             with self._clock("fetch"):
                 data = read_bytes(absolute(uri, self._settings.base))
             self._clock.count("read", len(data))
-            image = np.array(self._decode_style(data))
+            image = self._decode_style(data)
         except RowError as error:
             return named(error, "style", uri)
         return StyleImage(image, colors(as_tensor(image)))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TimedOut
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from stylize_batch.errors import RowError
-from stylize_batch.images.mask import check_regions, fit_mask, stack_regions, visible_part
+from stylize_batch.images import decode as decoding
+from stylize_batch.images import mask as module
+from stylize_batch.images.decode import Array, Budget, decode
+from stylize_batch.images.mask import check_regions, decode_mask, fit_mask, stack_regions, visible_part
+from tests.images.samples import encoded
 
 HALF = np.repeat([[255] * 8 + [0] * 8], 16, axis=0).astype(np.uint8)
 
@@ -37,6 +45,34 @@ def test_a_mask_stays_where_it_was_when_the_content_is_cropped() -> None:
     assert fit_mask(Image.fromarray(HALF), 4, 2, part).tolist() == [[255, 255, 0, 0]] * 2
     narrow = np.repeat([[0] * 4 + [255] * 4 + [0] * 8], 16, axis=0).astype(np.uint8)
     assert fit_mask(Image.fromarray(narrow), 4, 2, part).tolist() == [[255, 255, 0, 0]] * 2
+
+
+def test_a_masks_file_is_read_as_any_image() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = encoded(Image.fromarray(HALF).transpose(Image.Transpose.ROTATE_90), exif=turned)
+    assert decode_mask(data, 4, 2).tolist() == [[255, 255, 0, 0]] * 2
+    clear = Image.new("LA", (8, 8), (0, 0))
+    assert decode_mask(encoded(clear), 4, 2).tolist() == [[255] * 4] * 2
+
+
+def test_a_masks_pixels_count_as_being_decoded_until_it_has_the_contents_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoding, "pixels_at_once", Budget(HALF.size))
+    data = encoded(Image.fromarray(HALF))
+    other: list[Future[Array]] = []
+    with ThreadPoolExecutor(1) as threads:
+
+        def fit(*arguments: Any) -> Array:
+            other.append(threads.submit(decode, data))
+            with pytest.raises(TimedOut):
+                other[0].result(0.2)
+            return fit_mask(*arguments)
+
+        monkeypatch.setattr(module, "fit_mask", fit)
+        assert decode_mask(data, 4, 2).shape == (2, 4)
+        assert other[0].result(30).shape == (16, 16, 3)
 
 
 def test_one_mask_for_two_styles_is_the_mask_and_its_complement() -> None:

@@ -70,7 +70,7 @@ class Decoded(NamedTuple):
     """A decoded image.
 
     Attributes:
-        pixels: uint8 RGB [H, W, 3].
+        pixels: uint8 RGB [H, W, 3], in memory of its own.
         width: before it was cropped, and upright.
         height: likewise.
     """
@@ -148,41 +148,36 @@ def decode_whole(
         min_side: refuse images with a shorter side, after resizing, than this.
 
     Raises:
-        RowError: `Undecodable`, `TooLarge` or `TooSmall`.
+        RowError: `Undecodable`, `TooLarge`, `TooSmall` or `OutOfMemory`.
     """
     with _opened(data) as image:
         width, height = image.size
         target = (width, height) if size is None else resized(width, height, size)
         _check_pixels(*target)
         _check_side(min(*target), max(min_side, crop or 0))
-        try:
-            jpeg = image.format in ("JPEG", "MPO")
-            if jpeg:
-                # Decode a large JPEG at 1/2, 1/4 or 1/8, but never below twice the target: BILINEAR does the rest.
-                image.draft(None, (2 * target[0], 2 * target[1]))
-            held = image.width * image.height
-            if jpeg and not _in_one_scan(data):
-                held = width * height  # libjpeg keeps all coefficients until the last scan, at any scale
-                _refuse_many_scans(data, held)
-            with pixels_at_once.take(max(held, target[0] * target[1])):
-                if jpeg:
-                    _refuse_damaged_jpeg(data)
-                image.load()
-                if image.size == (height, width):  # loading turns a TIFF, of whose XMP its size knows nothing
-                    target = target[1], target[0]
-                rgb = _srgb(image)
-                if size is not None:
-                    rgb = rgb.resize(target, Image.Resampling.BILINEAR)
-                rgb = _upright(rgb, image)
-        except RowError:
-            raise
-        except Exception as error:
-            raise _undecodable(data, error) from None
-    width, height = rgb.size
-    if crop is not None:
-        left, top = crop_corner(width, height, crop)
-        rgb = rgb.crop((left, top, left + crop, top + crop))
-    return Decoded(np.asarray(rgb), width, height)
+        with _loaded(data, image, target):
+            if image.size == (height, width):  # loading turns a TIFF, of whose XMP its size knows nothing
+                target = target[1], target[0]
+            rgb = _srgb(image)
+            if size is not None:
+                rgb = rgb.resize(target, Image.Resampling.BILINEAR)
+            rgb = _upright(rgb, image)
+            width, height = rgb.size
+            if crop is not None:
+                left, top = crop_corner(width, height, crop)
+                rgb = rgb.crop((left, top, left + crop, top + crop))
+            return Decoded(np.array(rgb), width, height)
+
+
+@contextmanager
+def loaded(data: bytes) -> Generator[Image.Image]:
+    """Give an image file's pixels as they are stored, for use inside the block, where they count as being decoded.
+
+    Raises:
+        RowError: `Undecodable`, `TooLarge` or `OutOfMemory`, also for what fails inside the block.
+    """
+    with _opened(data) as image, _loaded(data, image, image.size):
+        yield image
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -193,6 +188,30 @@ def _opened(data: bytes) -> Image.Image:
         raise _undecodable(data, error) from None
     _check_pixels(*image.size)
     return image
+
+
+@contextmanager
+def _loaded(data: bytes, image: Image.Image, target: tuple[int, int]) -> Generator[None]:
+    """Load an opened image's pixels, of which something of the target size is made inside the block."""
+    width, height = image.size
+    try:
+        jpeg = image.format in ("JPEG", "MPO")
+        if jpeg:
+            # Decode a large JPEG at 1/2, 1/4 or 1/8, but never below twice the target: BILINEAR does the rest.
+            image.draft(None, (2 * target[0], 2 * target[1]))
+        held = image.width * image.height
+        if jpeg and not _in_one_scan(data):
+            held = width * height  # libjpeg keeps all coefficients until the last scan, at any scale
+            _refuse_many_scans(data, held)
+        with pixels_at_once.take(max(held, target[0] * target[1])):
+            if jpeg:
+                _refuse_damaged_jpeg(data)
+            image.load()
+            yield
+    except RowError:
+        raise
+    except Exception as error:
+        raise _undecodable(data, error) from None
 
 
 def _in_one_scan(data: bytes) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from stylize_batch.errors import RowError
-from stylize_batch.images.decode import Array, crop_corner, to_srgb
+from stylize_batch.images.decode import Array, crop_corner, loaded, to_srgb
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -19,6 +19,18 @@ def visible_part(width: int, height: int, crop: int | None) -> tuple[float, floa
         return WHOLE
     left, top = crop_corner(width, height, crop)
     return left / width, top / height, (left + crop) / width, (top + crop) / height
+
+
+def decode_mask(
+    data: bytes, width: int, height: int, part: tuple[float, float, float, float] = WHOLE
+) -> Array:
+    """Decode a mask's file, and fit it as `fit_mask` while its pixels count as being decoded.
+
+    Raises:
+        RowError: `Undecodable`, `TooLarge` or `OutOfMemory`.
+    """
+    with loaded(data) as mask:
+        return fit_mask(mask, width, height, part)
 
 
 def fit_mask(
