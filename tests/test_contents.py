@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,6 +26,7 @@ from stylize_batch.contents import (
     StyleImages,
 )
 from stylize_batch.errors import RowError
+from stylize_batch.images import mask
 from stylize_batch.images.decode import decode_whole
 from stylize_batch.stopwatch import Stopwatch
 from tests.conftest import worker_settings
@@ -105,6 +107,40 @@ def test_a_content_or_mask_that_cannot_be_loaded_keeps_nothing_alive(
         for error in failures:
             assert isinstance(error, RowError)
             assert error.__traceback__ is error.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MemoryError, ""),
+        (RuntimeError, "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_colours_for_which_there_is_no_memory_fail_the_content_that_preserves_them_alone(
+    error: type[Exception],
+    text: str,
+    tmp_path: Path,
+    contents: list[str],
+    threads: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loading, "colors", Mock(side_effect=error(text)))
+    loader = ContentLoader(worker_settings(tmp_path), threads, Stopwatch(), lambda _: False)
+    given = [Content(uri, [pair()._replace(preserve_color=bool(at))]) for at, uri in enumerate(contents[:2])]
+    (_, plain), (_, preserved) = loader.load_ahead(given)
+    assert isinstance(plain, Loaded)
+    assert str(preserved) == "OutOfMemory: the image does not fit into memory"
+
+
+def test_a_mask_that_does_not_fit_into_memory_leaves_the_other_masks_and_the_content(
+    tmp_path: Path, contents: list[str], threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mask, "fit_mask", Mock(side_effect=[MemoryError, mask.fit_mask]))
+    loader = ContentLoader(worker_settings(tmp_path), threads, Stopwatch(), lambda _: False)
+    ((_, loaded),) = loader.load_ahead([Content(contents[0], [pair(contents[1], contents[2])])])
+    assert isinstance(loaded, Loaded)
+    found = sorted(str(each) for each in loaded.masks.values() if isinstance(each, RowError))
+    assert [text.rpartition(": ")[2] for text in found] == ["the image does not fit into memory"]
 
 
 def test_styles_are_loaded_ahead_of_the_pair_in_hand_even_after_pairs_that_failed() -> None:

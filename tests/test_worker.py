@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -322,6 +323,19 @@ def test_masks_and_recoloured_styles_that_cannot_be_read_fail_their_rows(
         strict=True,
     ):
         assert error == expected
+
+
+def test_a_recoloured_style_whose_colours_do_not_fit_into_memory_fails_its_row(
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "colors_of", Mock(side_effect=RowError("OutOfMemory", "no memory")))
+    rows = [{"content": contents[0], "style": styles[:1], "preserve_color": keep} for keep in (True, False)]
+    summary, _ = run_in_process(make_manifest(rows), tmp_path / "out")
+    assert (summary.ok, summary.kinds) == (1, {"OutOfMemory": 1})
 
 
 def test_styles_that_are_only_recoloured_are_not_encoded_for_the_bank(

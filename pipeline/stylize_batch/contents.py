@@ -18,6 +18,7 @@ from stylize_batch.images.mask import decode_mask, visible_part
 from stylize_batch.manifest.schema import string_lists
 from stylize_batch.model.architecture import MIN_SIDE
 from stylize_batch.model.color import Colors, colors
+from stylize_batch.model.device import lacks_memory
 from stylize_batch.settings import WorkerSettings
 from stylize_batch.stopwatch import Stopwatch
 from stylize_batch.storage import absolute, read_bytes
@@ -170,7 +171,7 @@ class ContentLoader:
                 except RowError as error:
                     masks[uri] = named(error, "mask", uri)
             preserved = any(pair.preserve_color for pair in content.pairs)
-            return Loaded(image, colors(as_tensor(image)) if preserved else None, masks)
+            return Loaded(image, colors_of(image) if preserved else None, masks)
 
 
 class StyleImage(NamedTuple):
@@ -212,6 +213,20 @@ class StyleImages:
         while self._ahead < min(self._taken + STYLES_AHEAD, len(self._order)):
             self._load(self._order[self._ahead])
             self._ahead += 1
+
+
+def colors_of(image: Array) -> Colors:
+    """Return the colours of an image [H, W, 3].
+
+    Raises:
+        RowError: there is no memory for it.
+    """
+    try:
+        return colors(as_tensor(image))
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise RowError("OutOfMemory", "the image does not fit into memory") from None
 
 
 def as_tensor(image: Array) -> Tensor:

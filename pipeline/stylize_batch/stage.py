@@ -29,6 +29,7 @@ from stylize_batch.model.device import (
     batch_pixels,
     check_device,
     free_memory,
+    lacks_memory,
     own_streams,
     to_host,
     wait_for,
@@ -300,13 +301,11 @@ class StylizeStage:
         Raises:
             DeviceError: the device is unusable from now on.
         """
-        text = str(error) or type(error).__name__
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        # The texts are torch's on a CPU and CUDA's own.
-        if known or "can't allocate memory" in text or "out of memory" in text:
+        if lacks_memory(error):
             if self._network.device.type == "cuda":
                 torch.cuda.empty_cache()
             return RowError("OutOfMemory", f"{shape[1]}×{shape[0]} pixels do not fit in memory; use --size")
+        text = str(error) or type(error).__name__
         if not answers(self._network.device):
             raise DeviceError(text.splitlines()[0]) from None
         return RowError("NetworkError", text.splitlines()[0])

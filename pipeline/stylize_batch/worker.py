@@ -28,7 +28,7 @@ from stylize_batch.contents import (
     Pair,
     StyleImage,
     StyleImages,
-    as_tensor,
+    colors_of,
     contents_of,
 )
 from stylize_batch.errors import HandedBackError, RowError, SystemicError
@@ -39,7 +39,7 @@ from stylize_batch.lanes import Lanes
 from stylize_batch.layout.pictures import Pictures, open_pictures
 from stylize_batch.manifest.shards import Shard, read_shard
 from stylize_batch.model.architecture import MIN_SIDE
-from stylize_batch.model.color import colors, recoloring
+from stylize_batch.model.color import recoloring
 from stylize_batch.process import peak_memory
 from stylize_batch.results import Outcome, complete, put_part, read_finished, results_table, with_outputs
 from stylize_batch.root import Root
@@ -215,9 +215,9 @@ class Worker:
                 data = read_bytes(absolute(uri, self._settings.base))
             self._clock.count("read", len(data))
             image = self._decode_style(data)
+            return StyleImage(image, colors_of(image))
         except RowError as error:
             return named(error, "style", uri)
-        return StyleImage(image, colors(as_tensor(image)))
 
     # Shards
 

@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TimedOut
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -270,6 +270,14 @@ def test_what_looks_like_a_scan_in_a_jpegs_thumbnail_or_comment_is_none(
 
 def test_enlarging_beyond_the_limit_is_refused() -> None:
     assert kind_of(encoded(gradient(2000, 10)), size=1100) == "TooLarge"
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_pixels_that_cannot_be_copied_for_want_of_memory_are_an_error_of_the_image(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "np", Mock(wraps=np, array=Mock(side_effect=MemoryError)))
+    assert kind_of(encoded(gradient(), format)) == "OutOfMemory"
 
 
 def test_sides_below_the_minimum_are_refused() -> None:

@@ -81,6 +81,13 @@ def free_memory(device: torch.device, share: float) -> int:
     return min(free, int(share * total))
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that memory could not be had, of a GPU or of the host."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    # The texts are torch's on a CPU and CUDA's own.
+    return known or "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
 def answers(device: torch.device) -> bool:
     """Whether a device still computes; a GPU's error may have been of one call, or have ended its use for good."""
     try:
