@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections import Counter
@@ -232,15 +233,27 @@ def listed_shards(root: Root) -> set[int]:
     return {int(match[1]) for key in root.list("results") if (match := _PART.fullmatch(key))}
 
 
-def read_parts(root: Root, run: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def read_parts(
+    root: Root, run: str, columns: list[str] | None = None, shards: int | None = None
+) -> Iterator[pa.Table]:
     """Read the parts that this run has written, or some columns of them, one after the other in shard order, some ahead.
 
+    Args:
+        root: of the run.
+        run: its identity.
+        columns: all by default.
+        shards: how many a finished run has; by default, those are read that have a part.
+
     Raises:
-        OSError: storage refused or did not answer.
+        OSError: storage refused or did not answer, or one of so many `shards` has no sound part of this run.
     """
+    numbers = sorted(listed_shards(root)) if shards is None else range(shards)
     with ThreadPoolExecutor(READ_AHEAD) as threads:
         read = partial(read_finished, root, run=run, columns=columns)
-        for _, part in begun_ahead(threads, read, sorted(listed_shards(root)), READ_AHEAD):
+        for shard, part in begun_ahead(threads, read, numbers, READ_AHEAD):
             table = part.result()
             if table is not None:
                 yield table
+            elif shards is not None:
+                lost = root.uri_of(part_key(shard))
+                raise FileNotFoundError(errno.ENOENT, f"{lost} is gone or damaged; run again")

@@ -28,6 +28,7 @@ from fsspec.core import url_to_fs
 from PIL import Image
 
 import stylize_batch
+from stylize_batch import results
 from stylize_batch.annotations import write_annotations
 from stylize_batch.errors import GaveUpError, JobFailedError, SystemicError, UsageError
 from stylize_batch.job import run as job_run
@@ -224,6 +225,38 @@ def test_results_that_lack_a_part_at_the_end_are_an_error(manifest: Path, tmp_pa
     with pytest.raises(JobFailedError, match="hold 8 of 12 rows and 2 of 3 parts"):
         execute(spec, Saboteur())
     assert execute(spec, Silent()).ok == len(read_results(tmp_path / "out")) == 12
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("layout", ["files", "webdataset"])
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "not listed"])
+def test_a_part_that_is_lost_when_a_run_ends_takes_no_container_and_no_annotation_with_it(
+    layout: str, damage: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, parts = tmp_path / "out" / "images", tmp_path / "out" / "results"
+    run(manifest, tmp_path / "out", shard_pairs=4, layout=layout)
+    before = sorted(images.iterdir())
+    (images / "metadata.parquet").unlink(missing_ok=True)
+
+    def lose(*arguments: Any) -> Any:
+        if damage == "deleted":
+            (parts / "part-000001.parquet").unlink()
+        elif damage == "emptied":
+            (parts / "part-000001.parquet").write_bytes(b"")
+        else:
+            monkeypatch.setattr(results, "listed_shards", lambda _: set[int]())
+        return (write_annotations if layout == "files" else unnamed)(*arguments)
+
+    monkeypatch.setattr(job_run, "write_annotations" if layout == "files" else "unnamed", lose)
+    if damage == "not listed":
+        run(manifest, tmp_path / "out", shard_pairs=4, layout=layout)
+    else:
+        with pytest.raises(JobFailedError, match=r"part-000001\.parquet is gone or damaged; run again"):
+            run(manifest, tmp_path / "out", shard_pairs=4, layout=layout)
+        assert not (images / "metadata.parquet").exists()
+        monkeypatch.undo()
+        run(manifest, tmp_path / "out", shard_pairs=4, layout=layout)
+    assert sorted(images.iterdir()) == before
 
 
 def test_too_many_failures_in_what_is_stored_end_the_run_whatever_was_reported(
@@ -454,11 +487,11 @@ def test_a_run_suspended_in_its_last_steps_deletes_nothing_of_the_one_that_began
 ) -> None:
     output = tmp_path / "out"
 
-    def suspended(root: Root, identity: str) -> list[str]:
+    def suspended(root: Root, identity: str, shards: int) -> list[str]:
         monkeypatch.setattr(job_run, "unnamed", unnamed)
         (output / "lease.json").unlink()
         assert run(manifest, output, layout="webdataset", size=64, overwrite=True).ok == 12
-        return unnamed(root, identity)
+        return unnamed(root, identity, shards)
 
     monkeypatch.setattr(job_run, "unnamed", suspended)
     with pytest.raises(JobFailedError, match="another run has begun anew"):

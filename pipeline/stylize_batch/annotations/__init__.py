@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from stylize_batch.annotations import coco, image_folder
-from stylize_batch.results import read_finished
+from stylize_batch.results import read_parts
 from stylize_batch.root import Root
 
 
@@ -22,7 +22,12 @@ class Written(NamedTuple):
 
 
 def write_annotations(
-    root: Root, run: str, size: int | None, crop: int | None, categories: list[dict[str, Any]]
+    root: Root,
+    run: str,
+    shards: int,
+    size: int | None,
+    crop: int | None,
+    categories: list[dict[str, Any]],
 ) -> Written:
     """Write what the results' columns call for.
 
@@ -31,17 +36,15 @@ def write_annotations(
     Args:
         root: of a finished run with the layout `files`.
         run: its identity.
+        shards: how many it has.
         size: the run's `--size`.
         crop: its `--crop`.
         categories: of the COCO annotations that its manifest was built of.
 
     Raises:
-        OSError: storage refused or did not answer.
+        OSError: storage refused or did not answer, or a part of the results is gone.
     """
-    first = read_finished(root, 0, run)
-    if first is None:  # another run has begun anew meanwhile
-        return Written([], [])
-    schema = first.schema
+    schema = next(read_parts(root, run, shards=1)).schema
     if coco.describes(schema):
-        return Written([coco.KEY], coco.write(root, run, schema, size, crop, categories))
-    return Written(image_folder.write(root, run) if image_folder.describes(schema) else [], [])
+        return Written([coco.KEY], coco.write(root, run, shards, schema, size, crop, categories))
+    return Written(image_folder.write(root, run, shards) if image_folder.describes(schema) else [], [])

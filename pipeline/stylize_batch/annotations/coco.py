@@ -121,6 +121,7 @@ def geometry(
 def write(
     root: Root,
     run: str,
+    shards: int,
     schema: pa.Schema,
     size: int | None,
     crop: int | None,
@@ -133,6 +134,7 @@ def write(
     Args:
         root: of the run.
         run: its identity.
+        shards: how many it has.
         schema: of its results.
         size: the run's `--size`.
         crop: its `--crop`.
@@ -140,11 +142,11 @@ def write(
             them is the same for every run.
     """
     columns = [*_NEEDED, *(name for name in LISTS if name in schema.names)]
-    rewriting = (columns, _own_ids(root, run), size, crop, categories)
+    rewriting = (columns, _own_ids(root, run, shards), size, crop, categories)
     notes: list[str] = []
 
     def put(file: IO[bytes]) -> None:
-        notes[:] = _Rewriting(root, run, *rewriting).write(file)  # storage may ask for the file again
+        notes[:] = _Rewriting(root, run, shards, *rewriting).write(file)  # storage may ask for the file again
 
     root.put_large(KEY, put)
     return notes
@@ -157,10 +159,10 @@ class _OwnIds(NamedTuple):
     annotations: bool
 
 
-def _own_ids(root: Root, run: str) -> _OwnIds:
+def _own_ids(root: Root, run: str, shards: int) -> _OwnIds:
     images, annotations = list[np.ndarray](), list[np.ndarray]()
     numbered = True
-    for table in read_parts(root, run, ["output", "image_id", "annotation_ids"]):
+    for table in read_parts(root, run, ["output", "image_id", "annotation_ids"], shards):
         table = table.filter(table["output"].is_valid())
         ids = table["image_id"]
         if not pa.types.is_integer(ids.type) or ids.null_count:
@@ -188,6 +190,7 @@ class _Rewriting:
         self,
         root: Root,
         run: str,
+        shards: int,
         columns: list[str],
         own_ids: _OwnIds,
         size: int | None,
@@ -196,6 +199,7 @@ class _Rewriting:
     ) -> None:
         self._root = root
         self._run = run
+        self._shards = shards
         self._columns = columns
         self._own_ids = own_ids
         self._size, self._crop = size, crop
@@ -219,7 +223,7 @@ class _Rewriting:
         return [f"{KEY} leaves out {what}" for what in self._lines()]
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for table in read_parts(self._root, self._run, self._columns):
+        for table in read_parts(self._root, self._run, self._columns, self._shards):
             yield from table.filter(table["output"].is_valid()).to_pylist()
 
     def _add(self, images: IO[bytes], row: dict[str, Any], annotations: IO[bytes]) -> None:

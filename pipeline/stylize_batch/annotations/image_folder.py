@@ -34,16 +34,16 @@ def describes(schema: pa.Schema) -> bool:
     return not {*schema.names} <= {*RESULT_COLUMNS, *CONTROLS}
 
 
-def write(root: Root, run: str) -> list[str]:
-    """Write the metadata of all pictures, and return the keys of the files."""
+def write(root: Root, run: str, shards: int) -> list[str]:
+    """Write the metadata of all pictures of a run of so many shards, and return the keys of the files."""
     images = root.uri_of("images") + "/"
-    splits = _has_splits(root, run, images)
+    splits = _has_splits(root, run, shards, images)
     with ExitStack() as held:
         files: dict[str, _Spooled] = {}
-        for table in read_parts(root, run):
+        for table in read_parts(root, run, shards=shards):
             for folder, rows in _by_folder(_described(table, images), splits):
                 if folder not in files:
-                    files[folder] = _Spooled(held.enter_context(root.spool()), rows.schema)
+                    files[folder] = _Spooled(held, root.spool(), rows.schema)
                 files[folder].add(rows)
         keys: list[str] = []
         for folder, file in sorted(files.items()):
@@ -56,9 +56,10 @@ def write(root: Root, run: str) -> list[str]:
 class _Spooled:
     """A Parquet file that grows a row group at a time."""
 
-    def __init__(self, spool: IO[bytes], schema: pa.Schema) -> None:
-        self._spool = spool
-        self._writer = pq.ParquetWriter(spool, schema, compression="zstd")
+    def __init__(self, held: ExitStack, spool: IO[bytes], schema: pa.Schema) -> None:
+        self._spool = held.enter_context(spool)
+        # Should something fail, it is closed before the spool: it would write to that when it is collected.
+        self._writer = held.enter_context(pq.ParquetWriter(spool, schema, compression="zstd"))
         self._tables: list[pa.Table] = []
         self._rows = 0
 
@@ -101,11 +102,11 @@ def _without_references(names: list[str]) -> list[str]:
     return kept
 
 
-def _has_splits(root: Root, run: str, images: str) -> bool:
+def _has_splits(root: Root, run: str, shards: int, images: str) -> bool:
     """Whether all pictures lie in folders of splits: a class may be named `train`, too."""
     return all(
         output.removeprefix(images).partition("/")[0].lower() in SPLITS
-        for table in read_parts(root, run, ["output"])
+        for table in read_parts(root, run, ["output"], shards)
         for output in table["output"].drop_null().to_pylist()
     )
 

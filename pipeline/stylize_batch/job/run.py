@@ -8,7 +8,7 @@ import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -155,11 +155,11 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
             summary.notes = notes
             record.state = "finished"
             if spec.layout == "files":
-                written = write_annotations(root, record.run, spec.size, spec.crop, categories)
+                written = write_annotations(root, record.run, record.shards, spec.size, spec.crop, categories)
                 summary.annotations = [root.uri_of(key) for key in written.keys]
                 tell(written.notes)
             else:
-                spare = unnamed(root, record.run)
+                spare = unnamed(root, record.run, record.shards)
                 _refuse_usurped(root, record)  # or these may be what the other has made
                 root.delete(spare)
             # Else the run that did the work says more.
@@ -170,6 +170,8 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
         except SystemicError as error:
             raise JobFailedError(str(error)) from None
         except OSError as error:
+            with suppress(OSError):
+                _refuse_usurped(root, record)  # whose results would be gone for that reason
             raise JobFailedError(f"cannot use {root.uri}: {error.strerror or error}") from None
         try:
             put_report(root, record)

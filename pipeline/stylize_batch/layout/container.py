@@ -113,13 +113,16 @@ def container_name(shard: Shard, pair_ids: list[str]) -> str:
     return f"{name}-{digest(''.join(pair_ids))}"
 
 
-def unnamed(root: Root, run: str) -> list[str]:
-    """Return the keys of the containers that no results of a run name, to be deleted once all shards have theirs.
+def unnamed(root: Root, run: str, shards: int) -> list[str]:
+    """Return the keys of the containers that no results of a finished run of so many shards name, to be deleted.
 
     Whoever reads `images/*.tar` would find their pictures twice.
+
+    Raises:
+        OSError: as `read_parts`; a container is not unnamed because its results cannot be read.
     """
     listed = {key for key in root.list("images") if _NAME.fullmatch(key)}
-    for table in read_parts(root, run, ["output"]):
+    for table in read_parts(root, run, ["output"], shards):
         outputs = {output.rpartition("/")[2] for output in table["output"].to_pylist() if output}
         listed -= {f"images/{name}" for name in outputs}
     return sorted(listed)
