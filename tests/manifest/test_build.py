@@ -150,6 +150,31 @@ def test_what_only_looks_like_a_number_in_a_csv_file_stays_as_it_is(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (["00123", "123.5"], None),
+        (["-0012", "0.5"], None),
+        (["0012", "12345678901234567890"], None),
+        (["12345678901234567891", "12345678901234567890"], None),
+        (["1234567890123456", "0.5"], None),
+        (["+491234", "5"], None),
+        (["12e999", "1"], None),
+        (["1234567890123456789", "-12"], [1234567890123456789, -12]),
+        ([" 1.50", "-inf", "", "123456789012345", "-0", "1e20"], [1.5, -float("inf"), None, 123456789012345.0, 0.0, 1e20]),
+    ],
+)  # fmt: skip
+def test_no_digit_of_a_csv_file_is_lost_where_a_column_becomes_numbers(
+    tmp_path: Path, styles: Path, written: list[str], read: list[object] | None
+) -> None:
+    paths = [f"{number}.jpg" for number in range(len(written))]
+    tree(tmp_path, *paths)
+    rows = [f"{path},{text}\n" for path, text in zip(paths, written, strict=True)]
+    (tmp_path / "list.csv").write_text("".join(["path,code\n", *rows]))
+    found = [row["code"] for row in built(tmp_path / "list.csv", styles, tmp_path / "p.parquet")]
+    assert found == (written if read is None else read)
+
+
+@pytest.mark.parametrize(
     ("labels", "split"), [(["1.1", "1.10"], "0.50"), (["2020-01-01", "2020-01-02"], "true")]
 )
 @pytest.mark.parametrize("kind", ["csv", "json", "jsonl"])

@@ -1,5 +1,8 @@
 """Lists of images, as sources and as style maps: CSV, JSON lines, JSON, COCO annotations, Parquet."""
 
+# pyarrow makes its compute functions when it is imported.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import json
@@ -12,6 +15,7 @@ from itertools import chain
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import csv
@@ -264,13 +268,13 @@ def _text_columns(uri: str) -> set[str]:
         if pa.types.is_binary(field.type):
             raise _not_utf8(uri, field.name)
     text = {field.name for field in schema if _is_text(field)}
-    numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
+    numbers = {field.name: field.type for field in schema if _is_number(field.type)}
     if numbers:
         with _csv_file(uri) as handle:
             first = _csv_reader(
                 handle, uri, [*TEXT_COLUMNS, *numbers], strings_can_be_null=True
             ).read_next_batch()
-        text.update(name for name in numbers if not all(map(_is_number, first[name].to_pylist())))
+        text.update(name for name, kind in numbers.items() if _changed_as_numbers(first[name], kind))
     return text
 
 
@@ -279,8 +283,22 @@ def _is_text(field: pa.Field) -> bool:
     return named or pa.types.is_string(field.type) or pa.types.is_null(field.type)
 
 
-def _is_number(text: str | None) -> bool:
-    return not text or re.fullmatch(r"0|-?[1-9]\d*", text.strip()) is not None
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _changed_as_numbers(texts: pa.Array, kind: pa.DataType) -> bool:
+    """Whether some of the texts would not be what they are once they are numbers, as 007 would be 7.
+
+    Among floats that holds of whole numbers only, and of what is too large for one: codes look like these, and digits
+    behind a point are a measurement's.
+    """
+    texts = pc.utf8_trim_whitespace(texts)
+    if pa.types.is_integer(kind):
+        return pc.all(pc.match_substring_regex(texts, r"^(0|-?[1-9]\d*)$")).as_py() is False
+    codes = pc.match_substring_regex(texts, r"^(\+\d+|-?0\d+|-?\d{16,})$")
+    endless = pc.and_(pc.is_inf(texts.cast(kind)), pc.match_substring_regex(texts, r"\d"))
+    return pc.any(pc.or_(codes, endless)).as_py() is True
 
 
 def _suffix(uri: str) -> str:
