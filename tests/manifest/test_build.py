@@ -479,6 +479,47 @@ def test_a_list_carries_its_columns_unchanged(tmp_path: Path, styles: Path) -> N
     assert "carried as 'source_width'" in made_.notes[0]
 
 
+@pytest.mark.parametrize("root", [None, "../lists/deep"])
+def test_paths_that_leave_a_lists_folder_are_named_alike_wherever_it_lies(
+    tmp_path: Path, styles: Path, root: str | None
+) -> None:
+    """With absolute paths as names, a checkout's place changed outputs and random styles."""
+    written = ["./../../ds/train/c0/0.jpg", "../../ds/.hidden.jpg", "../deep/1.jpg", "2.jpg"]
+    found: list[list[tuple[str, str, float]]] = []
+    for place in ("one", "another/place"):
+        checkout = tmp_path / place
+        lists = checkout / "lists" / "deep"
+        tree(lists, *written)
+        (lists / "list.csv").write_text("\n".join(["path", *written]))
+        content_root = None if root is None else str(checkout / "lists" / root)
+        rows = built(
+            lists / "list.csv", styles, tmp_path / "pairs.parquet", alpha="0..1", content_root=content_root
+        )
+        assert [row["content"].removeprefix(f"{place}/") for row in rows] == [
+            "ds/train/c0/0.jpg", "ds/.hidden.jpg", "lists/deep/1.jpg", "lists/deep/2.jpg",
+        ]  # fmt: skip
+        found.append([(row["output"], row["style"], row["alpha"]) for row in rows])
+    assert [each[0] for each in found[0]] == ["ds/train/c0/0.jpg", "ds/.hidden.jpg", "1.jpg", "2.jpg"]
+    assert found[0] == found[1]
+
+
+def test_two_images_of_one_name_are_told_apart_from_an_image_named_twice(
+    tmp_path: Path, styles: Path
+) -> None:
+    tree(tmp_path / "a" / "b", "../x.jpg", "../../x.jpg")
+    listed = tmp_path / "a" / "b" / "list.csv"
+    listed.write_text("path\n../x.jpg\n../../x.jpg\n")
+    both = f"'x.jpg' twice; write {tmp_path}/a/x.jpg and {tmp_path}/x.jpg as paths from a folder above both, and "
+    assert f"{both}name it with --content-root" in refused(listed, styles, tmp_path)
+    assert f"{both}put the list there" in refused(styles, listed, tmp_path)
+    listed.write_text("path\na/x.jpg\nx.jpg\n")
+    rows = built(listed, styles, tmp_path / "pairs.parquet", content_root=str(tmp_path))
+    assert [row["output"] for row in rows] == ["a/x.jpg", "x.jpg"]
+    listed.write_text("path\n../x.jpg\n.././x.jpg\n")
+    assert "'x.jpg' twice; keep one row for each image" in refused(listed, styles, tmp_path)
+    assert "'x.jpg' twice; remove one" in refused(styles, listed, tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 def test_json_and_parquet_lists_carry_nested_columns(tmp_path: Path, styles: Path, kind: str) -> None:
     tree(tmp_path, "1.jpg", "2.jpg")

@@ -46,7 +46,12 @@ def load_styles(found: Collected) -> Styles:
     rows.sort(key=lambda row: row[0])
     for one, other in pairwise(rows):
         if one[0] == other[0]:
-            raise UsageError(f"{found.source} names the style {one[0]!r} twice; remove one")
+            advice = (
+                "remove one"
+                if one[1] == other[1]
+                else f"write {one[1]} and {other[1]} as paths from a folder above both, and put the list there"
+            )
+            raise UsageError(f"{found.source} names the style {one[0]!r} twice; {advice}")
     return Styles([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -73,7 +74,9 @@ def read_lists(uris: list[str], role: str, root: str | None, notes: list[str]) -
             row += len(paths)
             items = pa.table(
                 {
-                    KEY: pa.array([key_below(each, base) for each in located]),
+                    KEY: pa.array(
+                        [_key(*each, base) for each in zip(paths, located, strict=True)], pa.string()
+                    ),
                     URI: pa.array(located, pa.string()),
                 }
             )
@@ -97,6 +100,15 @@ def read_lists(uris: list[str], role: str, root: str | None, notes: list[str]) -
                 )
             schema = items.schema
             yield items
+
+
+def _key(path: str, uri: str, base: str) -> str:
+    """Return a row's path below the base. One that leaves it by `../` is named as written, without that: its absolute path
+    would depend on where the base lies."""
+    written = posixpath.normpath(path)
+    if written.startswith("../") and not uri.startswith(base.rstrip("/") + "/"):
+        return re.sub(r"^(\.\./)+", "", written)
+    return key_below(uri, base)
 
 
 def read_map(uri: str) -> Iterator[tuple[str, list[str]]]:

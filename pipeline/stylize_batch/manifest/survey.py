@@ -12,7 +12,7 @@ from stylize_batch.errors import UsageError, counted
 from stylize_batch.manifest.choosing import Map, groups_of
 from stylize_batch.manifest.collect import Collected
 from stylize_batch.manifest.drawing import Group, Hashes, seeded
-from stylize_batch.manifest.items import KEY
+from stylize_batch.manifest.items import KEY, URI
 from stylize_batch.manifest.naming import claims, folded, hashes, picture_stem, safe_key
 from stylize_batch.manifest.pairing import Pairing
 
@@ -58,12 +58,18 @@ def survey(contents: Collected, pairing: Pairing, room: int, styles: list[str], 
             missing += [key for key in batch if not mapped.get(key)]
     twice = _repeated(keys)
     if len(twice):
-        seen: set[str] = set()
-        for key in (key for table in contents.tables() for key in table[KEY].to_pylist()):
-            if key in seen:
-                raise UsageError(f"{contents.source} names {key!r} twice; keep one row for each image")
-            if hashes([key])[0] in twice:
-                seen.add(key)
+        seen: dict[str, str] = {}
+        for table in contents.tables():
+            for key, uri in zip(table[KEY].to_pylist(), table[URI].to_pylist(), strict=True):
+                if key in seen:
+                    advice = (
+                        "keep one row for each image"
+                        if seen[key] == uri
+                        else f"write {seen[key]} and {uri} as paths from a folder above both, and name it with --content-root"
+                    )
+                    raise UsageError(f"{contents.source} names {key!r} twice; {advice}")
+                if hashes([key])[0] in twice:
+                    seen[key] = uri
     if missing:
         raise UsageError(
             f"the style map has no styles for {counted(len(missing), 'content')}, such as {missing[0]!r}"
