@@ -142,9 +142,6 @@ def test_what_only_looks_like_a_number_in_a_csv_file_stays_as_it_is(tmp_path: Pa
     tree(tmp_path, "z.jpg")
     labels = [row["label"] for row in built(tmp_path / "*.csv", styles, tmp_path / "m.parquet")]
     assert sorted(labels) == ["001", "002", "100"]
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "list.csv").write_text("path,label\n")
-    assert "no images in" in refused(tmp_path / "none" / "list.csv", styles, tmp_path)
     listed.write_bytes("path,label\nx.jpg,café\n".encode("latin-1"))
     assert "is not UTF-8 in its column 'label'" in refused(listed, styles, tmp_path)
 
@@ -242,6 +239,26 @@ def test_labels_that_are_none_and_times_out_of_range_are_no_tracebacks(tmp_path:
         listed = tmp_path / f"{name}.parquet"
         pq.write_table(pa.table({"path": paths, "label": labels}), listed)
         assert made(listed, styles, tmp_path / f"{name}-pairs.parquet").rows == 2
+
+
+def test_blanks_around_the_names_of_a_csv_files_columns_do_not_count(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path, "1.10", "2.20")
+    (tmp_path / "list.csv").write_bytes(
+        b'\xef\xbb\xbf\r\n path , label,code,"a, b"\r\n1.10,1.1,01,x\r\n2.20,1.10,0.5,y\r\n'
+    )
+    rows = built(tmp_path / "list.csv", styles, tmp_path / "p.parquet")
+    assert [(row["content"], row["label"], row["code"], row["a, b"]) for row in rows] == [
+        ("1.10", "1.1", "01", "x"),
+        ("2.20", "1.10", "0.5", "y"),
+    ]
+
+
+def test_columns_without_a_name_are_left_out_and_told_of(tmp_path: Path, styles: Path) -> None:
+    tree(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "list.csv").write_text(",path,label, \n0,1.jpg,a,\n1,2.jpg,b,\n")
+    found = made(tmp_path / "list.csv", styles, tmp_path / "p.parquet")
+    assert "" not in pq.read_schema(tmp_path / "p.parquet").names
+    assert found.notes == [f"{tmp_path}/list.csv: a column without a name is left out, as pandas' index is"]
 
 
 def test_a_name_that_is_taken_gives_way_to_one_that_is_free(tmp_path: Path, styles: Path) -> None:
@@ -733,7 +750,17 @@ def test_wrong_options_are_refused(
         ("list.csv", b"name\n1.jpg\n", "has no column of paths; name it 'content' or 'path' (found: name)"),
         ("list.csv", b"path\nnowhere.jpg\n", "does not exist; say where its paths start: --content-root"),
         ("list.csv", b"path\nphotos\\1.jpg\n", "does not exist; write / for \\"),
-        ("list.csv", b"path;label\n1.jpg;a\n", "(found: path;label); separate columns by commas"),
+        ("list.csv", b"path;price\n1.jpg;3,5\n", "list.csv separates columns by semicolons; separate them by commas"),
+        ("list.csv", b"path\tprice\n1.jpg\t3,5\n", "separates columns by tabs; separate them by commas, or name it .tsv"),
+        ("list.tsv", b"path,price\n1.jpg,3\n", "separates columns by commas; separate them by tabs, or name it .csv"),
+        ("list.csv", "path\tlabel\n1.jpg\ta\n".encode("utf-16"), "list.csv is UTF-16; save it as CSV UTF-8"),
+        ("list.csv", "\ufeffpath,label\n1.jpg,a\n".encode("utf-16-be"), "list.csv is UTF-16; save it as CSV UTF-8"),
+        ("list.csv", "path,label\n1.jpg,a\n".encode("utf-16-le"), "list.csv is UTF-16; save it as CSV UTF-8"),
+        ("list.csv", "path,größe\n1.jpg,3\n".encode("latin-1"), "list.csv is not UTF-8 in its header; save it as UTF-8"),
+        ("list.csv", b"path,label\n", "list.csv has no rows; it needs one for each image"),
+        ("list.json", b"[]", "list.json has no rows; it needs one for each image"),
+        ("list.json", b'{"images": []}', "list.json has no rows; it needs one for each image"),
+        ("list.csv", b"path,x, x\n1.jpg,1,2\n", "list.csv has the column 'x' 2 times"),
         ("list.csv", b"path\n1.jpg\n1.jpg\n", "names '1.jpg' twice"),
         ("list.csv", b"path,label\n1.jpg,a\n,b\n", "row 1: 'path' is empty"),
         ("list.csv", b"path,label\n1.jpg\n", "Expected 2 columns"),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import posixpath
@@ -12,6 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from csv import reader as rows_of
 from itertools import chain
 from typing import Any
 
@@ -43,6 +45,15 @@ TEXT_COLUMNS = ("content", "style", *PATH_COLUMNS)
 
 NAME_COLUMNS = ("label", "split")
 """Columns of a CSV file that name classes: text unless they hold whole numbers alone, since 1.1 and 1.10 may be two."""
+
+UNNAMED = ""
+"""A column that is left out: pandas writes its index so."""
+
+HEADER = 1 << 20
+"""Bytes that hold a CSV file's header."""
+
+SEPARATORS = {",": ("commas", ".csv"), "\t": ("tabs", ".tsv"), ";": ("semicolons", None)}
+"""What columns of a CSV file are separated by, and the ending of its name that says so."""
 
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 """Endings of their names."""
@@ -81,10 +92,13 @@ def read_lists(uris: list[str], role: str, root: str | None, notes: list[str]) -
                 }
             )
             for column in table.column_names:
-                if column != name:
+                if column not in (name, UNNAMED):
                     values = table[column]
                     empty = unfit(values.type)
                     items = items.append_column(column, as_text(values.to_pylist()) if empty else values)
+            unnamed = f"{uri}: a column without a name is left out, as pandas' index is"
+            if UNNAMED in table.column_names and role == "content" and unnamed not in notes:
+                notes.append(unnamed)
             items = with_free_names(items, uri, role, notes)
             metadata = table.schema.metadata or {}
             if CATEGORIES in metadata:
@@ -100,6 +114,8 @@ def read_lists(uris: list[str], role: str, root: str | None, notes: list[str]) -
                 )
             schema = items.schema
             yield items
+    if schema is None:
+        raise UsageError(f"{uris[0]} has no rows; it needs one for each image")
 
 
 def _key(path: str, uri: str, base: str) -> str:
@@ -153,9 +169,8 @@ def _path_column(schema: pa.Schema, role: str, uri: str) -> str:
                 raise UsageError(f"{uri}: column '{name}' is {found}, it must be string")
             return name
     names = ", ".join(schema.names) or "none"
-    advice = "; separate columns by commas" if len(schema.names) == 1 and ";" in names else ""
     raise UsageError(
-        f"{uri} has no column of paths; name it '{role}' or '{PATH_COLUMNS[0]}' (found: {names}){advice}"
+        f"{uri} has no column of paths; name it '{role}' or '{PATH_COLUMNS[0]}' (found: {names})"
     )
 
 
@@ -190,7 +205,7 @@ def _raw_tables(
     with fs.open(path, "rb") as handle:
         if suffix == ".parquet":
             with pq.ParquetFile(handle) as file:
-                _refuse_repeated(file.schema_arrow, uri)
+                _refuse_repeated(file.schema_arrow.names, uri)
                 yield from map(as_table, file.iter_batches(batch_size=BATCH))
         elif suffix == ".json":
             yield from map(as_table, _json_table(handle, uri, notes, pairs).to_batches(max_chunksize=BATCH))
@@ -223,24 +238,24 @@ def _csv_tables(uri: str, text: Iterable[str]) -> Iterator[pa.Table]:
     """
     with _csv_file(uri) as handle:
         reader = _csv_reader(handle, uri, text)
-        names = reader.schema.names
+        names = _stripped(reader.schema)
         try:
-            yield from map(as_table, reader)
+            yield from (as_table(batch).rename_columns(names) for batch in reader)
         except pa.ArrowInvalid as error:
             found = re.match(r"In CSV column #(\d+): (.*)", str(error), re.DOTALL)
             if found is None:
                 raise
             name, reason = names[int(found[1])], found[2]
             if "invalid UTF8" in reason:
-                raise _not_utf8(uri, name) from None
+                raise _not_utf8(uri, f"column '{name}'") from None
             raise UsageError(
                 f"{uri}: column '{name}' is of another type at its beginning ({reason}); move such a row to the top of the "
                 "file, or save the list as Parquet"
             ) from None
 
 
-def _not_utf8(uri: str, column: str) -> UsageError:
-    return UsageError(f"{uri} is not UTF-8 in its column '{column}'; save it as UTF-8")
+def _not_utf8(uri: str, where: str) -> UsageError:
+    return UsageError(f"{uri} is not UTF-8 in its {where}; save it as UTF-8")
 
 
 def _csv_file(uri: str) -> Any:
@@ -251,19 +266,57 @@ def _csv_file(uri: str) -> Any:
 
 
 def _csv_reader(handle: Any, uri: str, text: Iterable[str], **options: Any) -> Any:
+    """Begin to read a CSV file.
+
+    Raises:
+        UsageError: its header is not UTF-8, its columns are separated by something else, or two have one name.
+    """
+    separator = "\t" if _suffix(uri) == ".tsv" else ","
+    typed = {*text, UNNAMED}
+    named = [name for name in _header(uri, separator) if name.strip() in typed]
     reader = csv.open_csv(
         handle,
         csv.ReadOptions(block_size=LIST_BLOCK),
-        csv.ParseOptions(delimiter="\t" if _suffix(uri) == ".tsv" else ",", newlines_in_values=True),
-        csv.ConvertOptions(column_types=dict.fromkeys(text, pa.string()), **options),
+        csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        csv.ConvertOptions(column_types=dict.fromkeys(named, pa.string()), **options),
     )
-    _refuse_repeated(reader.schema, uri)
+    try:
+        names = _stripped(reader.schema)
+    except UnicodeDecodeError:
+        raise _not_utf8(uri, "header") from None
+    _refuse_repeated(names, uri)
     return reader
 
 
-def _refuse_repeated(schema: pa.Schema, uri: str) -> None:
-    for name, count in Counter(schema.names).items():
-        if count > 1:
+def _header(uri: str, separator: str) -> list[str]:
+    """Return the names of a CSV file's columns as they are written, blanks around them included.
+
+    Raises:
+        UsageError: the file is UTF-16, or its columns are separated by something else.
+    """
+    with _csv_file(uri) as handle:  # not the reader's, which may be a stream that cannot go back
+        head: bytes = handle.read(HEADER)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head.partition(b"\n")[0]:
+        raise UsageError(f"{uri} is UTF-16; save it as CSV UTF-8")
+    lines = io.StringIO(head.decode("utf-8-sig", "replace"), newline="")
+    names = next(filter(None, rows_of(lines, delimiter=separator)), [])
+    for other, (name, ending) in SEPARATORS.items():
+        if len(names) == 1 and other in names[0]:
+            advice = f", or name it {ending}" if ending else ""
+            raise UsageError(
+                f"{uri} separates columns by {name}; separate them by {SEPARATORS[separator][0]}{advice}"
+            )
+    return names
+
+
+def _stripped(schema: pa.Schema) -> list[str]:
+    """Return the names of a CSV file's columns without the blanks of `path, label`."""
+    return [name.strip() for name in schema.names]
+
+
+def _refuse_repeated(names: list[str], uri: str) -> None:
+    for name, count in Counter(names).items():
+        if count > 1 and name != UNNAMED:
             raise UsageError(f"{uri} has the column '{name}' {count} times; rename or remove all but one")
 
 
@@ -272,20 +325,20 @@ def _text_columns(uri: str) -> set[str]:
     and what is empty there, since anything may follow.
 
     Raises:
-        UsageError: the file is not UTF-8.
+        UsageError: the file is not UTF-8, or no CSV file.
     """
     with _csv_file(uri) as handle:
-        schema = _csv_reader(handle, uri, TEXT_COLUMNS).schema
+        found = _csv_reader(handle, uri, TEXT_COLUMNS).schema
+    schema = pa.schema([field.with_name(field.name.strip()) for field in found])
     for field in schema:
         if pa.types.is_binary(field.type):
-            raise _not_utf8(uri, field.name)
+            raise _not_utf8(uri, f"column '{field.name}'")
     text = {field.name for field in schema if _is_text(field)}
     numbers = {field.name: field.type for field in schema if _is_number(field.type)}
     if numbers:
         with _csv_file(uri) as handle:
-            first = _csv_reader(
-                handle, uri, [*TEXT_COLUMNS, *numbers], strings_can_be_null=True
-            ).read_next_batch()
+            reader = _csv_reader(handle, uri, [*TEXT_COLUMNS, *numbers], strings_can_be_null=True)
+            first = as_table(reader.read_next_batch()).rename_columns(schema.names)
         text.update(name for name, kind in numbers.items() if _changed_as_numbers(first[name], kind))
     return text
 
@@ -299,7 +352,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
-def _changed_as_numbers(texts: pa.Array, kind: pa.DataType) -> bool:
+def _changed_as_numbers(texts: pa.ChunkedArray, kind: pa.DataType) -> bool:
     """Whether some of the texts would not be what they are once they are numbers, as 007 would be 7.
 
     Among floats that holds of whole numbers only, and of what is too large for one: codes look like these, and digits
