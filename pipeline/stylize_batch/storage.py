@@ -120,8 +120,8 @@ CREDENTIALS = (
 permission), and the exceptions of botocore, Google's and Azure's libraries."""
 
 PERMANENT_ERRNO = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
-MALFORMED = ("ParamValidationError",)
-"""Names of what botocore raises for a URI that no object can have: `s3://My Photos/a.jpg`, or a bucket without a key."""
+MALFORMED = ("Invalid bucket name", "Invalid length for parameter Key")
+"""What botocore says of a URI that no object can have: `s3://My Photos/a.jpg`, or a bucket without a key."""
 
 BROKEN_OFF = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError")
 """Names of what HTTP libraries raise when an answer ends before its length."""
@@ -146,14 +146,17 @@ def failure(error: Exception, uri: str) -> RowError | SystemicError:
         return RowError("NotFound", f"{uri} does not exist")
     if isinstance(error, UsageError):
         return RowError("Unreadable", str(error))
+    if type(error).__name__ == "ParamValidationError" and any(words in reason for words in MALFORMED):
+        return RowError(
+            "Unreadable", f"no object can lie at {uri}; write bucket and key as in s3://bucket/a.jpg"
+        )
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError) or status in (401, 403):
         return RowError("AccessDenied", f"no permission to read {uri}")
     if isinstance(error, IsADirectoryError):
         return RowError("NotFound", f"{uri} is a folder, not a file")
     refused = isinstance(status, int) and 400 <= status < 500 and status not in RETRIABLE_STATUS
-    malformed = isinstance(error, ValueError) or type(error).__name__ in MALFORMED
-    if refused or malformed or getattr(error, "errno", None) in PERMANENT_ERRNO:
+    if refused or isinstance(error, ValueError) or getattr(error, "errno", None) in PERMANENT_ERRNO:
         return RowError("Unreadable", f"{uri}: {reason}")
     return RowError("StorageError", f"reading {uri} failed: {reason}", transient=True)
 
