@@ -180,9 +180,8 @@ class Root:
         with suppress(FileNotFoundError), _os_errors():
             for name in files(self._fs, join(self._path, prefix), links=False):
                 key = name[base:].lstrip("/")
-                if key.startswith(
-                    below
-                ):  # some stores list a folder as long as it lasts, even when it is empty
+                # Some stores list a folder as long as it lasts, even when it is empty.
+                if key.startswith(below):
                     yield key
 
     def sizes(self, prefix: str) -> dict[str, int]:
