@@ -63,7 +63,7 @@ def make_manifest(folder: Path, rows: int) -> None:
 
 def plan(folder: Path) -> int:
     """Plan it, as a run does; return the number of shards."""
-    source = locate(str(folder / "pairs.parquet"), str(folder / "out"))
+    source = locate(str(folder / "pairs.parquet"))
     fingerprint(source)
     spill = folder / "spill"
     spill.mkdir()

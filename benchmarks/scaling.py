@@ -136,9 +136,7 @@ def prepare(folder: Path, pairs: int) -> list[int]:
     table = pa.table({"content": [f"{pair}.png" for pair in range(pairs)], "style": ["style.png"] * pairs})
     pq.write_table(table, folder / "pairs.parquet")
     (folder / "spill").mkdir()
-    partition = check_and_partition(
-        locate(str(folder / "pairs.parquet"), str(folder / "out")), folder / "spill", "jpeg", None
-    )
+    partition = check_and_partition(locate(str(folder / "pairs.parquet")), folder / "spill", "jpeg", None)
     return list(range(write_plan(partition, Root(str(folder / "out")), SHARD_PAIRS, "scaling")))
 
 

@@ -140,7 +140,7 @@ def try_manifest(data: bytes, folder: Path) -> str:
     manifest.write_bytes(data)
     spill.mkdir(exist_ok=True)
     try:
-        source = locate(str(manifest), str(folder / "out"))
+        source = locate(str(manifest))
         fingerprint(source)
         check_and_partition(source, spill, "jpeg", None)
     except UsageError as error:

@@ -75,7 +75,7 @@ def test_a_manifest_of_which_a_folder_cannot_be_listed_is_refused(
     tree(tmp_path, "a/1.parquet", "b/2.parquet")
     fail(tmp_path / "b")
     with pytest.raises(ManifestError, match=r"cannot read the manifest .* Input/output error"):
-        locate(f"{tmp_path}/{pattern}", "/elsewhere")
+        locate(f"{tmp_path}/{pattern}")
 
 
 def test_images_of_which_a_folder_cannot_be_listed_are_refused(tmp_path: Path, fail: Fail) -> None:
@@ -106,7 +106,7 @@ def test_folders_behind_links_are_listed_everywhere_and_one_that_leads_back_up_o
     (data / "real" / "up").symlink_to(data)
     both = [f"{data}/link/2", f"{data}/real/1"]
     for pattern in ("", "*/*.parquet", "**/*.parquet"):
-        assert locate(f"{data}/{pattern}", "/elsewhere").files == [f"{each}.parquet" for each in both]
+        assert locate(f"{data}/{pattern}").files == [f"{each}.parquet" for each in both]
     assert list_files(str(data), (".jpg",)) == [f"{each}.jpg" for each in both]
     for pattern in ("", "*/*.jpg", "**/*.jpg"):
         collected = collect(f"{data}/{pattern}", "content", tmp_path, observer=Silent())
@@ -171,7 +171,7 @@ def test_wildcards_of_the_working_directory_are_just_its_name(
     here = tree(tmp_path / name, "a.parquet", "sub/1.jpg")
     tree(tmp_path / "set1", "wrong.parquet", "sub/wrong.jpg")
     monkeypatch.chdir(here)
-    assert locate("*.parquet", "/elsewhere") == ([f"{here}/a.parquet"], str(here))
+    assert locate("*.parquet") == ([f"{here}/a.parquet"], str(here))
     collected = collect("sub/*.jpg", "content", tmp_path, observer=Silent())
     assert [uri for table in collected.tables() for uri in table["stylize_batch.uri"].to_pylist()] == [
         f"{here}/sub/1.jpg"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
+from stylize_batch import root as roots
 from stylize_batch.errors import UsageError
+from stylize_batch.job.record import erase, untouched
 from stylize_batch.manifest.naming import checked_key
 from stylize_batch.manifest.source import locate
 from stylize_batch.root import Root, replacing
@@ -40,6 +43,48 @@ def test_what_is_put_can_be_read_listed_and_deleted(root: Root) -> None:
     assert root.list("a") == []
 
 
+def test_all_below_a_prefix_is_deleted_in_turns_and_nothing_beside_it(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roots, "DELETED_AT_ONCE", 3)
+    for number in range(20):
+        root.put(f"images/{number % 4}/{number % 2}/{number}.jpg", b"1")
+    for key in ("images.jpg", "images2/x.jpg"):
+        root.put(key, b"1")
+    root.clear("images")
+    assert root.list("") == ["images.jpg", "images2/x.jpg"]
+    root.put("images/0", b"1")  # where a folder was
+    root.clear("absent")
+
+
+def test_names_are_not_in_memory_together_when_a_folder_is_cleared_or_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roots, "DELETED_AT_ONCE", 3)
+    root, listed, deleted = Root(str(tmp_path)), list[str](), list[tuple[int, int]]()
+    for number in range(8):
+        root.put(f"images/{number}", b"1")
+    files, delete = roots.files, Root.delete
+
+    def listing(*arguments: Any, **options: Any) -> Iterator[str]:
+        for path in files(*arguments, **options):
+            listed.append(path)
+            yield path
+
+    def deleting(root: Root, keys: list[str]) -> None:
+        deleted.append((len(listed), len(keys)))
+        delete(root, keys)
+
+    monkeypatch.setattr(roots, "files", listing)
+    monkeypatch.setattr(Root, "delete", deleting)
+    assert not untouched(root)
+    assert len(listed) == 1
+    listed.clear()
+    erase(root)
+    assert deleted[:3] == [(3, 3), (6, 3), (8, 2)]
+    assert not (tmp_path / "images").exists()
+
+
 def test_a_key_that_looks_like_a_pattern_is_deleted_alone(root: Root) -> None:
     for key in ("images/*", "images/theirs.jpg"):
         root.put(key, b"1")
@@ -64,7 +109,7 @@ def test_storage_that_fails_is_not_taken_for_empty(root: Root, monkeypatch: pyte
     with pytest.raises(OSError):  # noqa: PT011 (whichever it is)
         root.exists("run.json")
     with pytest.raises(UsageError, match="cannot read the manifest"):
-        locate(root.uri, "out")
+        locate(root.uri)
 
 
 def test_an_empty_root_is_empty_until_something_is_put(root: Root) -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from stylize_batch.listing import files
 from stylize_batch.storage import absolute, filesystem, join, kind, read_whole
+
+RECORD = "run.json"
+"""Key of what the root of a run says of itself."""
+
+FOLDERS = ("results", "plan", "styles", "images")
+"""What a run writes under its root, beside single files."""
 
 TEMPORARY = ".tmp"
 """Folder under a local root that holds unfinished files only."""
@@ -216,6 +223,13 @@ class Root:
         with _os_errors(), ThreadPoolExecutor(16) as threads:
             for start in range(0, len(keys), DELETED_AT_ONCE):
                 list(threads.map(remove, keys[start : start + DELETED_AT_ONCE]))
+
+    def clear(self, prefix: str) -> None:
+        """Delete all objects below a prefix, with some thousands of their names in memory, and the folders they leave."""
+        keys = self.walk(prefix)
+        while some := list(islice(keys, DELETED_AT_ONCE)):
+            self.delete(some)
+        self.drop_folders(prefix)
 
     def drop_folders(self, prefix: str) -> None:
         """Remove the empty folders below a prefix, which may stand where the next run puts a file. Object stores have none."""

@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import fsspec
 import pyarrow.parquet as pq
@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
+from stylize_batch import root as roots
 from stylize_batch.model import container
 from stylize_batch.root import Root
+from stylize_batch.s3 import PatientS3
 from tests.conftest import Cli, MakeManifest
 from tests.integration.s3 import BUCKET, READER, UNKNOWN, WRONG_SECRET, Identity, S3Server
 from tests.job.test_lease import ends_of_runs_that_begin_together
@@ -122,6 +124,32 @@ def test_a_folder_that_outlasts_what_was_in_it_does_not_end_a_run_that_starts_an
     assert server.client().find(f"{output}/styles") == [f"{output.removeprefix('s3://')}/styles"]
     assert root.list("styles") == []
     assert root.sizes("styles") == {}
+
+
+def test_a_root_of_many_pages_is_listed_whole_and_cleared_with_one_in_memory(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in server.env().items():
+        monkeypatch.setenv(key, value)
+    root = Root(f"s3://{BUCKET}/{tmp_path.name}")
+    keys = sorted(f"images/{number % 5}/{number}.jpg" for number in range(40))
+    for key in (*keys, "images2/x.jpg"):
+        root.put(key, b"1")
+    asked, true = list[str](), PatientS3.call_s3
+
+    def paged(fs: PatientS3, method: str, **request: Any) -> Any:
+        asked.append(method)
+        return true(fs, method, **{"MaxKeys": 7, **request})  # pyright: ignore[reportCallIssue]
+
+    monkeypatch.setattr(PatientS3, "call_s3", paged)
+    assert root.list("images") == keys
+    assert len(asked) > 5
+    asked.clear()
+    assert next(root.walk("images")) in keys
+    assert len(asked) == 1
+    monkeypatch.setattr(roots, "DELETED_AT_ONCE", 9)
+    root.clear("images")
+    assert root.list("") == ["images2/x.jpg"]
 
 
 def test_what_others_put_meanwhile_is_found(

@@ -36,6 +36,7 @@ from stylize_batch.job.run import execute
 from stylize_batch.job.spec import FIXED, make_spec
 from stylize_batch.job.styles import STYLES_PER_PART
 from stylize_batch.layout.container import unnamed
+from stylize_batch.manifest.check import check
 from stylize_batch.manifest.shards import read_shard
 from stylize_batch.manifest.spill import TEMPORARY_PREFIX, temporary_folder
 from stylize_batch.model import container
@@ -602,6 +603,19 @@ def test_a_folder_of_manifests_may_hold_the_output_root(
     make_manifest(pairs[:2])
     first = run(tmp_path, tmp_path / "out")
     assert (first.pairs, run(tmp_path, (tmp_path / "out").as_uri()).skipped) == (2, 2)
+    assert check(str(tmp_path), 1, Silent()).rows == 2
+
+
+@pytest.mark.parametrize("given", ["link", "link/../link", "file:link/../link"])
+def test_a_folder_of_manifests_that_holds_the_output_root_may_be_named_through_a_link(
+    given: str, make_manifest: MakeManifest, pairs: list[Row], tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    make_manifest(pairs[:2], "real/pairs.parquet")
+    named = given.replace("link", f"{tmp_path}/link", 1).replace("file:", "file://")
+    for skipped in (0, 2):
+        assert run(named, tmp_path / "real" / "out").skipped == skipped
 
 
 def test_a_path_that_can_never_be_read_is_a_failed_row_even_alone(

@@ -20,7 +20,7 @@ def planned(
 ) -> tuple[Partition, list[pa.Table]]:
     folder = root / "spill"
     folder.mkdir(parents=True)
-    partition = check_and_partition(locate(str(manifest), str(root / "out")), folder, "jpeg", limit)
+    partition = check_and_partition(locate(str(manifest)), folder, "jpeg", limit)
     made = write_plan(partition, Root(str(root / "out")), shard_pairs, "run")
     return partition, [read_shard(Root(str(root / "out")), shard, "run") for shard in range(made)]
 

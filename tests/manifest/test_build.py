@@ -408,7 +408,7 @@ def test_pairs_depend_on_seed_and_keys_alone_and_never_share_a_picture(
     for format in EXTENSIONS:  # planning refuses two rows with one key, whatever the format
         folder = tmp_path / "spill"
         folder.mkdir(exist_ok=True)
-        check_and_partition(locate(str(tmp_path / "one.parquet"), "/x"), folder, format, None)
+        check_and_partition(locate(str(tmp_path / "one.parquet")), folder, format, None)
     lowered = [(output.lower(), output) for *_, output in first]
     assert len({low for low, _ in lowered}) == len(lowered)
 

@@ -27,7 +27,7 @@ def test_of_a_long_manifest_planning_holds_a_part_at_a_time(
     rows = [(f"c{index % 100:02}", f"s{index // 100}") for index in range(300)]
     contents, styles = zip(*rows, strict=True)
     pq.write_table(pa.table({"content": contents, "style": styles}), tmp_path / "m.parquet")
-    source = locate(str(tmp_path / "m.parquet"), str(tmp_path / "out"))
+    source = locate(str(tmp_path / "m.parquet"))
     tables = list(check_and_partition(source, tmp_path, "jpeg", None).buckets())
     assert max(map(len, tables)) < 100
     found = [(row["content"], row["style"][0]) for table in tables for row in table.to_pylist()]
@@ -39,7 +39,7 @@ def test_of_a_long_manifest_planning_holds_a_part_at_a_time(
 def test_a_disk_that_cannot_hold_the_buckets_is_told_of_in_one_line(
     make_manifest: MakeManifest, tmp_path: Path
 ) -> None:
-    source = locate(str(make_manifest([GOOD])), str(tmp_path / "out"))
+    source = locate(str(make_manifest([GOOD])))
     with pytest.raises(UsageError, match="set TMPDIR to a disk with room"):
         check_and_partition(source, tmp_path / "absent", "jpeg", None)
 

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import stylize_batch
+from stylize_batch.errors import UsageError
 from stylize_batch.manifest import partition
 from stylize_batch.manifest import source as reading
 from stylize_batch.manifest.partition import check_and_partition
@@ -32,7 +34,7 @@ ROWS = pa.table({"content": [f"c{row}" for row in range(100)], "style": ["s"] * 
 
 def read(manifest: str) -> list[str]:
     """Return the contents of all rows, in order."""
-    batches = read_batches(locate(manifest, "/elsewhere"))
+    batches = read_batches(locate(manifest))
     return [content for _, _, batch in batches for content in batch["content"].to_pylist()]
 
 
@@ -54,7 +56,7 @@ def test_wide_rows_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     noise = np.random.default_rng(0).bytes(100 * 10_000)
     wide = pa.array([noise[row * 10_000 : (row + 1) * 10_000] for row in range(100)])
     pq.write_table(ROWS.append_column("embedding", wide), tmp_path / "m.parquet")
-    batches = [batch for _, _, batch in read_batches(locate(str(tmp_path / "m.parquet"), "/elsewhere"))]
+    batches = [batch for _, _, batch in read_batches(locate(str(tmp_path / "m.parquet")))]
     assert sum(batch.num_rows for batch in batches) == 100
     assert max(batch.nbytes for batch in batches) < 200_000
 
@@ -71,7 +73,7 @@ def test_a_text_that_a_file_holds_once_is_not_in_memory_once_for_every_row(
     table = pa.table({"content": contents, "style": styles, "prompt": texts})
     pq.write_table(table, tmp_path / "m.parquet", store_schema=arrow)
     assert (tmp_path / "m.parquet").stat().st_size < 200_000
-    source = locate(str(tmp_path / "m.parquet"), "/elsewhere")
+    source = locate(str(tmp_path / "m.parquet"))
     batches = [batch for _, _, batch in read_batches(source)]
     spread = check_and_partition(source, tmp_path, "jpeg", None)
     for parts in (batches, list(spread.buckets())):
@@ -86,7 +88,7 @@ def test_thousands_of_small_files_are_one_manifest(tmp_path: Path) -> None:
         folder = tmp_path / "many" / f"{index % 7}"
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"content": [f"c{index}"], "style": ["s"]}), folder / f"{index}.parquet")
-    source = locate(str(tmp_path / "many"), "/elsewhere")
+    source = locate(str(tmp_path / "many"))
     assert size_of(source).rows == 2000
     assert len(set(read(str(tmp_path / "many")))) == 2000
     before = fingerprint(source)
@@ -152,7 +154,7 @@ def test_columns_that_only_folders_name_are_told_of(tmp_path: Path) -> None:
         pq.write_table(
             pa.table({"content": [split], "style": ["s"]}), tmp_path / f"pairs/split={split}/a.parquet"
         )
-    source = locate(str(tmp_path / "pairs"), str(tmp_path / "out"))
+    source = locate(str(tmp_path / "pairs"))
     (note,) = unread_partitions(source, columns_of(source))
     assert "'split' stands in the names" in note
 
@@ -222,7 +224,7 @@ def test_what_is_not_parquet_is_refused_by_name_also_among_sound_files(data: byt
     pq.write_table(ROWS, tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes(data)
     with pytest.raises(ManifestError, match=r"b\.parquet is not a Parquet file"):
-        size_of(locate(str(tmp_path), "/elsewhere"))
+        size_of(locate(str(tmp_path)))
 
 
 def test_a_file_damaged_in_its_middle_is_refused_by_name(tmp_path: Path) -> None:
@@ -241,8 +243,8 @@ def test_a_folder_and_a_glob_are_read_as_one_manifest(tmp_path: Path) -> None:
         pq.write_table(pa.table({"content": [content], "style": ["s"]}), folder / f"{name}.parquet")
     (folder / "_SUCCESS").touch()
     whole, globbed = (
-        locate(str(tmp_path / "many"), "/elsewhere"),
-        locate(str(tmp_path / "many" / "nes*" / "*.parquet"), "/elsewhere"),
+        locate(str(tmp_path / "many")),
+        locate(str(tmp_path / "many" / "nes*" / "*.parquet")),
     )
     assert whole.base == globbed.base == str(tmp_path / "many")
     assert whole.files == globbed.files
@@ -264,7 +266,26 @@ def test_pictures_in_place_of_a_manifest_are_sent_to_the_options_that_take_them(
         assert "give it with --content, and --style" in refused(tmp_path / name, tmp_path / f"of-{name}")
 
 
+@pytest.mark.parametrize("pattern", ["", "**/*.parquet"])
+def test_what_runs_have_written_is_no_part_of_a_manifest(pattern: str, tmp_path: Path) -> None:
+    kept = ["a.parquet", "images/b.parquet", "plan/c.parquet", "some/run/d.parquet"]
+    made = [f"some/out/{folder}/x/y.parquet" for folder in ("plan", "results", "styles", "images")]
+    for name in (*kept, *made, "some/out/run.json", "some/run/run.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert locate(f"{tmp_path}/{pattern}").files == [f"{tmp_path}/{name}" for name in kept]
+    with pytest.raises(ManifestError, match="holds only what a run has written"):
+        locate(f"{tmp_path}/some/out/{pattern}")
+
+
+def test_a_pattern_may_name_what_wildcards_skip(tmp_path: Path) -> None:
+    (tmp_path / "_x.parquet").touch()
+    assert locate(f"{tmp_path}/_*.parquet").files == [f"{tmp_path}/_x.parquet"]
+    with pytest.raises(ManifestError, match=r"there are no \.parquet files"):
+        locate(f"{tmp_path}/*.parquet")
+
+
 def test_an_output_root_that_is_the_manifests_folder_is_refused_as_that(tmp_path: Path) -> None:
     pq.write_table(pa.table({"content": ["c"], "style": ["s"]}), tmp_path / "m.parquet")
-    with pytest.raises(ManifestError, match="is the manifest's own folder; choose another --output"):
-        locate(str(tmp_path), str(tmp_path))
+    with pytest.raises(UsageError, match="holds the manifest; choose another --output"):
+        stylize_batch.run(tmp_path, output=tmp_path, in_process=True)

@@ -25,7 +25,7 @@ from stylize_batch.manifest.shards import is_whole
 from stylize_batch.manifest.source import Source, columns_of, fingerprint, unread_partitions
 from stylize_batch.manifest.spill import temporary_folder
 from stylize_batch.progress import Observer
-from stylize_batch.root import Root
+from stylize_batch.root import FOLDERS, Root
 
 
 def planned(
@@ -47,10 +47,12 @@ def planned(
             or it cannot be used.
         OSError: the root cannot be read or written.
     """
-    replaced = [root.uri_of(prefix) for prefix in records.PREFIXES]
+    replaced = [root.uri_of(folder) for folder in FOLDERS]
     for file in source.files:
         if any(lies_in(file, folder) for folder in replaced):
             raise UsageError(f"the manifest {file} {IN_OUTPUT}")
+    if load_record(root) is None and any(lies_in(file, root.uri) for file in source.files):
+        raise UsageError(f"the output root {root.uri} holds the manifest; choose another --output")
     manifest = fingerprint(source)
 
     def look() -> tuple[RunRecord | None, bool]:

@@ -12,15 +12,14 @@ from pydantic import BaseModel, ConfigDict
 from stylize_batch.errors import UsageError, told
 from stylize_batch.job.spec import FIXED, JobSpec
 from stylize_batch.location import lies_in
-from stylize_batch.root import Root
+from stylize_batch.root import FOLDERS, RECORD, Root
 from stylize_batch.settings import Device, Precision
 
-KEY = "run.json"
+KEY = RECORD
 
-PREFIXES = ("results", "plan", "styles", "images")
 REPORT = "report.html"
 FILES = (REPORT, "annotations.json")
-"""Files that a run writes besides those under `PREFIXES`, and that are deleted with these before a new plan. run.json and
+"""Files that a run writes besides those under `FOLDERS`, and that are deleted with these before a new plan. run.json and
 lease.json stay: they belong to the run that makes it."""
 
 
@@ -119,7 +118,8 @@ def load_record(root: Root) -> RunRecord | None:
 
 def untouched(root: Root) -> bool:
     """Whether nothing has been made of a plan yet, so that another may take its place."""
-    return not any(root.list(prefix) for prefix in PREFIXES if prefix != "plan")
+    made = (root.walk(prefix) for prefix in FOLDERS if prefix != "plan")
+    return all(next(keys, None) is None for keys in made)
 
 
 def erase(root: Root) -> None:
@@ -127,9 +127,8 @@ def erase(root: Root) -> None:
 
     run.json must say `erasing` by then, so that a run killed meanwhile is begun anew.
     """
-    for prefix in PREFIXES:
-        root.delete(root.list(prefix))
-        root.drop_folders(prefix)
+    for prefix in FOLDERS:
+        root.clear(prefix)
     root.delete([key for key in FILES if root.exists(key)])
 
 

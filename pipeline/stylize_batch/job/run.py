@@ -145,7 +145,7 @@ def execute(spec: JobSpec, observer: Observer) -> RunSummary:
                 refuse_others(root)
         tell(ensure_manifest(manifest, spec.content, spec.style, spec.build, observer, anew=anew))
     started = time.monotonic()
-    source = locate(manifest, root.uri)
+    source = locate(manifest)
     categories = categories_of(source)
     with ExitStack() as held:
         with os_errors_as(UsageError, f"cannot write to the output root {root.uri}"):

@@ -105,7 +105,7 @@ def check(
         raise UsageError(f"--format {format}: give {', '.join(EXTENSIONS)}")
     if size is not None and crop is not None and crop > size:
         raise UsageError(f"--crop {crop} is larger than --size {size}")
-    source = locate(manifest, f"{absolute(manifest)}-stylized")
+    source = locate(manifest)
     observer.phase("Checking rows", None)
     with temporary_folder() as folder:
         partition = check_and_partition(source, Path(folder), format, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -16,12 +17,14 @@ from stylize_batch import parquet
 from stylize_batch.ahead import begun_ahead
 from stylize_batch.listing import files, glob, pattern_of
 from stylize_batch.manifest.schema import CATEGORIES, DECIDING, ManifestError, check_schema
+from stylize_batch.root import FOLDERS, RECORD
 from stylize_batch.storage import (
     absolute,
     explained,
     failure,
     filesystem,
     full_names,
+    join,
     kind,
     parent,
 )
@@ -61,13 +64,12 @@ class Size(NamedTuple):
     bytes: int
 
 
-def locate(manifest: str, output: str) -> Source:
-    """Find the files of a manifest.
+def locate(manifest: str) -> Source:
+    """Find the files of a manifest. What runs have written in its folder is no part of it.
 
     Args:
         manifest: Parquet file, folder or glob; path or URI. In folders, names that begin with `.` or `_` are skipped, as
             wildcards do unless they follow such a character.
-        output: the run's output root, whose own Parquet files are no manifest.
 
     Raises:
         ManifestError: there are none.
@@ -84,19 +86,35 @@ def locate(manifest: str, output: str) -> Source:
             base, kept = pattern.base, glob(pattern, SKIPPED)
         else:
             raise ManifestError(f"there is no manifest {manifest}; give a Parquet file, a folder or a glob")
+        names = sorted(_of_no_run(fs, filesystem(base)[1], kept))
     except ManifestError:
         raise
     except Exception as error:
         raise ManifestError(f"cannot read the manifest {manifest}: {explained(error, uri)}") from None
-    # Compared as the file system writes them: `file:///x` and `/x`, `memory://x` and `memory:///x` are one.
-    own_fs, own = filesystem(output)
-    own = own.rstrip("/") + "/"
-    names = [name for name in sorted(kept) if not (type(own_fs) is type(fs) and name.startswith(own))]
     if kept and not names:
-        raise ManifestError(f"the output root {output} is the manifest's own folder; choose another --output")
+        raise ManifestError(
+            f"{manifest} holds only what a run has written; give the manifest that the run is of"
+        )
     if not names:
         raise ManifestError(f"there are no .parquet files in {manifest}{ELSEWHERE}")
     return Source(full_names(fs, uri, names), base)
+
+
+def _of_no_run(fs: Any, base: str, files: Iterable[str]) -> list[str]:
+    """Leave out what lies in output roots: where there is a run.json, in the folders that runs write."""
+
+    @functools.cache
+    def is_root(folder: str) -> bool:
+        return kind(fs, join(folder, RECORD)) == "file"
+
+    def is_of_run(path: str) -> bool:
+        folders = path[len(base) :].strip("/").split("/")[:-1]
+        return any(
+            name in FOLDERS and is_root("/".join([base.rstrip("/"), *folders[:depth]]))
+            for depth, name in enumerate(folders)
+        )
+
+    return [path for path in files if not is_of_run(path)]
 
 
 def fingerprint(source: Source) -> str:
