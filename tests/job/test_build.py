@@ -83,13 +83,14 @@ def test_a_manifest_built_with_other_settings_is_not_taken_for_this_one(
 
 
 def test_a_manifest_of_which_nothing_was_made_is_built_anew(
-    source: dict[str, Any], photos: Path, pictures: Path, tmp_path: Path
+    source: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {**FAST, "output": str(tmp_path / "out")}
-    (photos / "animal").rename(photos / "metadata.parquet")
-    with pytest.raises(UsageError, match="rename it"):
+    monkeypatch.setenv("STYLIZE_BATCH_SCHEMES", "s3")
+    with pytest.raises(UsageError, match="uses plain paths"):
         stylize_batch.run(**source, **settings)
-    (photos / "metadata.parquet").rename(photos / "animal")
+    monkeypatch.delenv("STYLIZE_BATCH_SCHEMES")
+    assert (tmp_path / "out.parquet").exists()
     with pytest.raises(UsageError, match="CUDA"):  # now there is a plan, but nothing made of it
         stylize_batch.run(**source, **{**settings, "device": "cuda"})
     other = {**source, "style": str(pictures / "content")}
