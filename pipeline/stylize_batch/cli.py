@@ -385,11 +385,12 @@ def train(
     from stylize_batch.job.lease import lease
     from stylize_batch.progress import TrainingLines
     from stylize_batch.root import Root
-    from stylize_batch.training.loop import Trainer
+    from stylize_batch.training.loop import Trainer, check_output
     from stylize_batch.training.recipe import load_recipe
 
     given = {key: value for key, value in (("contents", contents), ("styles", styles)) if value}
     settings = load_recipe(recipe, **given)
+    check_output(Root(output), settings)
     with ExitStack() as held:
         with os_errors_as(UsageError, f"cannot use {output}"):
             held.enter_context(lease(Root(output), uuid.uuid4().hex))

@@ -35,7 +35,7 @@ from stylize_batch.root import Root
 from stylize_batch.training import data, log, loop, state
 from stylize_batch.training.data import ImagePool, to_tensor
 from stylize_batch.training.log import Step
-from stylize_batch.training.loop import Trainer
+from stylize_batch.training.loop import Trainer, check_output
 from stylize_batch.training.objective import Objective, Transfer
 from stylize_batch.training.recipe import Recipe, load_recipe
 from stylize_batch.training.state import Position
@@ -691,13 +691,14 @@ def test_an_image_that_cannot_be_decoded_is_skipped_and_named(pictures: Path, tm
 def test_an_output_that_holds_something_else_or_lies_among_the_images_is_refused(
     recipe: Recipe, tmp_path: Path
 ) -> None:
+    check_output(Root(str(tmp_path / "new")), recipe)
     (tmp_path / "report.html").touch()
     with pytest.raises(UsageError, match=r"is not empty and holds no recipe\.json of a training"):
-        Trainer(recipe, str(tmp_path))
+        check_output(Root(str(tmp_path)), recipe)
     (tmp_path / "link").symlink_to(recipe.contents)
     for output in (recipe.contents, f"{tmp_path}/link/training"):
         with pytest.raises(UsageError, match=r"lies in --contents, where its samples would be listed too"):
-            Trainer(recipe, output)
+            check_output(Root(output), recipe)
 
 
 def test_a_folder_of_mostly_unreadable_images_is_refused(pictures: Path, tmp_path: Path) -> None:

@@ -71,6 +71,26 @@ FREE = {
 """What of a recipe may change under way: the length, the rate and the batches of stages, and where the images and φ lie."""
 
 
+def check_output(root: Root, recipe: Recipe) -> None:
+    """Look at a training's output before anything is written there.
+
+    Raises:
+        UsageError: it holds something else, its samples would be taken for training images, or it cannot be read.
+    """
+    for name in ("contents", "styles"):
+        folder = getattr(recipe, name)
+        if folder and lies_in(root.uri, folder):
+            raise UsageError(
+                f"the output {root.uri} lies in --{name}, where its samples would be listed too; choose another --output"
+            )
+    with os_errors_as(UsageError, f"cannot read {root.uri}"):
+        ours = root.exists(RECIPE) or root.exists(state.INDEX) or root.empty()
+    if not ours:
+        raise UsageError(
+            f"{root.uri} is not empty and holds no {RECIPE} of a training; choose another --output or empty it yourself"
+        )
+
+
 class Launched(NamedTuple):
     """An iteration that a GPU may still be at: what is known of it, and what waits for the rest.
 
@@ -106,12 +126,11 @@ class Trainer:
             network: makes a network to train in place of the architecture's own, given φ.
 
         Raises:
-            UsageError: images or encoder are missing, or the folder belongs to another recipe or something else.
+            UsageError: images or encoder are missing, or the folder belongs to another recipe.
         """
         self.recipe = recipe
         self.device = usable_device(device)
         self.root = Root(output)
-        _check_output(self.root, recipe)
         if recipe.precision == "fp32":
             keep_float32()
         self._autocast = recipe.precision == "bf16" and _computes_bf16(self.device)
@@ -493,25 +512,6 @@ class Trainer:
             rows = log.load(self.root.read(LOG))
             self._rows = [row for row in rows if row.iteration <= self.iteration]
         return True
-
-
-def _check_output(root: Root, recipe: Recipe) -> None:
-    """Refuse a folder of something else, and one whose pictures would be taken for training images.
-
-    Raises:
-        UsageError: it is one.
-    """
-    for name in ("contents", "styles"):
-        if lies_in(root.uri, getattr(recipe, name)):
-            raise UsageError(
-                f"the output {root.uri} lies in --{name}, where its samples would be listed too; choose another --output"
-            )
-    with os_errors_as(UsageError, f"cannot read {root.uri}"):
-        ours = root.exists(RECIPE) or root.exists(state.INDEX) or root.empty()
-    if not ours:
-        raise UsageError(
-            f"{root.uri} is not empty and holds no {RECIPE} of a training; choose another --output or empty it yourself"
-        )
 
 
 def _new_network(recipe: Recipe, phi: Encoder) -> Transfer:
