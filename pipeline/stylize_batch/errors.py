@@ -30,7 +30,7 @@ KINDS: dict[Kind, str] = {
     "NetworkError": "the network cannot process the picture",
     "NotFinite": "the network's output is not finite",
     "Unencodable": "the picture cannot be encoded in its format",
-    "WorkerDied": "the image ends every process that works on it",
+    "WorkerDied": "the image ends or hangs every process that works on it",
 }
 """Every kind of failed row, and what it means: `error` in the results is `Kind: one line`. The list is closed."""
 

@@ -23,11 +23,17 @@ import torch
 from PIL import Image
 
 import stylize_batch
+from stylize_batch import worker
+from stylize_batch.engine import ray_actor
+from stylize_batch.engine.base import StyleRequest
 from stylize_batch.engine.crew import Pool
+from stylize_batch.engine.on_ray import RayEngine
 from stylize_batch.engine.placement import Placement
+from stylize_batch.engine.ray_tasks import StyleTask
 from stylize_batch.errors import GaveUpError
 from stylize_batch.heap import keep_freed_memory
 from stylize_batch.layout.reading import PictureReader, address
+from stylize_batch.styles import StyleBatch
 from tests.conftest import MakeManifest, Row, read_results, worker_settings
 from tests.faults.processes import processes
 
@@ -102,6 +108,33 @@ def test_images_that_kill_their_process_fail_their_own_rows_and_no_others(
     for row in check_complete(tmp_path / "out", len(rows)):
         poisoned = "poison" in row["content"] or "poison" in row["style"][0]
         assert row["status"] == ("failed" if poisoned else "ok"), row
+
+
+def test_a_style_that_hangs_every_process_fails_and_its_neighbours_are_encoded(tmp_path: Path) -> None:
+    def encode(*arguments: Any) -> StyleBatch:
+        class Hanging:
+            def __init__(self, *_: object) -> None: ...
+
+            def encode_styles(self, uris: list[str], *_: object, **__: object) -> StyleBatch:
+                time.sleep(60 if uris == ["b"] else 0)
+                return StyleBatch([], {}, len(uris), {})
+
+        here = pytest.MonkeyPatch()  # in the process that Ray starts
+        here.setattr(worker, "Worker", Hanging)
+        here.setattr(ray_actor, "HANGING_ALONE_SECONDS", 2.0)
+        return ray_actor.encode_styles_alone(*arguments)
+
+    engine: Any = RayEngine(None, 1, None, 0, 1)
+    try:
+        engine._model.append(ray.put(b""))
+        settings = worker_settings(tmp_path)
+        pool = Pool(settings, Placement(1, 0, 1, 1))
+        batch = StyleTask(StyleRequest(["a", "b", "c"], {})).alone(
+            settings, lambda _, pieces: engine._run_alone(pool, False, encode, pieces)
+        )
+    finally:
+        engine.close()
+    assert {uri: error.kind for uri, error in batch.failures.items()} == {"b": "WorkerDied"}
 
 
 def listening_port(pid: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import math
 import signal
@@ -29,6 +30,10 @@ GRACE_SECONDS = 8.0
 
 MARGIN_SECONDS = 5.0
 """How long before its node is taken away a worker hands back what it has not finished."""
+
+HANGING_ALONE_SECONDS = 3600.0
+"""How long a process that works on its own may go without finishing a picture: even the largest one takes two cores less.
+It counts for itself, since a driver cannot tell a process that hangs from one that waits for room."""
 
 Ref = Any
 """A Ray object reference. In a list, it reaches an actor as a reference, to be fetched once."""
@@ -158,22 +163,35 @@ class Witness:
 
 
 def encode_styles_alone(settings: WorkerSettings, model: bytes, request: StyleRequest) -> StyleBatch:
-    """Encode styles in a process of their own."""
+    """Encode styles in a process of their own, which ends if it hangs."""
     from stylize_batch.worker import Worker
 
+    _end_if_hanging()
     return Worker(settings, model).encode_styles(request.uris, request.versions, alone=True)
 
 
 def stylize_alone(
     settings: WorkerSettings, model: bytes, shard: Shard, plan: pa.Table, bank: list[Ref]
 ) -> pa.Table:
-    """Stylize some rows of a shard in a process of their own; the results are left to the driver to commit."""
+    """Stylize some rows of a shard in a process of their own, which ends if it hangs; the results are left to the driver
+    to commit."""
     from stylize_batch.worker import Worker
 
     keep_log()
     witness = Witness(settings)
     witness.begun(shard.number, pairs=plan["pair_id"].to_pylist())
-    return Worker(settings, model, witness).stylize(shard, plan, ray.get(bank[0]), alone=True)
+
+    def heard(pair: str, outcome: Outcome) -> None:
+        _end_if_hanging()
+        witness(pair, outcome)
+
+    _end_if_hanging()
+    return Worker(settings, model, heard).stylize(shard, plan, ray.get(bank[0]), alone=True)
+
+
+def _end_if_hanging() -> None:
+    """Have this process end, and tell its log what all threads are at, unless this is called again in time."""
+    faulthandler.dump_traceback_later(HANGING_ALONE_SECONDS, exit=True)
 
 
 def _node() -> str:

@@ -19,7 +19,7 @@ from stylize_batch.settings import ShardReport, WorkerSettings
 from stylize_batch.styles import StyleBatch, StyleVector
 
 RunAlone = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
-"""Runs a function once per tuple of arguments, each in a process of its own; None for each that died."""
+"""Runs a function once per tuple of arguments, each in a process of its own; None for each that died, or hung."""
 
 
 class Task(Protocol):
