@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from stylize_batch import contents as loading
@@ -22,8 +23,8 @@ from stylize_batch.contents import (
     ContentLoader,
     Loaded,
     Pair,
-    StyleImage,
     StyleImages,
+    StyleLoad,
 )
 from stylize_batch.errors import RowError
 from stylize_batch.images import mask
@@ -135,7 +136,7 @@ def test_colours_for_which_there_is_no_memory_fail_the_content_that_preserves_th
 def test_a_mask_that_does_not_fit_into_memory_leaves_the_other_masks_and_the_content(
     tmp_path: Path, contents: list[str], threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mask, "fit_mask", Mock(side_effect=[MemoryError, mask.fit_mask]))
+    monkeypatch.setattr(mask, "fit_mask", Mock(side_effect=[MemoryError, np.zeros((1, 1), np.uint8)]))
     loader = ContentLoader(worker_settings(tmp_path), threads, Stopwatch(), lambda _: False)
     ((_, loaded),) = loader.load_ahead([Content(contents[0], [pair(contents[1], contents[2])])])
     assert isinstance(loaded, Loaded)
@@ -146,9 +147,9 @@ def test_a_mask_that_does_not_fit_into_memory_leaves_the_other_masks_and_the_con
 def test_styles_are_loaded_ahead_of_the_pair_in_hand_even_after_pairs_that_failed() -> None:
     begun: list[str] = []
 
-    def load(uri: str) -> Future[StyleImage | RowError]:
+    def load(uri: str) -> Future[StyleLoad]:
         begun.append(uri)
-        loading: Future[StyleImage | RowError] = Future()
+        loading: Future[StyleLoad] = Future()
         loading.set_result(RowError("NotFound", uri))
         return loading
 
@@ -164,13 +165,13 @@ def test_styles_are_loaded_ahead_of_the_pair_in_hand_even_after_pairs_that_faile
 
 
 def test_of_the_styles_of_a_long_shard_the_recent_ones_stay_in_memory_and_no_others() -> None:
-    begun: list[weakref.ref[Future[StyleImage | RowError]]] = []
+    begun: list[weakref.ref[Future[StyleLoad]]] = []
     often = 0
 
-    def load(uri: str) -> Future[StyleImage | RowError]:
+    def load(uri: str) -> Future[StyleLoad]:
         nonlocal often
         often += uri == "often.jpg"
-        loading: Future[StyleImage | RowError] = Future()
+        loading: Future[StyleLoad] = Future()
         begun.append(weakref.ref(loading))
         return loading
 

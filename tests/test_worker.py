@@ -34,7 +34,7 @@ from stylize_batch.model.tiling import PASS_PIXELS
 from stylize_batch.process import peak_memory
 from stylize_batch.stage import Picture, Prepared, StylizeStage
 from stylize_batch.storage import read_bytes
-from stylize_batch.styles import StyleVector, bank_of
+from stylize_batch.styles import StyleVector, Vectors, bank_of
 from stylize_batch.worker import (
     FETCH_THREADS,
     PENDING_WRITES,
@@ -463,6 +463,67 @@ def copies(uri: str, count: int, folder: Path) -> list[str]:
     for path in paths:
         shutil.copy(uri, path)
     return [str(path) for path in paths]
+
+
+def half(uri: str, folder: Path) -> str:
+    """Return the path of a picture with a sound head that breaks off."""
+    path = folder / "half.jpg"
+    data = Path(uri).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    return str(path)
+
+
+def test_styles_that_fill_the_memory_are_decoded_when_the_last_is_encoded(
+    own_worker: Worker, styles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def noted(data: bytes, **options: Any) -> Array:
+        steps.append("decode")
+        return decode(data, **options)
+
+    def encode_style(*_: Any) -> Vectors:
+        time.sleep(0.02)  # time for others
+        steps.append("encode")
+        return np.zeros(1, np.float32)
+
+    monkeypatch.setattr(worker, "decode", noted)
+    monkeypatch.setattr(StylizeStage, "encode_style", encode_style)
+    monkeypatch.setattr(StylizeStage, "large", lambda self, shape: True)
+    found = own_worker.encode_styles([half(styles[0], tmp_path), *styles], {})
+    assert [style.uri for style in found.vectors] == styles
+    assert [error.kind for error in found.failures.values()] == ["Undecodable"]
+    assert steps == ["decode", *["decode", "encode"] * len(styles)]
+
+
+def test_recoloured_styles_that_fill_the_memory_are_not_kept_decoded(
+    make_manifest: MakeManifest,
+    contents: list[str],
+    styles: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[weakref.ref[Array]] = []
+    most = 0
+
+    def followed(data: bytes, **options: Any) -> Array:
+        nonlocal most
+        image = decode(data, **options)
+        decoded.append(weakref.ref(image))
+        most = max(most, sum(each() is not None for each in decoded))
+        return image
+
+    given = [*copies(styles[0], 7, tmp_path), half(styles[0], tmp_path)]
+    rows = [
+        {"content": content, "style": [style], "preserve_color": True}
+        for content, style in zip(contents[:4] * 2, given, strict=True)
+    ]
+    monkeypatch.setattr(worker, "decode", followed)
+    monkeypatch.setattr(StylizeStage, "large", lambda self, shape: True)
+    _, results = run_in_process(make_manifest(rows), tmp_path / "out", shard_pairs=100)
+    (failed,) = (row["error"] for row in results if row["error"])
+    assert failed.startswith(f"Undecodable: style {given[-1]}: ")
+    assert most <= 4  # two rows of the content in hand, and of the one before
 
 
 def test_of_many_styles_only_those_about_to_be_encoded_are_in_memory(

@@ -181,10 +181,20 @@ class StyleImage(NamedTuple):
     colors: Colors
 
 
+StyleLoad = StyleImage | RowError | Callable[[], StyleImage | RowError]
+"""What loading such a style gives: of one that fills the memory what decodes it, each time that it is used."""
+
+
 class StyleImages:
     """The style images that a shard's re-coloured pairs need: loaded ahead in the rows' order, kept while recent."""
 
-    def __init__(self, order: list[str], load: Callable[[str], Future[StyleImage | RowError]]) -> None:
+    def __init__(self, order: list[str], load: Callable[[str], Future[StyleLoad]]) -> None:
+        """Get ready.
+
+        Args:
+            order: the styles of all pairs, in the rows' order.
+            load: begins to load one.
+        """
         self._order = order
         self._load = lru_cache(STYLES_KEPT)(load)
         self._ahead = 0
@@ -205,6 +215,8 @@ class StyleImages:
         self._taken += 1
         self._load_ahead()
         found = self._load(uri).result()
+        if callable(found):
+            found = found()
         if isinstance(found, RowError):
             raise found.bare()
         return found

@@ -28,11 +28,12 @@ from stylize_batch.contents import (
     Pair,
     StyleImage,
     StyleImages,
+    StyleLoad,
     colors_of,
     contents_of,
 )
 from stylize_batch.errors import HandedBackError, RowError, SystemicError
-from stylize_batch.images.decode import Array, decode
+from stylize_batch.images.decode import Array, decode, resized, sides_of
 from stylize_batch.images.encode import FORMAT_OF_EXTENSION, encode
 from stylize_batch.images.mask import check_regions
 from stylize_batch.lanes import Lanes
@@ -168,7 +169,7 @@ class Worker:
                     else:
                         waiting.append((uri, version, None, lanes.submit(lanes.pass_pixels, again)))
 
-        def load_style(uri: str) -> tuple[str, Array] | None:
+        def load_style(uri: str) -> tuple[str, Array | bytes] | None:
             return self._load_style(uri, versions.get(uri))
 
         with self._stage.lanes() as lanes:
@@ -176,15 +177,19 @@ class Worker:
                 self._stay()
                 try:
                     loaded = load.result()
+                    if loaded is None:
+                        continue
+                    version, image = loaded
+                    if isinstance(image, bytes):
+                        image = self._decode_style(image)
                 except RowError as error:
                     failures[uri] = error.bare()
                     continue
-                if loaded is not None:
-                    version, image = loaded
-                    unit = functools.partial(self._style_unit, image)
-                    encoding = lanes.submit(image.shape[0] * image.shape[1], unit)
-                    waiting.append((uri, version, unit, encoding))
-                    settle(lanes.ahead)
+                unit = functools.partial(self._style_unit, image)
+                encoding = lanes.submit(image.shape[0] * image.shape[1], unit)
+                waiting.append((uri, version, unit, encoding))
+                # Of pictures that fill the memory there may be only one.
+                settle(0 if self._stage.large(image.shape) else lanes.ahead)
             settle(0)
         if not alone:
             silence = Silence(len(styles))
@@ -193,14 +198,18 @@ class Worker:
         seconds, _ = self._clock.take()
         return StyleBatch(vectors, failures, len(styles), seconds)
 
-    def _load_style(self, uri: str, known: str | None) -> tuple[str, Array] | None:
+    def _load_style(self, uri: str, known: str | None) -> tuple[str, Array | bytes] | None:
+        """Load a style that is not known. Of a large one only the file: decoded ones would fill the memory."""
         path = absolute(uri, self._settings.base)
         with self._clock("fetch"):
             version = fingerprint(path)
             if version == known:
                 return None
             data = read_bytes(path)
-        return version, self._decode_style(data)
+        return version, data if self._is_large_style(data) else self._decode_style(data)
+
+    def _is_large_style(self, data: bytes) -> bool:
+        return self._stage.large(resized(*sides_of(data), self._settings.style_size))
 
     def _decode_style(self, data: bytes) -> Array:
         with self._clock("decode"):
@@ -209,11 +218,20 @@ class Worker:
     def _style_unit(self, image: Array) -> list[Vectors]:
         return [self._stage.encode_style(image)]
 
-    def _load_style_image(self, uri: str) -> StyleImage | RowError:
+    def _load_style_image(self, uri: str) -> StyleLoad:
+        """Load a style that is to be re-coloured. A large one is decoded only when its turn has come."""
         try:
             with self._clock("fetch"):
                 data = read_bytes(absolute(uri, self._settings.base))
             self._clock.count("read", len(data))
+            large = self._is_large_style(data)
+        except RowError as error:
+            return named(error, "style", uri)
+        make = functools.partial(self._style_image, uri, data)
+        return make if large else make()
+
+    def _style_image(self, uri: str, data: bytes) -> StyleImage | RowError:
+        try:
             image = self._decode_style(data)
             return StyleImage(image, colors_of(image))
         except RowError as error:
