@@ -14,6 +14,7 @@ import pytest
 from stylize_batch import root as roots
 from stylize_batch.errors import UsageError
 from stylize_batch.job.record import erase, untouched
+from stylize_batch.listing import files
 from stylize_batch.manifest.naming import checked_key
 from stylize_batch.manifest.source import locate
 from stylize_batch.root import Root, replacing
@@ -64,7 +65,7 @@ def test_names_are_not_in_memory_together_when_a_folder_is_cleared_or_looked_at(
     root, listed, deleted = Root(str(tmp_path)), list[str](), list[tuple[int, int]]()
     for number in range(8):
         root.put(f"images/{number}", b"1")
-    files, delete = roots.files, Root.delete
+    delete = Root.delete
 
     def listing(*arguments: Any, **options: Any) -> Iterator[str]:
         for path in files(*arguments, **options):
