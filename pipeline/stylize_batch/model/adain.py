@@ -151,6 +151,7 @@ class AffineMap(NamedTuple):
 
 
 def _mapped(features: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return scale ∘ features + shift, computed in float32, in the type of the features."""
     constant = scale.shape == shift.shape == (*features.shape[:2], 1, 1)
     learns = torch.is_grad_enabled() and any(each.requires_grad for each in (features, scale, shift))
     if constant and not learns and features.device.type == "cpu" and features.dtype == torch.bfloat16:
