@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
+from botocore.exceptions import EndpointConnectionError
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job.record import untouched
@@ -18,6 +20,7 @@ from stylize_batch.manifest.schema import ManifestError
 from stylize_batch.manifest.source import locate
 from stylize_batch.progress import Silent
 from stylize_batch.root import Root
+from stylize_batch.s3 import PatientS3
 from stylize_batch.storage import filesystem
 
 Fail = Callable[[Path], None]
@@ -194,3 +197,22 @@ def test_a_pattern_starts_at_the_folder_in_front_of_its_first_wildcard(
 ) -> None:
     assert pattern_of(path) == (base, names)
     assert pattern_of("/data/x") is None
+
+
+def test_a_listing_of_s3_is_asked_for_again_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [
+        EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
+        {"Contents": [{"Key": "run/a"}], "IsTruncated": True, "NextContinuationToken": "t"},
+        EndpointConnectionError(endpoint_url="http://127.0.0.1:9"),
+        {"Contents": [{"Key": "run/b/c"}]},
+    ]
+
+    async def answer(*_: Any, **__: Any) -> Any:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", answer)
+    store = PatientS3(anon=True, skip_instance_cache=True)
+    assert list(files(store, "bucket/run")) == ["bucket/run/a", "bucket/run/b/c"]

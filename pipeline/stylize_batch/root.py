@@ -20,8 +20,8 @@ from fsspec.implementations.local import LocalFileSystem
 from stylize_batch.listing import files
 from stylize_batch.storage import absolute, filesystem, join, kind, read_whole
 
-RECORD = "run.json"
-"""Key of what the root of a run says of itself."""
+RECORD, LEASE = "run.json", "lease.json"
+"""Keys of what the root of a run says of itself, and of who is at work there."""
 
 FOLDERS = ("results", "plan", "styles", "images")
 """What a run writes under its root, beside single files."""

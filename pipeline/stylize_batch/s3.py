@@ -16,6 +16,7 @@ from typing import Any
 
 import s3fs
 from botocore.exceptions import ConnectionError as NoConnection
+from fsspec.asyn import sync_wrapper
 from s3fs.core import S3_RETRYABLE_ERRORS as BROKEN_OFF
 
 PATIENCE = 120.0
@@ -87,6 +88,9 @@ class PatientS3(s3fs.S3FileSystem):
                 return answer
             await asyncio.sleep(random.uniform(0, most))
             most = min(2 * most, LONGEST_WAIT)
+
+    call_s3 = sync_wrapper(_call_s3)
+    """The same for threads; that of s3fs would not ask again."""
 
     def _goes_on(self, error: Exception, began: float) -> bool:
         """Whether a request that began at a time is worth another attempt."""

@@ -383,9 +383,9 @@ def test_a_second_training_on_one_output_is_refused(
 
 def test_an_output_that_cannot_be_written_is_refused_in_one_line(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump()))
-    (tmp_path / "out").write_text("a file")
+    (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"cannot use .*out"):
-        cli.train(str(tmp_path / "recipe.yaml"), str(tmp_path / "out"))
+        cli.train(str(tmp_path / "recipe.yaml"), str(tmp_path / "file" / "out"))
 
 
 def test_only_the_last_checkpoint_is_kept(recipe: Recipe, tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 from stylize_batch.errors import UsageError
 from stylize_batch.process import born, place
+from stylize_batch.root import LEASE as KEY
 from stylize_batch.root import Root
-
-KEY = "lease.json"
 
 RENEW_SECONDS = 5.0
 """Time between two renewals."""

@@ -12,7 +12,6 @@ from stylize_batch import __version__
 from stylize_batch.errors import UsageError
 from stylize_batch.images.encode import FULL_CHROMA_QUALITY
 from stylize_batch.job import record as records
-from stylize_batch.job.lease import KEY as LEASE
 from stylize_batch.job.lease import lease
 from stylize_batch.job.record import RunRecord, load_record
 from stylize_batch.job.spec import JobSpec
@@ -25,7 +24,7 @@ from stylize_batch.manifest.shards import is_whole
 from stylize_batch.manifest.source import Source, columns_of, fingerprint, unread_partitions
 from stylize_batch.manifest.spill import temporary_folder
 from stylize_batch.progress import Observer
-from stylize_batch.root import FOLDERS, Root
+from stylize_batch.root import FOLDERS, LEASE, Root
 
 
 def planned(

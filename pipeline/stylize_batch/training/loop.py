@@ -31,7 +31,7 @@ from stylize_batch.model.grid import grid_energy
 from stylize_batch.model.pixels import to_array
 from stylize_batch.model.quick import fused
 from stylize_batch.model.vgg import Encoder
-from stylize_batch.root import Root
+from stylize_batch.root import LEASE, Root
 from stylize_batch.training import log, state
 from stylize_batch.training.average import RunningMean, assign
 from stylize_batch.training.channels import Centering, wake
@@ -75,7 +75,7 @@ def check_output(root: Root, recipe: Recipe) -> None:
     """Look at a training's output before anything is written there.
 
     Raises:
-        UsageError: it holds something else, its samples would be taken for training images, or it cannot be read.
+        UsageError: it holds something else, its samples would be taken for training images, or it cannot be used.
     """
     for name in ("contents", "styles"):
         folder = getattr(recipe, name)
@@ -83,8 +83,8 @@ def check_output(root: Root, recipe: Recipe) -> None:
             raise UsageError(
                 f"the output {root.uri} lies in --{name}, where its samples would be listed too; choose another --output"
             )
-    with os_errors_as(UsageError, f"cannot read {root.uri}"):
-        ours = root.exists(RECIPE) or root.exists(state.INDEX) or root.empty()
+    with os_errors_as(UsageError, f"cannot use {root.uri}"):
+        ours = root.exists(RECIPE) or root.exists(state.INDEX) or root.empty(but=(LEASE,))
     if not ours:
         raise UsageError(
             f"{root.uri} is not empty and holds no {RECIPE} of a training; choose another --output or empty it yourself"
