@@ -20,15 +20,15 @@ from PIL import Image
 
 from stylize_batch.errors import UsageError
 from stylize_batch.job import lease as module
-from stylize_batch.job.lease import KEY, holder, lease, refuse_others
+from stylize_batch.job.lease import holder, lease, refuse_others
 from stylize_batch.process import born
-from stylize_batch.root import Root
+from stylize_batch.root import LEASE, Root
 from tests.conftest import Cli, MakeManifest, Row, command, read_results
 
 HOLD = """
 import sys, time
 from stylize_batch.job.lease import lease
-from stylize_batch.root import Root
+from stylize_batch.root import LEASE, Root
 with lease(Root(sys.argv[1]), "theirs"):
     print("held", flush=True)
     time.sleep(600)
@@ -38,7 +38,7 @@ TOGETHER = """
 import sys, time
 from stylize_batch.errors import UsageError
 from stylize_batch.job import lease as module
-from stylize_batch.root import Root
+from stylize_batch.root import LEASE, Root
 
 def refuse(root, really=module.refuse_others):
     really(root)
@@ -120,28 +120,28 @@ def root(tmp_path: Path) -> Root:
 
 
 def stored(root: Root) -> dict[str, Any]:
-    return json.loads(root.read(KEY))
+    return json.loads(root.read(LEASE))
 
 
 def leave(root: Root, **changes: Any) -> None:
     """Leave a lease behind as a run does that is killed: this process's own, with some fields changed."""
     with lease(root, "theirs"):
         data = stored(root)
-    root.put(KEY, json.dumps({**data, **changes}).encode())
+    root.put(LEASE, json.dumps({**data, **changes}).encode())
 
 
 def test_the_lease_names_the_run_its_host_and_its_process_and_goes_at_the_end(root: Root) -> None:
     with lease(root, "ours"):
         found = stored(root)
     assert (found["run"], found["host"], found["pid"]) == ("ours", socket.gethostname(), os.getpid())
-    assert not root.exists(KEY)
+    assert not root.exists(LEASE)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UsageError("x")])
 def test_the_lease_goes_however_the_run_ends(root: Root, error: BaseException | type[BaseException]) -> None:
     with pytest.raises((KeyboardInterrupt, UsageError)), lease(root, "ours"):
         raise error
-    assert not root.exists(KEY)
+    assert not root.exists(LEASE)
 
 
 def test_a_second_run_is_told_who_works_there_and_changes_nothing(
@@ -152,7 +152,7 @@ def test_a_second_run_is_told_who_works_there_and_changes_nothing(
     assert done.returncode == 2, done.stderr
     assert f"process {process.pid} on {socket.gethostname()}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".tmp"] == [KEY]
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".tmp"] == [LEASE]
 
 
 def test_of_runs_that_begin_at_the_same_moment_one_goes_on(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_lease_that_nobody_renews_is_taken_over_after_the_watch(
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"run": "x"}', b"\xff"])
 def test_a_damaged_lease_holds_nobody_up(root: Root, data: bytes) -> None:
-    root.put(KEY, data)
+    root.put(LEASE, data)
     with lease(root, "ours"):
         assert stored(root)["run"] == "ours"
 
@@ -245,7 +245,7 @@ def test_a_damaged_lease_holds_nobody_up(root: Root, data: bytes) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_lease_that_vanishes_while_it_is_watched_is_free(root: Root) -> None:
     leave(root, host="elsewhere")
-    timer = threading.Timer(0.3, root.delete, [[KEY]])
+    timer = threading.Timer(0.3, root.delete, [[LEASE]])
     timer.start()
     with lease(root, "ours"):
         assert stored(root)["run"] == "ours"
@@ -269,12 +269,12 @@ def test_a_run_that_is_killed_while_its_lease_is_watched_is_replaced_at_once(
 @pytest.mark.usefixtures("quick")
 def test_a_suspended_run_of_this_machine_is_not_taken_for_dead(root: Root, tmp_path: Path) -> None:
     leave(root)  # this process lives, and renews nothing
-    os.utime(tmp_path / "out" / KEY, (0, 0))
+    os.utime(tmp_path / "out" / LEASE, (0, 0))
     found = holder(root)
     assert found is not None
     assert found[1]
     leave(root, host="elsewhere", place="elsewhere")
-    os.utime(tmp_path / "out" / KEY, (0, 0))
+    os.utime(tmp_path / "out" / LEASE, (0, 0))
     found = holder(root)
     assert found is not None
     assert not found[1]
@@ -296,7 +296,7 @@ def test_renewing_survives_storage_that_fails_for_a_while(root: Root) -> None:
         while stored(root) == before:
             assert time.monotonic() < deadline, "the lease is not renewed any more"
             time.sleep(0.05)
-    assert not root.exists(KEY)
+    assert not root.exists(LEASE)
 
 
 @pytest.mark.usefixtures("quick")
@@ -305,7 +305,7 @@ def test_a_run_does_not_remove_the_lease_of_the_one_that_took_over(root: Root) -
         patch.setattr(root, "put", lambda key, data: None)  # renewals are held up
         time.sleep(0.3)
         leave_other = {**stored(root), "run": "theirs"}
-        Root(root.uri).put(KEY, json.dumps(leave_other).encode())
+        Root(root.uri).put(LEASE, json.dumps(leave_other).encode())
         patch.setattr(module, "RENEW_SECONDS", 60)
         time.sleep(0.3)
     assert stored(root)["run"] == "theirs"
@@ -315,7 +315,7 @@ def test_a_renewal_that_hangs_does_not_keep_the_process_alive(tmp_path: Path) ->
     program = """
 import sys, time
 from stylize_batch.job import lease as module
-from stylize_batch.root import Root
+from stylize_batch.root import LEASE, Root
 module.RENEW_SECONDS = 0.1
 root = Root(sys.argv[1])
 with module.lease(root, "ours"):
@@ -349,7 +349,7 @@ def test_two_runs_at_once_without_a_lease_do_no_harm(
 
     def delete_leases() -> None:
         while not finished.is_set():
-            (output / KEY).unlink(missing_ok=True)
+            (output / LEASE).unlink(missing_ok=True)
             time.sleep(0.002)
 
     def start() -> subprocess.Popen[str]:
@@ -395,11 +395,11 @@ def test_ctrl_c_removes_the_lease(
     while not list((tmp_path / "out").glob("results/*.parquet")):
         assert run.poll() is None
         time.sleep(0.02)
-    assert (tmp_path / "out" / KEY).exists()
+    assert (tmp_path / "out" / LEASE).exists()
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130, errors
-    assert not (tmp_path / "out" / KEY).exists()
+    assert not (tmp_path / "out" / LEASE).exists()
 
 
 def test_a_machine_that_has_another_name_now_still_knows_its_processes(root: Root) -> None:
@@ -414,7 +414,7 @@ def test_a_machine_that_has_another_name_now_still_knows_its_processes(root: Roo
 def test_a_lease_that_nobody_renews_is_watched_once(root: Root) -> None:
     leave(root, host="elsewhere", place="elsewhere")
     refuse_others(root)
-    assert not root.exists(KEY)
+    assert not root.exists(LEASE)
 
 
 def test_overwriting_leaves_the_manifest_of_a_run_at_work_alone(

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from stylize_batch.errors import UsageError
 from stylize_batch.process import born, place
-from stylize_batch.root import LEASE as KEY
-from stylize_batch.root import Root
+from stylize_batch.root import LEASE, Root
 
 RENEW_SECONDS = 5.0
 """Time between two renewals."""
@@ -82,7 +81,7 @@ def lease(root: Root, run: str) -> Generator[None]:
         with suppress(Exception):
             found = _read(root)
             if found is not None and found.run == run and not renewing.is_alive():
-                root.delete([KEY])
+                root.delete([LEASE])
 
 
 def _take(root: Root, run: str) -> Holder:
@@ -90,7 +89,7 @@ def _take(root: Root, run: str) -> Holder:
     with root.locked() as locked:
         refuse_others(root)
         here, began = _myself(run), time.monotonic()
-        root.put(KEY, _dumps(here))
+        root.put(LEASE, _dumps(here))
         took = time.monotonic() - began
     if not locked:
         # One that was long under way may have replaced a lease whose run is at work by now, and which that will renew.
@@ -115,7 +114,7 @@ def holder(root: Root) -> tuple[Holder, bool] | None:
     if here.place and first.near(here):
         return first, True
     with suppress(FileNotFoundError):
-        if abs(time.time() - root.modified(KEY)) < WATCH_SECONDS:
+        if abs(time.time() - root.modified(LEASE)) < WATCH_SECONDS:
             return first, True
     deadline = time.monotonic() + 2 * RENEW_SECONDS
     while time.monotonic() < deadline:
@@ -131,7 +130,7 @@ def _renew(root: Root, here: Holder, stop: threading.Event) -> None:
         here = here._replace(renewals=here.renewals + 1)
         # Storage may be back at the next renewal; the work itself will say if it is not.
         with suppress(Exception):
-            root.put(KEY, _dumps(here))
+            root.put(LEASE, _dumps(here))
 
 
 def refuse_others(root: Root) -> None:
@@ -152,7 +151,7 @@ def refuse_others(root: Root) -> None:
             return
         if now != first:
             raise _occupied(root, now)
-    root.delete([KEY])  # so that nobody has to watch it again
+    root.delete([LEASE])  # so that nobody has to watch it again
 
 
 def _occupied(root: Root, other: Holder) -> UsageError:
@@ -164,7 +163,7 @@ def _occupied(root: Root, other: Holder) -> UsageError:
 
 def _read(root: Root) -> Holder | None:
     try:
-        return Holder(**json.loads(root.read(KEY)))
+        return Holder(**json.loads(root.read(LEASE)))
     except (FileNotFoundError, ValueError, TypeError):
         # There is none, or what a power cut or another version has left.
         return None
