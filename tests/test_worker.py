@@ -496,6 +496,21 @@ def test_styles_that_fill_the_memory_are_decoded_when_the_last_is_encoded(
     assert steps == ["decode", *["decode", "encode"] * len(styles)]
 
 
+def follow_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count, as each style is decoded, how many are in memory."""
+    decoded: list[weakref.ref[Array]] = []
+    held: list[int] = []
+
+    def followed(data: bytes, **options: Any) -> Array:
+        image = decode(data, **options)
+        decoded.append(weakref.ref(image))
+        held.append(sum(each() is not None for each in decoded))
+        return image
+
+    monkeypatch.setattr(worker, "decode", followed)
+    return held
+
+
 def test_recoloured_styles_that_fill_the_memory_are_not_kept_decoded(
     make_manifest: MakeManifest,
     contents: list[str],
@@ -503,47 +518,27 @@ def test_recoloured_styles_that_fill_the_memory_are_not_kept_decoded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    decoded: list[weakref.ref[Array]] = []
-    most = 0
-
-    def followed(data: bytes, **options: Any) -> Array:
-        nonlocal most
-        image = decode(data, **options)
-        decoded.append(weakref.ref(image))
-        most = max(most, sum(each() is not None for each in decoded))
-        return image
-
+    held = follow_decoded(monkeypatch)
     given = [*copies(styles[0], 7, tmp_path), half(styles[0], tmp_path)]
     rows = [
         {"content": content, "style": [style], "preserve_color": True}
         for content, style in zip(contents[:4] * 2, given, strict=True)
     ]
-    monkeypatch.setattr(worker, "decode", followed)
     monkeypatch.setattr(StylizeStage, "large", lambda self, shape: True)
     _, results = run_in_process(make_manifest(rows), tmp_path / "out", shard_pairs=100)
     (failed,) = (row["error"] for row in results if row["error"])
     assert failed.startswith(f"Undecodable: style {given[-1]}: ")
-    assert most <= 4  # two rows of the content in hand, and of the one before
+    assert max(held) <= 4  # two rows of the content in hand, and of the one before
 
 
 def test_of_many_styles_only_those_about_to_be_encoded_are_in_memory(
     own_worker: Worker, styles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[weakref.ref[Array]] = []
-    most = 0
-
-    def followed(data: bytes, **options: Any) -> Array:
-        nonlocal most
-        image = decode(data, **options)
-        decoded.append(weakref.ref(image))
-        most = max(most, sum(each() is not None for each in decoded))
-        return image
-
-    monkeypatch.setattr(worker, "decode", followed)
+    held = follow_decoded(monkeypatch)
     given = copies(styles[0], 80, tmp_path)
     found = own_worker.encode_styles(given, {})
     assert [style.uri for style in found.vectors] == given
-    assert most <= LOOKAHEAD + 8  # those at the lanes as well
+    assert max(held) <= LOOKAHEAD + 8  # those at the lanes as well
 
 
 def test_what_a_worker_hands_back_is_not_loaded(
